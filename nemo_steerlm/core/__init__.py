@@ -1,0 +1,1 @@
+"""What every other room agrees on: attributes, conversations, the one prompt template, errors. No torch, no HTTP."""

@@ -1,0 +1,63 @@
+"""Files that are either whole or absent: write to a neighbour, flush to disk, rename."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[IO[str]]:
+    """A UTF-8 text file (gzip where the name ends in ``.gz``) that appears under ``path`` only when the block ends without error.
+
+    The temporary neighbour is removed on error. A process killed in the block leaves ``.NAME.*.tmp`` behind, never half a ``path``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as raw:
+            # mtime 0: the same content gives the same bytes.
+            packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else None
+            with io.TextIOWrapper(packed or raw, encoding="utf-8", newline="", write_through=True) as text:
+                yield text
+                text.flush()
+                if packed:
+                    packed.close()
+                raw.flush()
+                os.fsync(raw.fileno())
+                text.detach()
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def open_binary(path: str | Path) -> IO[bytes]:
+    """``path`` for reading, unpacked where its name ends in ``.gz``."""
+    path = Path(path)
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def file_digest(path: str | Path) -> str:
+    """``sha256:…`` of a file's bytes."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return f"sha256:{digest.hexdigest()}"

@@ -1,0 +1,67 @@
+"""``steerlm.json``: what a model was taught, stored beside its weights so that no server, page or client has to guess it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.template import ChatTokens, Layout, Template
+
+FILE_NAME = "steerlm.json"
+
+ModelKind = Literal["value", "steer"]
+"""A value model reads attributes (T2V); a steer model writes under them (V2T)."""
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Attribute schema, template and provenance of one trained model. Also kept in a ``.nemo``'s config, under ``steerlm``."""
+
+    kind: ModelKind
+    attributes: AttributeSchema
+    tokens: ChatTokens = ChatTokens()
+    layout: Layout = "nemo-sft"
+    system: str = SYSTEM_PROMPT
+    """The system prompt most of its training records had; what a server uses when a request names none."""
+    user: str = USER
+    assistant: str = ASSISTANT
+    fingerprint: str = ""
+    """Digest of the weights and this description; annotated records name it as ``label_source``."""
+
+    def template(self, special: tuple[str, ...] = ()) -> Template:
+        """The prompt template, given the tokenizer's own special strings."""
+        return Template(tokens=self.tokens, layout=self.layout, special=special)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON and YAML; ``from_dict`` reads it back."""
+        data: dict[str, Any] = msgspec.to_builtins(self)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], source: str = FILE_NAME) -> ModelInfo:
+        """Read what ``to_dict`` wrote. Raises UsageError naming ``source``."""
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"{source}: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write ``steerlm.json`` into ``folder``."""
+        with atomic_write(folder / FILE_NAME) as file:
+            file.write(msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelInfo:
+        """Read ``steerlm.json`` from ``folder``. Raises UsageError where it is absent or malformed."""
+        path = folder / FILE_NAME
+        try:
+            return cls.from_dict(msgspec.json.decode(path.read_bytes()), str(path))
+        except FileNotFoundError as error:
+            raise UsageError(f"{folder}: no {FILE_NAME}; is this a model that nemo_steerlm exported?") from error
+        except msgspec.DecodeError as error:
+            raise UsageError(f"{path}: {error}") from error

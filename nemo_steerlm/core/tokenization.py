@@ -1,0 +1,208 @@
+"""Spans to token ids and loss mask, with sentencepiece or Hugging Face tokenizers; neither torch nor transformers is imported.
+
+The whole prompt is encoded as one string, so ids equal upstream's; the mask comes from the spans, through the character offsets of
+the tokens, never from searching the text. A token is learned iff it lies inside a learned stretch: one that straddles a border is
+not (upstream counts the tokens of the unlearned prefix by itself, which gives the same).
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, shown
+from nemo_steerlm.core.template import ChatTokens, Span, learned_intervals, text_of
+
+if TYPE_CHECKING:
+    import sentencepiece
+    import tokenizers
+
+
+class Encoded(NamedTuple):
+    """A prompt as token ids, and for each whether it is learned (1) or not (0)."""
+
+    ids: list[int]
+    loss_mask: list[int]
+
+
+class TextTokenizer(Protocol):
+    """What the template needs of a tokenizer."""
+
+    vocab_size: int
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Strings that encode to one special token when they occur in text."""
+
+    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids, no BOS or EOS, and each one's ``[start, end)`` in characters of ``text``."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ``ids``, special tokens included."""
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token that is a single vocabulary entry, else None."""
+
+    @property
+    def eos_id(self) -> int:
+        """End of text, also used for padding."""
+
+
+def encode_spans(spans: Sequence[Span], tokenizer: TextTokenizer) -> Encoded:
+    """Token ids of the prompt and their loss mask (1 = learned)."""
+    ids, offsets = tokenizer.encode_offsets(text_of(spans))
+    intervals = learned_intervals(spans)
+    starts = [start for start, _ in intervals]
+    mask = []
+    for start, end in offsets:
+        i = bisect.bisect_right(starts, start) - 1
+        # A byte-fallback piece may be empty and sit at a border: it belongs to what starts there.
+        inside = i >= 0 and start < intervals[i][1] and end <= intervals[i][1]
+        mask.append(int(inside))
+    return Encoded(ids, mask)
+
+
+def encode_text(text: str, tokenizer: TextTokenizer) -> list[int]:
+    """Token ids of a prompt that is already one string."""
+    return tokenizer.encode_offsets(text)[0]
+
+
+class SentencePieceTokenizer:
+    """A sentencepiece model file. Control tokens that this project adds to it are USER_DEFINED pieces, found in text as one token."""
+
+    def __init__(self, model_file: str | Path) -> None:
+        import sentencepiece
+
+        try:
+            self._processor: sentencepiece.SentencePieceProcessor = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"{model_file}: not a sentencepiece model ({error})") from error
+        self.vocab_size: int = self._processor.vocab_size()
+
+    @functools.cached_property
+    def special(self) -> tuple[str, ...]:
+        """USER_DEFINED pieces: matched in text before anything else. (Control pieces never come from text.)"""
+        from sentencepiece import sentencepiece_model_pb2 as schema
+
+        model = schema.ModelProto.FromString(self._processor.serialized_model_proto())
+        return tuple(p.piece for p in model.pieces if p.type == schema.ModelProto.SentencePiece.USER_DEFINED)
+
+    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """See TextTokenizer."""
+        pieces: Any = self._processor.encode(text, out_type="immutable_proto").pieces
+        return [p.id for p in pieces], [(p.begin, p.end) for p in pieces]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See TextTokenizer."""
+        text: str = self._processor.decode(list(ids))
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        """See TextTokenizer."""
+        found: int = self._processor.piece_to_id(token)
+        return None if found == self._processor.unk_id() else found
+
+    @property
+    def eos_id(self) -> int:
+        """See TextTokenizer."""
+        found: int = self._processor.eos_id()
+        return found
+
+
+class HuggingFaceTokenizer:
+    """A ``tokenizer.json`` (in a folder, or on the hub by name), through the ``tokenizers`` library alone."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, eos: str | None = None, add: Sequence[str] = ()) -> None:
+        from tokenizers import AddedToken, pre_tokenizers, processors
+
+        # Byte-level post-processing trims white space off the offsets, and the end-of-turn newline with it.
+        if isinstance(tokenizer.post_processor, processors.ByteLevel) or isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel):
+            tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in add])
+        self._tokenizer = tokenizer
+        self._eos = eos
+        self.vocab_size: int = tokenizer.get_vocab_size(with_added_tokens=True)
+
+    @classmethod
+    def load(cls, name: str | Path, *, add: Sequence[str] = ()) -> HuggingFaceTokenizer:
+        """From a folder, a ``tokenizer.json``, or a model's name on the hub (downloaded once, then cached by its library)."""
+        import json
+
+        from tokenizers import Tokenizer
+
+        path = Path(name)
+        if not path.exists():
+            path = _download(str(name))
+        folder = path if path.is_dir() else path.parent
+        file = folder / "tokenizer.json" if path.is_dir() else path
+        if not file.is_file():
+            raise UsageError(f"{folder}: no tokenizer.json; for a sentencepiece model use --library sentencepiece --model_file")
+        eos = None
+        if (folder / "tokenizer_config.json").is_file():
+            eos = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
+        return cls(Tokenizer.from_file(str(file)), eos=eos["content"] if isinstance(eos, dict) else eos, add=add)
+
+    @functools.cached_property
+    def special(self) -> tuple[str, ...]:
+        """Added special tokens, which are cut out of text before the model sees it."""
+        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+
+    def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """See TextTokenizer."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See TextTokenizer."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False)
+        return text
+
+    def token_id(self, token: str) -> int | None:
+        """See TextTokenizer."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    @property
+    def eos_id(self) -> int:
+        """See TextTokenizer."""
+        for token in (self._eos, "<|endoftext|>", "</s>", "<|im_end|>"):
+            if token and (found := self.token_id(token)) is not None:
+                return found
+        raise ConfigError("the tokenizer names no end-of-text token; set eos_token in tokenizer_config.json")
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["tokenizer*.json"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(f"tokenizer {shown(name)}: no such folder, and the hub did not give it ({type(error).__name__})") from error
+
+
+def load_tokenizer(path: str | Path, tokens: ChatTokens | None = None) -> TextTokenizer:
+    """The tokenizer at ``path``: a sentencepiece ``.model`` file, a ``tokenizer.json``, a folder with either, or a hub name.
+
+    ``tokens``' markers are added as special tokens where a Hugging Face tokenizer lacks them (as upstream's data_clean.py does).
+    """
+    markers = tokens.markers if tokens else ()
+    file = Path(path)
+    if file.suffix == ".model":
+        return SentencePieceTokenizer(file)
+    if file.is_dir() and not (file / "tokenizer.json").is_file() and (file / "tokenizer.model").is_file():
+        return SentencePieceTokenizer(file / "tokenizer.model")
+    return HuggingFaceTokenizer.load(path, add=markers)
+
+
+def require_learned(encoded: Encoded, max_length: int) -> None:
+    """Raise DataError where no learned token is left in the first ``max_length`` + 1 ids (upstream: NaN loss, NeMo issue 8025)."""
+    if not any(encoded.loss_mask[: max_length + 1]):
+        if any(encoded.loss_mask):
+            raise DataError(f"nothing to learn within {max_length} tokens", instead="shorten the conversation or raise the length")
+        raise DataError("nothing to learn: no learned token", instead="label a turn of a role that is not masked")
