@@ -104,7 +104,8 @@ class Escape:
 
     A string that the template or the tokenizer treats as special gets a backslash after its first character, and text that looks
     like that already gets one more: ``<extra_id_1>`` is written ``<\extra_id_1>``, and ``<\extra_id_1>`` ``<\\extra_id_1>``. A
-    special control character (``\x11``) is written as its Unicode picture (``␑``), and a picture gets a backslash before it.
+    special control character (``\x11``) is written as its Unicode picture (``␑``) behind twice as many backslashes as stood there,
+    a picture behind twice as many and one.
     """
 
     def __init__(self, special: Iterable[str]) -> None:
@@ -112,7 +113,7 @@ class Escape:
         self._characters = {picture: character for character, picture in self._pictures.items()}
         words = sorted((s for s in set(special) if len(s) > 1), key=lambda s: (-len(s), s))
         bodies = [rf"{re.escape(w[0])}\\*{re.escape(w[1:])}" for w in words]
-        signs = [rf"\\*{p}" for p in self._characters] + [re.escape(c) for c in self._pictures]
+        signs = [rf"\\*{re.escape(c)}" for c in (*self._characters, *self._pictures)]
         self._pattern = re.compile("|".join(bodies + signs)) if bodies or signs else None
         self._plain = re.compile("|".join(re.escape(w) for w in (*words, *self._pictures))) if self._pattern else None
 
@@ -130,19 +131,19 @@ class Escape:
         return found.group() if found else None
 
     def _quote(self, match: re.Match[str]) -> str:
-        found = match.group()
-        if found in self._pictures:
-            return self._pictures[found]
-        if found[-1] in self._characters:
-            return "\\" + found
+        found, sign = match.group(), match.group()[-1]
+        slashes = len(found) - 1
+        if sign in self._pictures:
+            return "\\" * (2 * slashes) + self._pictures[sign]
+        if sign in self._characters:
+            return "\\" * (2 * slashes + 1) + sign
         return found[0] + "\\" + found[1:]
 
     def _unquote(self, match: re.Match[str]) -> str:
-        found = match.group()
-        if found in self._characters:
-            return self._characters[found]
-        if found[-1] in self._characters:
-            return found[1:]
+        found, sign = match.group(), match.group()[-1]
+        slashes = len(found) - 1
+        if sign in self._characters:
+            return "\\" * (slashes // 2) + (sign if slashes % 2 else self._characters[sign])
         return found[0] + found[1:].removeprefix("\\")
 
 
