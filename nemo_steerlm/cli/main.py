@@ -1,0 +1,81 @@
+"""``steerlm``: finds the command, imports its file, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+
+from nemo_steerlm import __version__
+from nemo_steerlm.core.errors import SteerLMError
+
+COMMANDS = {
+    "run": "Run a pipeline on this machine.",
+    "validate": "Check a pipeline file.",
+    "status": "Show how far a pipeline's work directory is.",
+    "schema": "Print the JSON schema of a pipeline file.",
+    "stage": "Run one stage of a pipeline (what executors call).",
+    "preprocess": "Turn rated data into conversation records.",
+    "clean": "Drop records that teach nothing within the length.",
+    "render": "Show the exact prompt of a record, learned spans coloured.",
+    "annotate": "Label conversations through inference servers.",
+    "serve": "Serve a model or a finished pipeline over HTTP.",
+    "chat": "Talk to a served model under chosen attributes.",
+    "answer": "Ask one question under chosen attributes.",
+    "convert": "Convert Hugging Face checkpoints to .nemo and back.",
+}
+"""Command name to its line in ``--help``. The command itself is the function of that name in the file of that name."""
+
+
+def application(arguments: Sequence[str]) -> typer.Typer:
+    """The command line, with only the file of the command that ``arguments`` call imported: the others are names in ``--help``."""
+    # Plain help: drawing boxes imports rich, which costs half a second.
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.callback()(steerlm)
+    called = next((a for a in arguments if not a.startswith("-")), None)
+    for name, line in COMMANDS.items():
+        function = getattr(importlib.import_module(f"nemo_steerlm.cli.{name}"), name) if name == called else _not_called
+        app.command(name, short_help=line)(function)
+    return app
+
+
+def _not_called() -> None:
+    """Stands in --help for a command whose file is not imported."""
+
+
+def steerlm(version: bool = typer.Option(False, "--version", is_eager=True, callback=lambda on: _print_version() if on else None)) -> None:
+    """Train language models that can be steered by attributes, and run them."""
+
+
+def _print_version() -> None:
+    print(__version__)
+    raise typer.Exit
+
+
+def run_and_exit(function: Callable[[], Any], program: str = "steerlm") -> None:
+    """Call ``function``; on an error of this package print one line to stderr and exit with its code. Ctrl-C exits 130.
+
+    The only place where exceptions become exit codes; the example scripts end here too.
+    """
+    try:
+        function()
+    except SteerLMError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def main() -> None:
+    """Entry point of the ``steerlm`` script."""
+    run_and_exit(application(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""``steerlm validate``."""
+
+
+def validate(file: str) -> None:
+    """Check a pipeline file."""
+    print(file)
