@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
+from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
 
 LANGUAGE_KEY = "lang"
 
@@ -76,7 +75,7 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         for attribute in self.attributes:
             if attribute.name == name:
                 return attribute
-        raise DataError(f"unknown attribute {shown(name)}", instead=f"{_nearest(name, self.names)}known: {', '.join(self.names)}")
+        raise DataError(f"unknown attribute {shown(name)}", instead=f"{nearest(name, self.names)}known: {', '.join(self.names)}")
 
     def defaults(self) -> dict[str, int]:
         """Every attribute at its default."""
@@ -147,11 +146,6 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise UsageError(f"attribute schema: {error}") from error
 
 
-def _nearest(name: str, known: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}? " if near else ""
-
-
 def _schema(name: str, spec: str, *, high: int = 4, languages: tuple[str, ...] = ()) -> AttributeSchema:
     attributes = tuple(
         Attribute(name=key, high=high, default=high if mark else 0, description=_DESCRIPTIONS[key])
@@ -207,5 +201,5 @@ PRESETS: dict[str, AttributeSchema] = {
 def preset(name: str) -> AttributeSchema:
     """The preset called ``name``. Raises UsageError listing those there are."""
     if name not in PRESETS:
-        raise UsageError(f"unknown attribute preset {shown(name)}: {_nearest(name, tuple(PRESETS))}known: {', '.join(PRESETS)}")
+        raise UsageError(f"unknown attribute preset {shown(name)}: {nearest(name, tuple(PRESETS))}known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -14,6 +14,8 @@ SIGTERM exits 143. The command line prints ``str(error)`` and no traceback.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+from collections.abc import Iterable
 
 EXIT_TERMINATED = 143
 PERMANENT_EXIT_CODES = (2, 65, 78)
@@ -103,3 +105,9 @@ def shown(value: object, limit: int = 60) -> str:
     """``value`` as an error message quotes it: repr, cut to ``limit`` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """``did you mean …? `` where a known name is close to ``name``, else nothing: goes before the list of what is known."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}? " if near else ""

