@@ -7,16 +7,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.errors import TryAgainError, UsageError
 from nemo_steerlm.core.files import atomic_write, file_digest
 from nemo_steerlm.pipeline.stages import Stage
 
@@ -74,7 +75,7 @@ class WorkDirectory:
         """The stage's folder, ready to write: kept where the same work was interrupted, emptied where it was other work."""
         folder = self.folder(stage)
         marker = folder / RUNNING
-        started = None
+        started = input_hash if not any(folder.glob("[!.]*")) else None
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
             started = msgspec.json.decode(marker.read_bytes()).get("inputHash")
         if started != input_hash:
@@ -84,6 +85,29 @@ class WorkDirectory:
         with atomic_write(marker) as file:
             file.write(msgspec.json.encode({"inputHash": input_hash}).decode() + "\n")
         return folder
+
+    @contextlib.contextmanager
+    def lock(self, stage: str, *, shared: bool = False, wait: bool = True) -> Iterator[int]:
+        """Hold the stage: a second process waits until the first and its children have ended. Yields the file descriptor.
+
+        ``shared`` is for shards, which write side by side. Raises TryAgainError where it is held and ``wait`` is False.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / f".{stage}.lock").open("w") as file:
+            mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            try:
+                fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TryAgainError(f"{self.path}: another process is running this pipeline here") from error
+            yield file.fileno()
+
+    def forget(self, stage: str) -> None:
+        """Remove what the stage left, so that it runs again from the beginning."""
+        shutil.rmtree(self.folder(stage), ignore_errors=True)
+
+    def log(self, name: str) -> Path:
+        """The log file of a stage or of one of its servers."""
+        return self.path / "logs" / f"{name}.log"
 
     def finish(self, stage: Stage, input_hash: str, *, metrics: Mapping[str, Any], versions: Mapping[str, str], seconds: float) -> Success:
         """Write ``_SUCCESS.json``. Raises UsageError where the stage did not write one of its outputs."""

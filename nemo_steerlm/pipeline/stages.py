@@ -84,7 +84,7 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
             kind="prepare",
             fields=_plain(spec, "attributes", "data", "model"),
             files=(*_data_files(spec), spec.model.base),
-            outputs=("value_train.jsonl", "value_val.jsonl", "annotate_train.jsonl", "annotate_val.jsonl", "tokenizer", "info.json"),
+            outputs=("value_train.jsonl", "value_val.jsonl", "annotate_train.jsonl", "annotate_val.jsonl", "tokenizer"),
         ),
         _train("train-value", spec.train_value, teach, after=("prepare",), base=spec.model.base),
         Stage(

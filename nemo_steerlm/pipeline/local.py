@@ -1,0 +1,168 @@
+"""The local executor: the stages in order as processes of this machine, with the servers each needs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UnavailableError, UsageError
+from nemo_steerlm.pipeline import manifest as manifests
+from nemo_steerlm.pipeline.artifacts import WorkDirectory
+from nemo_steerlm.pipeline.processes import Child, Message
+from nemo_steerlm.pipeline.running import input_hash
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, find, stages
+
+STEERLM = (sys.executable, "-m", "nemo_steerlm.cli.main")
+SERVER_GRACE_SECONDS = 20.0
+
+
+class StageFailedError(SteerLMError):
+    """A stage's process failed; carries its exit code on."""
+
+    code = "stage-failed"
+
+    def __init__(self, stage: str, exit_code: int, log: Path, tail: str) -> None:
+        permanent = " (running it again will not help)" if exit_code in PERMANENT_EXIT_CODES else ""
+        super().__init__(f"stage {stage} failed with exit code {exit_code}{permanent}; its log is {log}\n{_indented(tail)}")
+        self.exit_code = exit_code
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  | {line}" for line in text.splitlines())
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StageState:
+    """How far one stage is, for ``status`` and for a plan."""
+
+    stage: Stage
+    state: str
+    """``done``, ``outdated`` (its inputs changed), ``interrupted``, ``waiting``."""
+    seconds: float = 0.0
+    records: int | None = None
+
+
+class Listener:
+    """What the executor tells whoever shows it. The base class shows nothing."""
+
+    def started(self, stage: Stage) -> None:
+        """A stage's process starts."""
+
+    def message(self, stage: Stage, message: Message) -> None:
+        """The stage said something: progress, most often."""
+
+    def finished(self, stage: Stage, seconds: float, *, cached: bool) -> None:
+        """The stage ended well, or had been done before."""
+
+
+def plan(manifest: Path, workdir: Path) -> list[StageState]:
+    """The state of each stage, without running anything. Raises UsageError for a wrong manifest or a missing input file."""
+    pipeline = manifests.load(manifest)
+    work = WorkDirectory(workdir)
+    states: list[StageState] = []
+    fresh: set[str] = set()
+    for stage in stages(pipeline):
+        success = work.success(stage.name)
+        state = "interrupted" if (work.folder(stage.name) / "_RUNNING.json").exists() else "waiting"
+        if success and fresh.issuperset(stage.after) and success.input_hash == input_hash(stage, work, manifest.absolute().parent):
+            state = "done"
+            fresh.add(stage.name)
+        elif success:
+            state = "outdated"
+        records = sum(o.records or 0 for o in success.outputs.values()) if success and state == "done" else None
+        states.append(StageState(stage=stage, state=state, seconds=success.seconds if success else 0.0, records=records))
+    return states
+
+
+def run_pipeline(
+    manifest: Path, workdir: Path, *, from_stage: str | None = None, until_stage: str | None = None, listener: Listener | None = None
+) -> None:
+    """Run the stages that are not done, in order.
+
+    ``from_stage`` and all after it run again even if they are done; ``until_stage`` is the last to run. Raises UsageError for a wrong
+    manifest, StageFailedError with the stage's exit code, UnavailableError when a server does not start.
+    """
+    pipeline = manifests.load(manifest)
+    graph = stages(pipeline)
+    names = [stage.name for stage in graph]
+    work = WorkDirectory(workdir)
+    again = set(names[names.index(find(graph, from_stage).name) :]) if from_stage else set()
+    last = names.index(find(graph, until_stage).name) if until_stage else len(names)
+    for stage in graph[: last + 1]:
+        if stage.parallel.nodes > 1:
+            raise UsageError(f"stage {stage.name} wants {stage.parallel.nodes} nodes; one machine is one node: set parallel.nodes to 1")
+    with work.lock("run", wait=False):
+        for stage in graph[: last + 1]:
+            if stage.name in again:
+                work.forget(stage.name)
+            _run_one(stage, work, manifest, listener or Listener())
+
+
+def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listener) -> None:
+    done = work.success(stage.name)
+    if done and done.input_hash == input_hash(stage, work, manifest.absolute().parent):
+        listener.finished(stage, done.seconds, cached=True)
+        return
+    listener.started(stage)
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        addresses = [
+            f"{need.role}={url}" for need in stage.servers for url in stack.enter_context(servers(need, work, stage=stage.name))
+        ]
+        command = [*STEERLM, *stage.command(str(manifest), str(work.path))]
+        command += [part for address in addresses for part in ("--server", address)]
+        log = work.log(stage.name)
+        log.unlink(missing_ok=True)
+        child = stack.enter_context(Child(command, log=log, on_message=lambda message: listener.message(stage, message)))
+        code = child.wait()
+        if code:
+            raise StageFailedError(stage.name, code, log, child.tail())
+    listener.finished(stage, time.monotonic() - began, cached=False)
+
+
+@contextlib.contextmanager
+def servers(need: ServerNeed, work: WorkDirectory, *, stage: str) -> Iterator[list[str]]:
+    """Start the servers a stage needs on free ports, wait until they answer, stop them at the end whatever happens. Yields their URLs."""
+    model = work.folder(need.stage) / MODEL_FOLDER
+    with contextlib.ExitStack() as stack:
+        running = []
+        for number in range(need.replicas):
+            log = work.log(f"{stage}.server-{need.role}-{number}")
+            log.unlink(missing_ok=True)
+            child = Child([*STEERLM, "serve", str(model), "--port", "0"], log=log)
+            stack.callback(child.stop, SERVER_GRACE_SECONDS)
+            running.append(child)
+        urls = []
+        for child in running:
+            message = child.await_message("serving", need.startup_timeout_seconds)
+            if message is None:
+                state = "did not answer in time" if child.running else f"ended with exit code {child.wait()}"
+                raise UnavailableError(f"server of {need.stage} {state}; its log is {child.log}\n{_indented(child.tail())}")
+            urls.append(str(message["url"]))
+        yield urls
+
+
+@contextlib.contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block like Ctrl-C does, with exit code 128 + signal."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before: dict[int, Callable[..., object] | int | None] = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def default_workdir(manifest: Path) -> Path:
+    """``runs/NAME`` under the current folder."""
+    return Path(os.getcwd()) / "runs" / manifests.load(manifest).metadata.name

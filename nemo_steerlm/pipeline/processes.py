@@ -1,0 +1,148 @@
+"""Child processes that never outlive who started them, log every line, and hand on what they print as JSON."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+Message = dict[str, Any]
+"""A JSON object with a key ``steerlm``, which says what it is: ``progress``, ``cached``, ``done``, ``serving``."""
+
+PR_SET_PDEATHSIG = 1
+GRACE_SECONDS = 120.0
+"""How long a child may take to save after SIGTERM before it is killed: a training writes a checkpoint."""
+
+
+def report(kind: str, **fields: Any) -> None:
+    """Print one message for whoever started this process."""
+    sys.stdout.write(json.dumps({"steerlm": kind, **fields}) + "\n")
+    sys.stdout.flush()
+
+
+def parse_message(line: str) -> Message | None:
+    """The message in one line of output, or None where it is ordinary text."""
+    if not line.startswith('{"steerlm"'):
+        return None
+    try:
+        message: Message = json.loads(line)
+    except ValueError:
+        return None
+    return message
+
+
+class Child:
+    """A running process: its output goes to a log file line by line, its messages to ``on_message``.
+
+    A context manager: leaving the block ends the process, first with SIGTERM, after the grace period with SIGKILL. On Linux the
+    process also gets SIGTERM when its parent dies, however that happens.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        on_message: Callable[[Message], None] | None = None,
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+    ) -> None:
+        self.command = list(command)
+        self.log = log
+        self._on_message = on_message
+        self._messages = threading.Condition()
+        self._seen: list[Message] = []
+        self._finished = False
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._process = subprocess.Popen(
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            # Its own session: Ctrl-C reaches the starter alone, which then stops its children in order.
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - only a system call
+            pass_fds=tuple(pass_fds),
+            text=True,
+            errors="replace",
+        )
+        self._reader = threading.Thread(target=self._read, name=f"log {log.name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None  # it was asked for
+        with self.log.open("a", encoding="utf-8") as log:
+            for line in self._process.stdout:
+                log.write(line)
+                log.flush()
+                message = parse_message(line)
+                if message is None:
+                    continue
+                with self._messages:
+                    self._seen.append(message)
+                    self._messages.notify_all()
+                if self._on_message:
+                    self._on_message(message)
+        with self._messages:
+            self._finished = True
+            self._messages.notify_all()
+
+    def await_message(self, kind: str, timeout: float) -> Message | None:
+        """The first message of ``kind``; None where the process ended, or ``timeout`` seconds passed, without one."""
+        with self._messages:
+            self._messages.wait_for(lambda: self._finished or any(m["steerlm"] == kind for m in self._seen), timeout)
+            return next((m for m in self._seen if m["steerlm"] == kind), None)
+
+    def wait(self) -> int:
+        """Wait for the end. Returns the exit code, 128 + signal where a signal ended it."""
+        code = self._process.wait()
+        self._reader.join()
+        return 128 - code if code < 0 else code
+
+    @property
+    def running(self) -> bool:
+        """Whether it still runs."""
+        return self._process.poll() is None
+
+    def stop(self, grace: float = GRACE_SECONDS) -> int:
+        """End it. Returns its exit code."""
+        if self.running:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(grace)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+        return self.wait()
+
+    def tail(self, lines: int = 12) -> str:
+        """The last lines of its log, messages left out: what to show when it failed."""
+        text = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
+        return "\n".join([line for line in text if parse_message(line) is None][-lines:])
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.stop()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def exit_on_sigterm() -> None:
+    """Turn SIGTERM into SystemExit(143), so that ``with`` and ``finally`` blocks stop children and keep files whole."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, stop)
