@@ -1,0 +1,131 @@
+"""What gives way where CUDA, apex or TransformerEngine is missing. Nothing else in this package works around an environment.
+
+Written against nemo_toolkit 2.4.1 and megatron-core 0.13.1. Every workaround below is active only where the piece it replaces is
+missing, and says when it can go. ``activate()`` applies them once a process; it has to run before a model is built.
+
+Not here, because no patch is needed: the layer spec without TransformerEngine (``layers.py``), the learning of parameter groups and
+the clipping of gradients without apex (``gpt_sft.py``), the optimizer that stands in for apex's (``train_config.py``).
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+HAVE_CUDA = torch.cuda.is_available()
+HAVE_APEX = importlib.util.find_spec("apex") is not None and importlib.util.find_spec("amp_C") is not None
+HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_engine") is not None
+
+
+@functools.cache
+def activate() -> None:
+    """Apply what this machine needs, and name each missing piece once in the log. Idempotent."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _nvidia_container_version()
+    if not HAVE_APEX:
+        logger.info("apex is missing: torch's AdamW, gradient clipping and norms take its place")
+        _names_from_apex()
+    if not HAVE_TRANSFORMER_ENGINE:
+        logger.info("TransformerEngine is missing: Megatron-Core's own layers with torch's scaled_dot_product_attention take its place")
+    if not HAVE_CUDA:
+        logger.info("CUDA is missing: everything runs on the CPU in fp32, processes talk over gloo")
+        _cuda_on_cpu()
+        _rng_tracker_on_cpu()
+
+
+def process_group_backend() -> str:
+    """The ``torch.distributed`` backend of this machine."""
+    return "nccl" if HAVE_CUDA else "gloo"
+
+
+def _nvidia_container_version() -> None:
+    """``MegatronBaseModel._enable_nvidia_optimizations`` matches a regex against this variable, which only NVIDIA's container sets.
+
+    Seen: nemo 2.4.1, ``TypeError: expected string or bytes-like object, got 'NoneType'``. Remove when NeMo tests for None first.
+    """
+    os.environ.setdefault("NVIDIA_PYTORCH_VERSION", "none")
+
+
+def _names_from_apex() -> None:
+    """Names that NeMo takes from apex, although what they guard works without it.
+
+    Seen: nemo 2.4.1. ``NLPDDPStrategy`` refuses to be built unless ``HAVE_APEX``, which guards nothing that a torch optimizer uses;
+    ``build_model`` calls apex's copy of a function that Megatron-Core has as well. Remove when NeMo imports it from Megatron-Core.
+    """
+    from megatron.core.tensor_parallel.layers import set_defaults_if_not_set_tensor_model_parallel_attributes
+    from nemo.collections.nlp.modules.common.megatron import build_model
+    from nemo.collections.nlp.parts import nlp_overrides
+
+    nlp_overrides.HAVE_APEX = True
+    build_model.set_defaults_if_not_set_tensor_model_parallel_attributes = set_defaults_if_not_set_tensor_model_parallel_attributes
+
+
+def _cuda_on_cpu() -> None:
+    """``torch.cuda`` calls and ``device="cuda"`` arguments spread through NeMo and Megatron-Core mean the CPU.
+
+    Seen: megatron-core 0.13.1 (``pipeline_parallel/schedules.py``, ``optimizer/clip_grads.py``, ``dist_checkpointing``, embeddings),
+    nemo 2.4.1 (``megatron_gpt_model.py``, text generation). Remove when both take the device from the parameters.
+    """
+    cpu = torch.device("cpu")
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "current_device": lambda: cpu,
+        "set_device": _nothing,
+        "synchronize": _nothing,
+        "empty_cache": _nothing,
+        "get_rng_state": lambda *_args, **_kwargs: torch.get_rng_state(),
+        "set_rng_state": lambda state, *_args, **_kwargs: torch.set_rng_state(state),
+        "manual_seed": torch.manual_seed,
+        "Stream": _nothing,
+        "current_stream": _nothing,
+        "FloatTensor": torch.FloatTensor,
+        "LongTensor": torch.LongTensor,
+        "ByteTensor": torch.ByteTensor,
+        "IntTensor": torch.IntTensor,
+        "BoolTensor": torch.BoolTensor,
+    }
+    for name, stand_in in stand_ins.items():
+        setattr(torch.cuda, name, stand_in)
+    torch.Tensor.cuda = _itself  # type: ignore[method-assign]
+    torch.nn.Module.cuda = _itself  # type: ignore[method-assign]
+    for name in ("zeros", "ones", "empty", "full", "tensor", "arange", "rand", "randn", "randint", "zeros_like", "ones_like", "empty_like"):
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None:
+    return None
+
+
+def _itself(self: Any, *_args: Any, **_kwargs: Any) -> Any:
+    return self
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def create(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if str(kwargs.get("device", "")).startswith("cuda"):
+            kwargs["device"] = "cpu"
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return factory(*args, **kwargs)
+
+    return create
+
+
+def _rng_tracker_on_cpu() -> None:
+    """Megatron-Core's random number tracker keeps the CPU generator's states.
+
+    Seen: megatron-core 0.13.1, ``tensor_parallel/random.py`` reads ``torch.cuda.default_generators``. Remove when the tracker takes a
+    device.
+    """
+    from megatron.core.tensor_parallel import random
+
+    random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
+    random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)

@@ -1,0 +1,111 @@
+"""Layers that Megatron-Core lacks outside of TransformerEngine: fused core attention, and a loss on learned positions only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+
+class TorchDotProductAttention(MegatronModule):
+    """Core attention on ``scaled_dot_product_attention``; takes the place of Megatron-Core's unfused ``DotProductAttention``.
+
+    Causal masks are never materialised. Grouped keys and values are repeated for their queries.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,  # noqa: ARG002 - Megatron's constructor signature
+        attn_mask_type: AttnMaskType,
+        attention_type: str,  # noqa: ARG002
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        super().__init__(config=config)
+        self.attn_mask_type = attn_mask_type
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.softmax_scale = softmax_scale
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> Tensor:
+        """Attention output ``[sq, b, np * hn]`` of query ``[sq, b, np, hn]``, key and value ``[sk, b, ng, hn]``.
+
+        ``attention_mask`` is True where a key is hidden, as everywhere in Megatron-Core; a causal mask type makes it superfluous.
+        """
+        if packed_seq_params is not None or attention_bias is not None:
+            raise NotImplementedError("packed sequences and attention bias need TransformerEngine")
+        groups = query.size(2) // key.size(2)
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
+        visible, causal = self._mask(attn_mask_type or self.attn_mask_type, attention_mask, query.size(0), key.size(0), query.device)
+        context = scaled_dot_product_attention(
+            query.permute(1, 2, 0, 3),
+            key.permute(1, 2, 0, 3),
+            value.permute(1, 2, 0, 3),
+            attn_mask=visible,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=causal,
+            scale=self.softmax_scale,
+        )
+        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+
+    @staticmethod
+    def _mask(kind: AttnMaskType, hidden: Tensor | None, queries: int, keys: int, device: torch.device) -> tuple[Tensor | None, bool]:
+        """What ``scaled_dot_product_attention`` takes: a mask that is True where a key is visible, or that it is causal."""
+        if kind == AttnMaskType.causal and queries == keys:
+            return None, True
+        if kind == AttnMaskType.causal and queries > 1:
+            return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries), False
+        if kind in (AttnMaskType.no_mask, AttnMaskType.causal) or hidden is None:
+            return None, False
+        return ~hidden, False
+
+
+def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
+    """Transformer layers of Megatron-Core's own modules, with fused core attention."""
+    spec = get_gpt_layer_local_spec(
+        num_experts=config.num_moe_experts,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+        normalization=config.normalization,
+    )
+    spec.submodules.self_attention.submodules.core_attention = TorchDotProductAttention
+    return spec
+
+
+class SteerLMGPT(GPTModel):
+    """``GPTModel`` whose loss is computed at the learned positions only: a value model learns one token in twenty.
+
+    The logits of the other positions would be multiplied by zero, so the loss and its gradient are the same.
+    """
+
+    def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
+        """Per-token losses: ``[learned]``, in order of sample then position, where labels and a loss mask ``[b, s]`` are given."""
+        loss_mask = kwargs.get("loss_mask")
+        whole = self.config.sequence_parallel or self.config.context_parallel_size > 1 or self.mtp_process
+        if not self.post_process or labels is None or loss_mask is None:
+            return super()._postprocess(hidden_states, input_ids, position_ids, labels, *args, **kwargs)
+        learned = loss_mask.bool()
+        if whole:  # the hidden states are scattered over ranks along the sequence
+            losses = super()._postprocess(hidden_states, input_ids, position_ids, labels, *args, **kwargs)
+            return losses[learned]
+        # [s, b, h] -> [learned, 1, h]
+        hidden_states = hidden_states.transpose(0, 1)[learned].unsqueeze(1)
+        return super()._postprocess(hidden_states, input_ids, position_ids, labels[learned].unsqueeze(0), *args, **kwargs).view(-1)
