@@ -26,14 +26,13 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
         with os.fdopen(descriptor, "wb") as raw:
             # mtime 0: the same content gives the same bytes.
             packed = gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) if path.suffix == ".gz" else None
-            with io.TextIOWrapper(packed or raw, encoding="utf-8", newline="", write_through=True) as text:
-                yield text
-                text.flush()
-                if packed:
-                    packed.close()
-                raw.flush()
-                os.fsync(raw.fileno())
-                text.detach()
+            text = io.TextIOWrapper(packed or raw, encoding="utf-8", newline="", write_through=True)
+            yield text
+            text.detach()
+            if packed:
+                packed.close()
+            raw.flush()
+            os.fsync(raw.fileno())
         os.chmod(name, 0o666 & ~_umask())
         os.replace(name, path)
     except BaseException:
