@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import multiprocessing
 import os
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,7 @@ def activate() -> None:
         logger.info("CUDA is missing: everything runs on the CPU in fp32, processes talk over gloo")
         _cuda_on_cpu()
         _rng_tracker_on_cpu()
+        _checkpoint_queue_by_fork()
 
 
 def process_group_backend() -> str:
@@ -129,3 +131,21 @@ def _rng_tracker_on_cpu() -> None:
 
     random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+
+
+def _checkpoint_queue_by_fork() -> None:
+    """The queue server that collects what the writers of a distributed checkpoint have done is forked.
+
+    Seen: megatron-core 0.13.1, ``dist_checkpointing/strategies/filesystem_async.py`` starts it with ``spawn`` for the sake of CUDA,
+    which runs the program's imports again: half a minute for the first save. Remove when the start method can be chosen.
+    """
+    from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+    managers: list[Any] = []  # a manager stops its server when it is collected
+
+    @functools.cache
+    def results_queue() -> Any:
+        managers.append(multiprocessing.get_context("fork").Manager())
+        return managers[0].Queue()
+
+    filesystem_async._get_write_results_queue = results_queue
