@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
+from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
 
 API_VERSION = "steerlm.dev/v1alpha1"
@@ -258,7 +259,7 @@ class ServeSpec(Spec):
     """GPUs for each, where there are any."""
 
 
-class PipelineSpec(Spec):
+class PipelineSpec(ClusterFields):
     """What to learn, from what, and how."""
 
     attributes: AttributesSpec

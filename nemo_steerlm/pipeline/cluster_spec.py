@@ -1,0 +1,200 @@
+"""What only a cluster needs: the part of a ``SteerLMPipeline`` that ``steerlm run`` on one machine passes over.
+
+Every field is optional. Where one is absent, the operator's own configuration decides, so that a local manifest applies unchanged.
+Nothing here changes what a stage computes, so nothing here is part of an input hash.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from nemo_steerlm.pipeline.sources import Spec
+
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
+LabelKey = Annotated[str, Field(min_length=1, max_length=316, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
+"""An amount as Kubernetes writes it, as text: ``500m``, ``16``, ``64Gi``."""
+Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
+RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")]
+"""A path below something, without ``.`` and ``..`` segments."""
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+MANAGED_BY = "steerlm.dev/operator"
+"""``spec.managedBy`` of the resources that this project's operator acts on."""
+
+
+class ImagesSpec(Spec):
+    """Container images, one a role."""
+
+    worker: Image | None = None
+    """Runs prepare, annotate, sample and evaluate; the operator's worker image by default."""
+    train: Image | None = None
+    """Runs the trainings; needs NeMo. ``worker`` by default."""
+    serve: Image | None = None
+    """Runs inference servers. ``worker`` by default."""
+    pull_policy: Literal["IfNotPresent", "Always", "Never"] | None = None
+    """When a node pulls them; IfNotPresent by default."""
+    pull_secrets: Annotated[tuple[ObjectName, ...], Field(max_length=8)] = ()
+    """Names of the Secrets, in this namespace, that allow pulling them."""
+
+
+class ClaimTemplateSpec(Spec):
+    """A PersistentVolumeClaim that the operator makes for this pipeline, named after it."""
+
+    size: Quantity
+    """How much, such as ``500Gi``."""
+    storage_class_name: ObjectName | None = None
+    """Storage class; the cluster's default one by default."""
+    access_mode: Literal["ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"] = "ReadWriteMany"
+    """ReadWriteMany where stages may run on several nodes."""
+    retain: bool = True
+    """Whether the claim outlives the pipeline; false deletes data and models together with the resource."""
+
+
+class StorageSpec(Spec):
+    """Where data, models and results live: a claim that every stage mounts."""
+
+    claim_name: ObjectName | None = None
+    """A PersistentVolumeClaim in this namespace that exists already. Relative references of the manifest start at its root."""
+    claim_template: ClaimTemplateSpec | None = None
+    """Or one to make."""
+    sub_path: RelativePath | None = None
+    """Use only this folder of the claim."""
+    directory: RelativePath | None = None
+    """Work directory below that; ``runs/NAME`` by default. Pipelines that name the same one reuse each other's finished stages."""
+
+    @model_validator(mode="after")
+    def _one_claim(self) -> StorageSpec:
+        if self.claim_name and self.claim_template:
+            raise ValueError("give claimName or claimTemplate, not both")
+        return self
+
+
+class AmountSpec(Spec):
+    """What one container asks for. GPUs come from ``parallel.devices`` and ``servers.devices``."""
+
+    cpu: Quantity | None = None
+    """Processors, such as ``4`` or ``500m``."""
+    memory: Quantity | None = None
+    """Memory, request and limit alike, such as ``64Gi``."""
+    shared_memory: Quantity | None = None
+    """Size of ``/dev/shm``, which counts as memory."""
+
+
+class ResourcesSpec(Spec):
+    """Processors and memory, one entry a kind of work."""
+
+    prepare: AmountSpec | None = None
+    """The prepare stage."""
+    train: AmountSpec | None = None
+    """Each pod of a training."""
+    annotate: AmountSpec | None = None
+    """Each annotation or sampling client."""
+    evaluate: AmountSpec | None = None
+    """The evaluate stage."""
+    servers: AmountSpec | None = None
+    """Each inference server."""
+
+
+class TolerationSpec(Spec):
+    """A taint that the pods may be scheduled on."""
+
+    key: LabelKey | None = None
+    """The taint's key; every key where absent, with operator Exists."""
+    operator: Literal["Exists", "Equal"] = "Equal"
+    """Exists matches any value."""
+    value: LabelValue | None = None
+    """The taint's value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Which effect; every one by default."""
+
+
+class SchedulingSpec(Spec):
+    """Where and when pods run."""
+
+    queue_name: ObjectName | None = None
+    """Kueue LocalQueue that admits this pipeline's Jobs and servers."""
+    gang: Literal["None", "Volcano", "Coscheduling"] | None = None
+    """Who starts all pods of a multi-node training together, or none of them."""
+    device_resource: Annotated[str, Field(max_length=316, pattern=r"^(none|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$")] | None = None
+    """The extended resource one device is, such as ``nvidia.com/gpu``; ``none`` on clusters without accelerators."""
+    priority_class_name: ObjectName | None = None
+    """PriorityClass of all pods."""
+    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    """Labels a node must have."""
+    tolerations: Annotated[tuple[TolerationSpec, ...], Field(max_length=32)] = ()
+    """Taints the pods accept."""
+    topology_key: LabelKey | None = None
+    """Prefer to put the pods of one training into one domain of this node label, such as a rack."""
+
+
+class SecretKeySpec(Spec):
+    """One key of a Secret in this namespace; the operator itself never reads it."""
+
+    name: ObjectName
+    """The Secret."""
+    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
+    """Its key."""
+
+
+class SecretsSpec(Spec):
+    """Credentials by reference. Each goes only to the pods that need it."""
+
+    hugging_face: SecretKeySpec | None = None
+    """HF_TOKEN of the prepare stage and of the trainings, which read ``hf:`` references."""
+    wandb: SecretKeySpec | None = None
+    """WANDB_API_KEY of the trainings."""
+
+
+class RunPolicySpec(Spec):
+    """Retries, deadlines and clean-up."""
+
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] | None = None
+    """How many failures of one stage are retried (2 by default). Preemption, eviction and node loss are retried without counting."""
+    retries_per_shard: Annotated[int, Field(ge=0, le=100)] | None = None
+    """How often one annotation shard is retried before the stage fails (3 by default)."""
+    active_deadline_seconds: Seconds | None = None
+    """The pipeline fails when it has run so long; the count starts again on resume. None by default."""
+    pending_deadline_seconds: Seconds | None = None
+    """A stage fails when its pods have not started for so long: no image, no room, no quota. None by default."""
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Delete the finished pipeline after so long; kept by default."""
+    job_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
+    """Delete a finished stage's Job, and its logs, after so long (a day by default)."""
+
+
+class RestartSpec(Spec):
+    """Run stages again: change ``token``, nothing else is needed."""
+
+    token: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
+    """Any new text, such as a date. The operator acts once on each."""
+    from_stage: Annotated[str, Field(max_length=32, pattern=r"^(prepare|train-value|annotate|train-steer|bootstrap-[0-9]+-(sample|train)|evaluate)$")] | None = None
+    """Do this stage and all after it again, even those that succeeded; by default the pipeline continues at the stage that failed."""
+
+
+class ClusterFields(Spec):
+    """Mixed into the pipeline's spec."""
+
+    suspend: bool = False
+    """Stop all pods and keep what is done; false again continues."""
+    managed_by: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] = MANAGED_BY
+    """Which controller acts on this resource; others leave it alone."""
+    engine: Literal["Job", "JobSet"] | None = None
+    """What a multi-node training becomes: a plain Job (default), or a JobSet where that is installed."""
+    images: ImagesSpec | None = None
+    """Container images; the operator's by default."""
+    storage: StorageSpec | None = None
+    """The claim; made from the operator's template by default."""
+    resources: ResourcesSpec | None = None
+    """Processors and memory; the operator's by default."""
+    scheduling: SchedulingSpec | None = None
+    """Where pods run; the operator's defaults fill what is absent."""
+    secrets: SecretsSpec | None = None
+    """Credentials by reference."""
+    run_policy: RunPolicySpec | None = None
+    """Retries, deadlines and clean-up."""
+    restart: RestartSpec | None = None
+    """Run stages again."""
