@@ -1,0 +1,51 @@
+# make run    the quickstart: SteerLM on this machine, on real data
+# make test   everything that is checked, as .ci/run does
+# Both make .venv and install what they need first.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+EXTRAS := nemo,serve,report,operator,dev
+INSTALLED := $(VENV)/.installed
+SOURCES := nemo_steerlm k8s tests examples
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: run test test-fast lint bench clean browser install
+
+install: $(INSTALLED)
+
+$(BIN)/uv:
+	$(PYTHON) -c 'import sys; assert (3, 10) <= sys.version_info < (3, 13), f"Python 3.10 to 3.12 needed, this is {sys.version.split()[0]}; make PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-venv && $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@
+
+run: $(INSTALLED)
+	$(BIN)/steerlm run examples/pipelines/quickstart.yaml
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+test: lint browser
+	$(BIN)/pytest
+
+# Leaves out the control plane and node, whose binaries take minutes to build.
+test-fast: lint
+	$(BIN)/pytest -m 'not cluster'
+
+# Debian's Chromium for the tests that look at pages; they skip where it is absent and cannot be installed.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium; } || echo 'no chromium: browser tests will skip'
+
+bench: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
