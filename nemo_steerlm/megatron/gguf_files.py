@@ -130,7 +130,9 @@ class GGUFFile:
         elif pre in _PLAIN_BYTE_LEVEL:
             splitter = byte_level
         else:
-            raise ConfigError(f"{self.path}: tokenizer.ggml.pre is {pre!r}, which is not supported; convert the Hugging Face folder instead")
+            raise ConfigError(
+                f"{self.path}: tokenizer.ggml.pre is {pre!r}, which is not supported; convert the Hugging Face folder instead"
+            )
         vocabulary = {token: i for i, token in enumerate(self.tokens)}
         merges = [tuple(merge.split(" ", 1)) for merge in self.value("tokenizer.ggml.merges")]
         tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -138,7 +140,9 @@ class GGUFFile:
         tokenizer.decoder = decoders.ByteLevel()
         types = self.value("tokenizer.ggml.token_type")
         control, user_defined = 3, 4
-        tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t, k in zip(self.tokens, types, strict=True) if k == control])
+        tokenizer.add_special_tokens(
+            [AddedToken(t, special=True, normalized=False) for t, k in zip(self.tokens, types, strict=True) if k == control]
+        )
         tokenizer.add_tokens([AddedToken(t, normalized=False) for t, k in zip(self.tokens, types, strict=True) if k == user_defined])
         return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False)
 

@@ -2,8 +2,8 @@
 
 One folder serves every reader with the same ids: NeMo (``model.tokenizer``), ``core.tokenization`` (training, cleaning, serving) and
 transformers (exported models). A sentencepiece model stays one: markers become USER_DEFINED pieces, which sentencepiece finds in text
-before anything else. Any other tokenizer is a ``tokenizer.json``, where markers are added special tokens. Markers that the vocabulary
-already has keep their id.
+before anything else, and a ``tokenizer.json`` that gives the same ids is written beside it. Any other tokenizer is a
+``tokenizer.json``, where markers are added special tokens. Markers that the vocabulary already has keep their id.
 
 sentencepiece cannot hold the NUL character in a piece; a model with byte fallback has ``<0x00>`` for it, and that is used.
 """
@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
 
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 from nemo_steerlm.core.files import atomic_write
@@ -26,6 +29,7 @@ from nemo_steerlm.megatron.gguf_files import GGUFFile
 SENTENCEPIECE = "tokenizer.model"
 HUGGING_FACE = "tokenizer.json"
 SETTINGS = "tokenizer_config.json"
+_SPACE = "▁"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
@@ -50,8 +54,9 @@ def write_tokenizer_files(source: str | Path, folder: str | Path, markers: Seque
 
 def is_single_token(tokenizer: TextTokenizer, marker: str) -> bool:
     """Whether ``marker`` inside text is one token that says nothing else."""
-    ids, offsets = tokenizer.encode_offsets(f"a{marker}a")
-    return [span for span in offsets if span[0] >= 1 and span[1] <= 1 + len(marker) and span[0] < span[1]] == [(1, 1 + len(marker))] and len(ids) >= 3
+    start, end = 1, 1 + len(marker)
+    _, offsets = tokenizer.encode_offsets(f"a{marker}a")
+    return [(i, j) for i, j in offsets if i < j and i < end and j > start] == [(start, end)]
 
 
 def source_vocabulary_size(source: str | Path) -> int:
@@ -59,8 +64,6 @@ def source_vocabulary_size(source: str | Path) -> int:
     source = Path(source)
     if (model := _sentencepiece_model(source)) is not None:
         return len(model.pieces)
-    from tokenizers import Tokenizer
-
     size: int = Tokenizer.from_str(_tokenizer_json(source)).get_vocab_size(with_added_tokens=True)
     return size
 
@@ -110,8 +113,6 @@ def text_tokenizer(nemo_tokenizer: Any) -> TextTokenizer:
             file.write(inner.serialized_model_proto())
             file.flush()
             return SentencePieceTokenizer(file.name)
-    from tokenizers import Tokenizer
-
     if not hasattr(inner, "backend_tokenizer"):
         raise ConfigError(f"tokenizer {type(inner).__name__} has no fast version; use a sentencepiece model or a tokenizer.json")
     return HuggingFaceTokenizer(Tokenizer.from_str(inner.backend_tokenizer.to_str()), eos=inner.eos_token)
@@ -200,7 +201,9 @@ def _with_pieces(model: Any, markers: Sequence[str], source: Path) -> Any:
         elif "\x00" not in marker:
             _append(model, marker)
         elif marker != "\x00" or not model.trainer_spec.byte_fallback:
-            raise ConfigError(f"{source}: chat token {shown(marker)}: a sentencepiece model without byte fallback cannot hold NUL; choose another")
+            raise ConfigError(
+                f"{source}: chat token {shown(marker)}: a sentencepiece model without byte fallback cannot hold NUL; choose another"
+            )
     model.trainer_spec.vocab_size = len(model.pieces)
     return model
 
@@ -210,25 +213,56 @@ def _append(model: Any, token: str) -> None:
 
 
 def _write_sentencepiece(folder: Path, model: Any, settings: dict[str, Any]) -> None:
-    temporary = folder / f".{SENTENCEPIECE}.tmp"
-    temporary.write_bytes(model.SerializeToString())
-    os.replace(temporary, folder / SENTENCEPIECE)
-    trainer = model.trainer_spec
+    _write_bytes(folder / SENTENCEPIECE, model.SerializeToString())
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
     ids = {"bos_token": trainer.bos_id, "eos_token": trainer.eos_id, "unk_token": trainer.unk_id}
     named = {name: model.pieces[i].piece for name, i in ids.items() if i >= 0}
+    # Other normalizers and segmentations have no exact counterpart in a tokenizer.json.
+    exact = (normalizer.name == "identity" or not normalizer.precompiled_charsmap) and not normalizer.remove_extra_whitespaces
+    if exact and trainer.model_type == trainer.BPE:
+        with atomic_write(folder / HUGGING_FACE) as file:
+            file.write(_fast_tokenizer(model, folder / SENTENCEPIECE))
+        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "additional_special_tokens": _user_defined(model)}
+    else:
+        kind = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    pad = {"pad_token": settings["pad_token"]} if settings.get("pad_token") else {}
     _write_json(
         folder / SETTINGS,
-        {
-            "tokenizer_class": "LlamaTokenizer",
-            **named,
-            **{name: settings[name] for name in ("pad_token",) if settings.get(name)},
-            "add_bos_token": trainer.bos_id >= 0,
-            "add_eos_token": False,
-            "legacy": True,
-            "clean_up_tokenization_spaces": False,
-            **_chat_template(settings),
-        },
+        {**kind, **named, **pad, "add_bos_token": trainer.bos_id >= 0, "clean_up_tokenization_spaces": False, **_chat_template(settings)},
     )
+
+
+def _user_defined(model: Any) -> list[str]:
+    return [piece.piece for piece in model.pieces if piece.type == piece.USER_DEFINED]
+
+
+def _fast_tokenizer(model: Any, path: Path) -> str:
+    """A ``tokenizer.json`` with the ids that sentencepiece gives.
+
+    transformers' converter puts the dummy prefix behind a leading marker and lets merges build control pieces from typed text;
+    sentencepiece does neither. The one text that still differs is a marker and nothing else, which gets no dummy prefix here.
+    """
+    from tokenizers import Regex, normalizers
+    from transformers import LlamaTokenizer
+    from transformers.convert_slow_tokenizer import convert_slow_tokenizer
+
+    data = json.loads(convert_slow_tokenizer(LlamaTokenizer(vocab_file=str(path), legacy=True)).to_str())
+    user_defined = _user_defined(model)
+    # Normalized: found after the dummy prefix is put in front, so that it stands before a leading marker, as in sentencepiece.
+    data["added_tokens"] = [
+        {**token, "normalized": True, "special": True} for token in data["added_tokens"] if token["content"] in user_defined
+    ]
+    ordinary = {piece.piece for piece in model.pieces if piece.type == piece.NORMAL}
+    data["model"]["merges"] = [merge for merge in data["model"]["merges"] if "".join(merge) in ordinary]
+    spaces = normalizers.Replace(" ", _SPACE)
+    if model.normalizer_spec.add_dummy_prefix:
+        # The pattern spares the markers because tokens to be found in normalized text are normalized as well.
+        markers = "|".join(re.escape(token) for token in user_defined)
+        start = Regex(rf"\A(?!(?:{markers})\z)" if markers else r"\A")
+        spaces = normalizers.Sequence([normalizers.Replace(start, _SPACE), spaces])
+    tokenizer = Tokenizer.from_str(json.dumps({**data, "normalizer": None}))
+    tokenizer.normalizer = spaces
+    return tokenizer.to_str(pretty=True)
 
 
 def _tokenizer_json(source: Path) -> str:
@@ -241,8 +275,6 @@ def _tokenizer_json(source: Path) -> str:
 
 
 def _write_hugging_face(folder: Path, vocabulary: str, settings: dict[str, Any], markers: Sequence[str]) -> None:
-    from tokenizers import AddedToken, Tokenizer
-
     tokenizer = Tokenizer.from_str(vocabulary)
     tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers])
     with atomic_write(folder / HUGGING_FACE) as file:
@@ -267,3 +299,9 @@ def _chat_template(settings: dict[str, Any]) -> dict[str, Any]:
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     with atomic_write(path) as file:
         file.write(json.dumps(data, ensure_ascii=False, indent=2) + "\n")
+
+
+def _write_bytes(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
