@@ -12,15 +12,21 @@ from pydantic import Field, model_validator
 
 from nemo_steerlm.pipeline.sources import Spec
 
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
-LabelKey = Annotated[str, Field(min_length=1, max_length=316, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
-LabelValue = Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
+_WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
+_DOMAIN = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
+ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_DOMAIN}$")]
+LabelKey = Annotated[str, Field(min_length=1, max_length=316, pattern=f"^({_DOMAIN}/)?{_WORD}$")]
+LabelValue = Annotated[str, Field(max_length=63, pattern=f"^({_WORD})?$")]
+QualifiedName = Annotated[str, Field(max_length=63, pattern=f"^{_DOMAIN}/{_WORD}$")]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 """An amount as Kubernetes writes it, as text: ``500m``, ``16``, ``64Gi``."""
 Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
-RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*$")]
+_SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
+RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_SEGMENT}(/{_SEGMENT})*$")]
 """A path below something, without ``.`` and ``..`` segments."""
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+_STAGE = "^(prepare|train-value|annotate|train-steer|bootstrap-[0-9]+-(sample|train)|evaluate)$"
 
 MANAGED_BY = "steerlm.dev/operator"
 """``spec.managedBy`` of the resources that this project's operator acts on."""
@@ -111,6 +117,12 @@ class TolerationSpec(Spec):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Which effect; every one by default."""
 
+    @model_validator(mode="after")
+    def _matches_something(self) -> TolerationSpec:
+        if not self.key and self.operator != "Exists":
+            raise ValueError("a toleration without key needs operator Exists")
+        return self
+
 
 class SchedulingSpec(Spec):
     """Where and when pods run."""
@@ -119,11 +131,11 @@ class SchedulingSpec(Spec):
     """Kueue LocalQueue that admits this pipeline's Jobs and servers."""
     gang: Literal["None", "Volcano", "Coscheduling"] | None = None
     """Who starts all pods of a multi-node training together, or none of them."""
-    device_resource: Annotated[str, Field(max_length=316, pattern=r"^(none|[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)$")] | None = None
+    device_resource: Annotated[str, Field(max_length=316, pattern=f"^(none|{_DOMAIN}/{_WORD})$")] | None = None
     """The extended resource one device is, such as ``nvidia.com/gpu``; ``none`` on clusters without accelerators."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of all pods."""
-    node_selector: Annotated[dict[LabelKey, LabelValue], Field(max_length=32)] = {}
+    node_selector: dict[LabelKey, LabelValue] = Field({}, max_length=32)
     """Labels a node must have."""
     tolerations: Annotated[tuple[TolerationSpec, ...], Field(max_length=32)] = ()
     """Taints the pods accept."""
@@ -169,9 +181,9 @@ class RunPolicySpec(Spec):
 class RestartSpec(Spec):
     """Run stages again: change ``token``, nothing else is needed."""
 
-    token: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")]
+    token: Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_WORD}$")]
     """Any new text, such as a date. The operator acts once on each."""
-    from_stage: Annotated[str, Field(max_length=32, pattern=r"^(prepare|train-value|annotate|train-steer|bootstrap-[0-9]+-(sample|train)|evaluate)$")] | None = None
+    from_stage: Annotated[str, Field(max_length=32, pattern=_STAGE)] | None = None
     """Do this stage and all after it again, even those that succeeded; by default the pipeline continues at the stage that failed."""
 
 
@@ -180,7 +192,7 @@ class ClusterFields(Spec):
 
     suspend: bool = False
     """Stop all pods and keep what is done; false again continues."""
-    managed_by: Annotated[str, Field(max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$")] = MANAGED_BY
+    managed_by: QualifiedName = MANAGED_BY
     """Which controller acts on this resource; others leave it alone."""
     engine: Literal["Job", "JobSet"] | None = None
     """What a multi-node training becomes: a plain Job (default), or a JobSet where that is installed."""

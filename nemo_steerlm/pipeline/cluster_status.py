@@ -9,11 +9,21 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.alias_generators import to_camel
+from pydantic.config import JsonDict
 
 Phase = Literal["Pending", "Running", "Retrying", "Suspending", "Suspended", "Succeeded", "Failed"]
 StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Succeeded", "CacheHit", "Failed"]
 ConditionType = Literal[
-    "Accepted", "EngineAvailable", "StorageReady", "SecretsAvailable", "ServersReady", "Progressing", "Suspended", "Serving", "Complete", "Failed"
+    "Accepted",
+    "EngineAvailable",
+    "StorageReady",
+    "SecretsAvailable",
+    "ServersReady",
+    "Progressing",
+    "Suspended",
+    "Serving",
+    "Complete",
+    "Failed",
 ]
 Step = Literal["Work", "Merge"]
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
@@ -98,6 +108,10 @@ class AnnotationStatus(Status):
     """Label selector of the servers' pods."""
 
 
+def _keyed(key: str) -> JsonDict:
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
 class PipelineStatus(Status):
     """What the operator saw and decided."""
 
@@ -117,9 +131,9 @@ class PipelineStatus(Status):
     """When the pipeline was started or resumed; ``activeDeadlineSeconds`` counts from here."""
     completion_time: Timestamp | None = None
     """When it ended."""
-    conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]})] = []
+    conditions: list[Condition] = Field([], max_length=16, json_schema_extra=_keyed("type"))
     """Complete and Failed end it; the others say what it waits for."""
-    stages: Annotated[list[StageStatus], Field(max_length=80, json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]})] = []
+    stages: list[StageStatus] = Field([], max_length=80, json_schema_extra=_keyed("name"))
     """Each stage, in the order they run."""
     annotation: AnnotationStatus | None = None
     """Shards and servers of the annotation."""
