@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, show
 LANGUAGE_KEY = "lang"
 
 OASST_LANGUAGES = (
-    "ar bg bn ca cs da de el en eo es eu fa fi fr gl he hu id it ja ko nb nl pl pt ro ru sk sv th tr uk vi zh".split()
+    "ar bg bn ca cs da de el en eo es eu fa fi fr gl he hu id it ja ko nb nl pl pt ro ru sk sv th tr uk vi zh".split()  # noqa: SIM905  # a list of quoted pairs reads worse
 )
 """The languages upstream's attribute_annotate.py accepts."""
 
@@ -33,7 +34,8 @@ class Attribute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if self.name == LANGUAGE_KEY:
             raise UsageError(f"attribute name {LANGUAGE_KEY!r} is taken by the language field; set `languages` instead")
         if not self.low <= self.default <= self.high or self.low >= self.high:
-            raise UsageError(f"attribute {self.name}: need low < high and low <= default <= high, found {self.low}, {self.default}, {self.high}")
+            found = f"{self.low}, {self.default}, {self.high}"
+            raise UsageError(f"attribute {self.name}: need low < high and low <= default <= high, found {found}")
 
     @property
     def values(self) -> range:
@@ -85,7 +87,7 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         """Raise DataError on the first name that is not in the schema or value that is out of its range."""
         for name, value in values.items():
             attribute = self[name]
-            if isinstance(value, bool) or not isinstance(value, int) or value not in attribute.values:
+            if type(value) is not int or value not in attribute.values:  # True is no level
                 raise DataError(
                     f"label out of range: {name} is {shown(value)}",
                     where=Where(field=name),
@@ -116,7 +118,7 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 language = text
                 continue
             attribute = self[key]
-            if not (text.isascii() and text.lstrip("-").isdigit()):
+            if not re.fullmatch(r"-?[0-9]{1,9}", text):
                 raise DataError(
                     f"label out of range: {key} is {shown(text)}",
                     where=Where(field=key),
@@ -130,7 +132,8 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         if not self.languages:
             raise DataError(f"label has language {shown(language)}, but schema {self.name} has none", instead="drop the lang field")
         if language not in self.languages:
-            raise DataError(f"unknown language {shown(language)}", where=Where(field=LANGUAGE_KEY), instead=f"known: {' '.join(self.languages)}")
+            known = " ".join(self.languages)
+            raise DataError(f"unknown language {shown(language)}", where=Where(field=LANGUAGE_KEY), instead=f"known: {known}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``from_dict`` reads it back."""

@@ -103,7 +103,10 @@ class ConfigError(SteerLMError):
 
 def shown(value: object, limit: int = 60) -> str:
     """``value`` as an error message quotes it: repr, cut to ``limit`` characters."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 

