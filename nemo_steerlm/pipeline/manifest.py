@@ -202,8 +202,6 @@ class AnnotateSpec(Spec):
     """Parts that are labelled side by side on a cluster; the result is the same for any number."""
     turns: Literal["unmasked", "all"] = "unmasked"
     """Label the turns that the value model learned to read, or all turns as the tutorial does."""
-    mode: Literal["replace", "missing"] = "replace"
-    """Replace human labels by predictions (the paper's way), or predict only where a record has none."""
 
 
 class BootstrapSpec(Spec):

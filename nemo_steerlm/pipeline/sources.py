@@ -113,6 +113,8 @@ class DataSource(Spec):
     """Any tables of rated text."""
     records: RecordsSource | None = None
     """Ready-made records."""
+    on_error: Literal["fail", "skip"] = "fail"
+    """What a broken record does: end the pipeline with its file, line and field, or go to a ``.rejected.jsonl`` and be counted."""
     system: Annotated[str, Field(max_length=4096)] | None = None
     """System prompt of the records; the tutorial's by default, an empty one if set to ``""``."""
 

@@ -91,7 +91,7 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
             name="annotate",
             kind="annotate",
             after=("prepare", "train-value"),
-            fields={"turns": spec.annotate.turns, "mode": spec.annotate.mode, "length": spec.model.max_sequence_length},
+            fields={"turns": spec.annotate.turns, **_plain(spec, "model")},
             outputs=("train.jsonl", "val.jsonl", "summary.json"),
             servers=(_servers("value", "train-value", spec),),
             shards=spec.annotate.shards,
@@ -105,7 +105,7 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
             name="evaluate",
             kind="evaluate",
             after=("prepare", "train-value", "annotate", graph[-1].name),
-            fields=_plain(spec, "attributes", "evaluate"),
+            fields=_plain(spec, "attributes", "evaluate", "model"),
             outputs=("metrics.json", "samples.jsonl", "report.html"),
             servers=(_servers("value", "train-value", spec), _servers("steer", graph[-1].name, spec)),
         )

@@ -1,0 +1,84 @@
+"""The stage graph is a pure function of the manifest; a hash changes with what changes the result, and with nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.pipeline.manifest import parse
+from nemo_steerlm.pipeline.stages import final_model, find, stages
+from tests.pipeline.manifests import SMALLEST, with_field
+
+
+def graph(path=None, value=None):
+    return stages(parse(with_field(path, value) if path else SMALLEST, "m"))
+
+
+def hashes(stage_graph):
+    outputs = {stage.name: dict.fromkeys(stage.outputs, "sha256:0") for stage in stage_graph}
+    return {stage.name: stage.input_hash(dict.fromkeys(stage.files, "sha256:1"), outputs) for stage in stage_graph}
+
+
+def test_the_order_without_and_with_bootstrap_rounds():
+    assert [s.name for s in graph()] == ["prepare", "train-value", "annotate", "train-steer", "evaluate"]
+    rounds = graph("spec.bootstrap.rounds", 2)
+    assert [s.name for s in rounds][4:] == [
+        "bootstrap-1-sample", "bootstrap-1-train", "bootstrap-2-sample", "bootstrap-2-train", "evaluate",
+    ]  # fmt: skip
+    assert final_model(parse(with_field("spec.bootstrap.rounds", 2), "m")) == "bootstrap-2-train"
+
+
+@given(rounds=st.integers(0, 6))
+def test_a_stage_reads_only_what_earlier_stages_wrote(rounds):
+    seen = set()
+    for stage in graph("spec.bootstrap.rounds", rounds):
+        assert seen.issuperset(stage.after)
+        assert seen.issuperset(need.stage for need in stage.servers)
+        seen.add(stage.name)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        ("spec.trainValue.learningRate", 1e-3, {"train-value"}),
+        ("spec.trainValue.overrides", ["model.hidden_dropout=0.1"], {"train-value"}),
+        ("spec.trainSteer.lora", {}, {"train-steer"}),
+        ("spec.evaluate.samplesPerLevel", 3, {"evaluate"}),
+        ("spec.annotate.turns", "all", {"annotate"}),
+        ("spec.data.oasst.seed", 3, {"prepare"}),
+        ("spec.model.layout", "nemo-annotate", {"prepare", "train-value", "annotate", "train-steer", "evaluate"}),
+    ],
+)
+def test_a_field_changes_the_hash_of_the_stages_that_read_it(path, value, changed):
+    before, after = hashes(graph()), hashes(graph(path, value))
+    assert {name for name in before if before[name] != after[name]} == changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("spec.trainValue.parallel", {"devices": 2, "tensor": 2}),
+        ("spec.trainValue.microBatchSize", 1),
+        ("spec.annotate.shards", 16),
+        ("spec.annotate.servers", {"replicas": 8}),
+        ("spec.serve.enabled", True),
+        ("metadata.name", "other"),
+    ],
+)
+def test_where_and_how_wide_a_stage_runs_changes_no_hash(path, value):
+    assert hashes(graph()) == hashes(graph(path, value))
+
+
+def test_another_digest_of_an_input_changes_the_hash():
+    stage = find(graph(), "train-value")
+    files = dict.fromkeys(stage.files, "sha256:1")
+    outputs = {"prepare": {"value_train.jsonl": "sha256:0"}}
+    assert stage.input_hash(files, outputs) != stage.input_hash(files, {"prepare": {"value_train.jsonl": "sha256:2"}})
+    assert stage.input_hash(files, outputs) != stage.input_hash(dict.fromkeys(stage.files, "sha256:2"), outputs)
+
+
+def test_an_unknown_stage_is_named_with_the_nearest():
+    with pytest.raises(UsageError, match="did you mean train-value"):
+        find(graph(), "train-valu")
