@@ -1,1 +1,11 @@
-"""x"""
+"""The operator: runs ``SteerLMPipeline`` resources as Jobs and inference servers.
+
+Belongs here: naming, building and watching Kubernetes objects, and deciding what comes next. Does not: what a stage is or does
+(``nemo_steerlm.pipeline``), and anything that computes.
+
+    handlers    kopf and asyncio: watches, queue, writes        the only module that imports kopf
+    cluster     requests to the API server
+    reconcile   plan(resource, observed) -> decision, pure      progress, readings: its parts
+    resources/  plain values in, Kubernetes objects out, pure
+    models      the resource, parsed; config: the operator's own settings
+"""

@@ -1,0 +1,93 @@
+"""The operator's own configuration: defaults for what a pipeline leaves out, and how the operator runs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import pydantic
+import yaml
+from pydantic import Field
+
+from nemo_steerlm import __version__
+from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.pipeline.cluster_spec import (
+    AmountSpec,
+    ClaimTemplateSpec,
+    ImagesSpec,
+    ResourcesSpec,
+    RunPolicySpec,
+    SchedulingSpec,
+    StorageSpec,
+)
+from nemo_steerlm.pipeline.sources import Spec
+
+CONFIG_ENV = "STEERLM_OPERATOR_CONFIG"
+"""Names the YAML file; the chart mounts one."""
+
+
+class SecurityConfig(Spec):
+    """Who the workloads run as. The pods satisfy Pod Security *restricted* whatever stands here."""
+
+    run_as_user: Annotated[int, Field(ge=1)] = 1000
+    """User of every workload container."""
+    fs_group: Annotated[int, Field(ge=1)] = 1000
+    """Group that owns the claim's files; also the containers' group."""
+    network_policies: bool = True
+    """Whether pipelines get NetworkPolicies around their pods."""
+
+
+class OperatorConfig(Spec):
+    """Everything the chart sets. Fields of a pipeline's spec win over the defaults here."""
+
+    images: ImagesSpec = ImagesSpec.model_validate({"worker": f"nemo-steerlm-worker:{__version__}"})
+    """Default images."""
+    storage: StorageSpec = StorageSpec(claimTemplate=ClaimTemplateSpec(size="500Gi"))
+    """Default claim."""
+    resources: ResourcesSpec = ResourcesSpec(
+        prepare=AmountSpec(cpu="2", memory="8Gi"),
+        train=AmountSpec(cpu="8", memory="64Gi", sharedMemory="16Gi"),
+        annotate=AmountSpec(cpu="1", memory="2Gi"),
+        evaluate=AmountSpec(cpu="2", memory="4Gi"),
+        servers=AmountSpec(cpu="4", memory="32Gi"),
+    )
+    """Default processors and memory."""
+    scheduling: SchedulingSpec = SchedulingSpec(deviceResource="nvidia.com/gpu")
+    """Default placement."""
+    run_policy: RunPolicySpec = RunPolicySpec(backoffLimit=2, retriesPerShard=3, jobTtlSecondsAfterFinished=86_400)
+    """Default retries and deadlines."""
+    environment: Annotated[dict[str, str], Field(max_length=64)] = Field({}, max_length=64)
+    """Environment of every workload container, such as NCCL's settings on this platform."""
+    coscheduling_scheduler_name: str = "scheduler-plugins-scheduler"
+    """Scheduler of pods with gang Coscheduling."""
+    security: SecurityConfig = SecurityConfig()
+    """Who workloads run as."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces to watch; the whole cluster where empty."""
+    address: str = "0.0.0.0:8080"
+    """Where /healthz and /metrics listen."""
+    retry_seconds: Annotated[float, Field(gt=0)] = 10
+    """Wait before the first retry of a failed stage; doubles with each counted failure, up to ten minutes."""
+    progress_seconds: Annotated[float, Field(gt=0)] = 10
+    """Between two looks at what a running stage prints."""
+    resync_seconds: Annotated[float, Field(gt=0)] = 300
+    """Every pipeline is looked at this often even when nothing happened."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 8
+    """Pipelines reconciled at the same time."""
+
+
+def load(path: str | None = None) -> OperatorConfig:
+    """The configuration in ``path`` or the file that the environment names; the defaults without either. Raises ConfigError."""
+    path = path or os.environ.get(CONFIG_ENV)
+    if not path:
+        return OperatorConfig()
+    try:
+        return OperatorConfig.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    except pydantic.ValidationError as error:
+        lines = [f"{path}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
+        raise ConfigError("\n".join(lines)) from error

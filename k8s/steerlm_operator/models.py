@@ -1,0 +1,184 @@
+"""The resource as the operator works with it: parsed once at the border, defaults filled in, no raw dict beyond this point."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.pipeline import manifest as manifests
+from nemo_steerlm.pipeline.cluster_spec import (
+    AmountSpec,
+    ClaimTemplateSpec,
+    ClusterFields,
+    ImagesSpec,
+    ResourcesSpec,
+    RestartSpec,
+    RunPolicySpec,
+    SchedulingSpec,
+    SecretsSpec,
+)
+from nemo_steerlm.pipeline.manifest import SteerLMPipeline
+from nemo_steerlm.pipeline.sources import Spec
+from nemo_steerlm.pipeline.stages import Stage, stages
+from steerlm_operator import names
+from steerlm_operator.config import OperatorConfig
+
+FieldsT = TypeVar("FieldsT", bound=Spec)
+
+Object = dict[str, Any]
+"""A Kubernetes object as JSON."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """An image for each role, all of them known."""
+
+    worker: str
+    train: str
+    serve: str
+    pull_policy: str
+    pull_secrets: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """The claim and the folders in it."""
+
+    claim_name: str
+    template: ClaimTemplateSpec | None
+    """Set where the operator makes the claim."""
+    sub_path: str | None
+    directory: str
+    """The work directory, relative to the mount."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pipeline:
+    """One valid resource."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    manifest: SteerLMPipeline
+    graph: tuple[Stage, ...]
+    config: OperatorConfig
+    images: Images
+    storage: Storage
+    resources: ResourcesSpec
+    scheduling: SchedulingSpec
+    run_policy: RunPolicySpec
+    secrets: SecretsSpec
+    suspend: bool
+    jobset: bool
+    restart: RestartSpec | None
+
+    @property
+    def backoff_limit(self) -> int:
+        """Counted failures a stage may have before it fails for good."""
+        return self.run_policy.backoff_limit if self.run_policy.backoff_limit is not None else 2
+
+    @property
+    def owner(self) -> Object:
+        """The ownerReference of every child."""
+        return {
+            "apiVersion": manifests.API_VERSION,
+            "kind": manifests.KIND,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            # False: true would need the right to update finalizers of pipelines.
+            "blockOwnerDeletion": False,
+        }
+
+    def labels(self, **more: str) -> dict[str, str]:
+        """Labels of a child; keyword arguments are ``stage``, ``attempt``, ``component`` and ``role``."""
+        keys = {"stage": names.STAGE, "attempt": names.ATTEMPT, "component": names.COMPONENT, "role": names.ROLE}
+        return {
+            "app.kubernetes.io/name": "steerlm",
+            "app.kubernetes.io/managed-by": names.FIELD_MANAGER,
+            names.PIPELINE: self.name,
+            names.PIPELINE_UID: self.uid,
+            **{keys[key]: value for key, value in more.items()},
+        }
+
+    def amount(self, kind: str) -> AmountSpec:
+        """Processors and memory of one kind of work, a field of ResourcesSpec."""
+        amount: AmountSpec | None = getattr(self.resources, kind)
+        return amount or AmountSpec()
+
+
+def parse(resource: Mapping[str, Any], config: OperatorConfig) -> Pipeline:
+    """A resource from the API server. Raises UsageError with one line a mistake."""
+    metadata = resource["metadata"]
+    body = {
+        "apiVersion": manifests.API_VERSION,
+        "kind": manifests.KIND,
+        "metadata": {"name": metadata["name"]},
+        "spec": resource.get("spec") or {},
+    }
+    manifest = manifests.parse(body, "the resource")
+    spec = manifest.spec
+    graph = stages(manifest)
+    if spec.restart and spec.restart.from_stage and spec.restart.from_stage not in [stage.name for stage in graph]:
+        known = ", ".join(stage.name for stage in graph)
+        raise UsageError(f"the resource: spec.restart.fromStage: this pipeline has no stage {spec.restart.from_stage}; known: {known}")
+    return Pipeline(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        manifest=manifest,
+        graph=graph,
+        config=config,
+        images=_images(spec.images or ImagesSpec(), config.images),
+        storage=_storage(spec, config, metadata["name"]),
+        resources=_filled(spec.resources or ResourcesSpec(), config.resources),
+        scheduling=_filled(spec.scheduling or SchedulingSpec(), config.scheduling),
+        run_policy=_filled(spec.run_policy or RunPolicySpec(), config.run_policy),
+        secrets=spec.secrets or SecretsSpec(),
+        suspend=spec.suspend,
+        jobset=spec.engine == "JobSet",
+        restart=spec.restart,
+    )
+
+
+def _filled(given: FieldsT, defaults: FieldsT) -> FieldsT:
+    """``given``, with the fields it leaves out, at any depth, taken from ``defaults``."""
+    merged = _merge(
+        given.model_dump(by_alias=True, exclude_none=True, exclude_unset=True), defaults.model_dump(by_alias=True, exclude_none=True)
+    )
+    return type(given).model_validate(merged)
+
+
+def _merge(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(defaults)
+    for key, value in given.items():
+        both = isinstance(value, dict) and isinstance(defaults.get(key), dict)
+        merged[key] = _merge(value, defaults[key]) if both else value
+    return merged
+
+
+def _images(given: ImagesSpec, defaults: ImagesSpec) -> Images:
+    # A pipeline that names its worker means it for the other roles too, before the operator's images for those.
+    worker = given.worker or defaults.worker or ""
+    return Images(
+        worker=worker,
+        train=given.train or given.worker or defaults.train or worker,
+        serve=given.serve or given.worker or defaults.serve or worker,
+        pull_policy=given.pull_policy or defaults.pull_policy or "IfNotPresent",
+        pull_secrets=given.pull_secrets or defaults.pull_secrets,
+    )
+
+
+def _storage(spec: ClusterFields, config: OperatorConfig, name: str) -> Storage:
+    given = spec.storage
+    claims = given if given and (given.claim_name or given.claim_template) else config.storage
+    return Storage(
+        claim_name=claims.claim_name or names.claim(name),
+        template=None if claims.claim_name else claims.claim_template,
+        sub_path=given.sub_path if given else config.storage.sub_path,
+        directory=(given.directory if given else None) or f"runs/{name}",
+    )

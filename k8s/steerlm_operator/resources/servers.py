@@ -1,0 +1,116 @@
+"""Inference servers: those of a stage, and the one that stays. A Deployment and a headless Service each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, final_model
+from steerlm_operator import names
+from steerlm_operator.models import Object, Pipeline
+from steerlm_operator.resources import pods
+from steerlm_operator.resources.work import SERVER_PORT
+
+PROBE_SECONDS = 5
+SERVE_STARTUP_SECONDS = 1800
+
+
+def url(pipeline: Pipeline, service: str) -> str:
+    """The address of a Service of this pipeline inside the cluster."""
+    return f"http://{service}.{pipeline.namespace}.svc:{SERVER_PORT}"
+
+
+def labels(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> dict[str, str]:
+    """Labels of a stage's servers of one role."""
+    return pipeline.labels(stage=stage.name, attempt=str(attempt), component=names.SERVER, role=need.role)
+
+
+def selector(labels: Mapping[str, str]) -> dict[str, str]:
+    """The labels that tell these pods from all others; never a user's own."""
+    return {key: value for key, value in labels.items() if key.startswith(names.DOMAIN)}
+
+
+def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> list[Object]:
+    """The servers of one role that a stage needs."""
+    own = names.server(pipeline.name, stage.name, need.role, attempt)
+    return _server(
+        pipeline,
+        own,
+        labels(pipeline, stage, need, attempt),
+        model=need.stage,
+        replicas=need.replicas,
+        devices=need.devices,
+        startup_seconds=need.startup_timeout_seconds,
+    )
+
+
+def build_serve(pipeline: Pipeline) -> list[Object]:
+    """The server of the finished model."""
+    wanted = pipeline.manifest.spec.serve
+    return _server(
+        pipeline,
+        names.serve(pipeline.name),
+        pipeline.labels(component=names.SERVE, role="steer"),
+        model=final_model(pipeline.manifest),
+        replicas=wanted.replicas,
+        devices=wanted.devices,
+        startup_seconds=SERVE_STARTUP_SECONDS,
+    )
+
+
+def _server(
+    pipeline: Pipeline, own: str, labels: Mapping[str, str], *, model: str, replicas: int, devices: int, startup_seconds: int
+) -> list[Object]:
+    metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
+    process = pods.Process(
+        args=["serve", f"{pods.workdir(pipeline)}/{model}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)],  # noqa: S104
+        image=pipeline.images.serve,
+        amount=pipeline.amount("servers"),
+        devices=devices,
+        labels=labels,
+        read_only=True,
+    )
+    template = pods.template(pipeline, process, terminationGracePeriodSeconds=30)
+    template["spec"]["containers"][0] |= {
+        "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
+        "startupProbe": _probe("ready", failures=-(-startup_seconds // PROBE_SECONDS)),
+        "readinessProbe": _probe("ready", failures=2),
+        "livenessProbe": _probe("live", failures=6),
+    }
+    deployment_labels = dict(labels)
+    if pipeline.scheduling.queue_name:
+        deployment_labels[names.QUEUE_NAME] = pipeline.scheduling.queue_name
+    deployment = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {**metadata, "labels": deployment_labels},
+        "spec": {
+            "replicas": replicas,
+            "selector": {"matchLabels": selector(labels)},
+            # Recreate: a second copy of the model next to the first may find no GPU.
+            "strategy": {"type": "Recreate"},
+            "progressDeadlineSeconds": startup_seconds + 60,
+            "revisionHistoryLimit": 1,
+            "template": template,
+        },
+    }
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata,
+        "spec": {
+            # Headless: a client that opens a connection gets one of the ready servers from DNS; no proxy pins all to one.
+            "clusterIP": "None",
+            "selector": selector(labels),
+            "ports": [{"name": "http", "port": SERVER_PORT, "targetPort": "http", "protocol": "TCP"}],
+        },
+    }
+    return [service, deployment]
+
+
+def _probe(path: str, *, failures: int) -> Object:
+    return {
+        "httpGet": {"path": f"/health/{path}", "port": "http"},
+        "periodSeconds": PROBE_SECONDS,
+        "timeoutSeconds": 5,
+        "failureThreshold": failures,
+    }

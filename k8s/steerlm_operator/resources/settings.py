@@ -1,0 +1,45 @@
+"""The manifest as the stages' pods see it: an immutable ConfigMap named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+from nemo_steerlm.pipeline.cluster_spec import ClusterFields
+from nemo_steerlm.pipeline.manifest import API_VERSION, KIND
+from steerlm_operator import names
+from steerlm_operator.models import Object, Pipeline
+
+FILE = "pipeline.json"
+FOLDER = "/etc/steerlm"
+PATH = f"{FOLDER}/{FILE}"
+
+
+def text(pipeline: Pipeline) -> str:
+    """The manifest without what only the cluster needs: changing that must not make another ConfigMap."""
+    spec = pipeline.manifest.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(ClusterFields.model_fields))
+    spec["annotate"]["servers"].pop("replicas")
+    document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": pipeline.name}, "spec": spec}
+    return json.dumps(document, sort_keys=True, ensure_ascii=False, indent=1)
+
+
+def name(pipeline: Pipeline) -> str:
+    """The ConfigMap's name."""
+    digest = hashlib.sha256(text(pipeline).encode()).hexdigest()[:10]
+    return names.child(pipeline.name, "manifest", digest)
+
+
+def config_map(pipeline: Pipeline) -> Object:
+    """The ConfigMap."""
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {
+            "name": name(pipeline),
+            "namespace": pipeline.namespace,
+            "labels": pipeline.labels(),
+            "ownerReferences": [pipeline.owner],
+        },
+        "immutable": True,
+        "data": {FILE: text(pipeline)},
+    }

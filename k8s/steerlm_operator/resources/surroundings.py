@@ -1,0 +1,55 @@
+"""What a pipeline has from its first stage to its end: the claim and the NetworkPolicies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from steerlm_operator import names
+from steerlm_operator.models import Object, Pipeline
+from steerlm_operator.resources.work import SERVER_PORT
+
+
+def claim(pipeline: Pipeline) -> Object | None:
+    """The claim, where the operator makes it. Without an owner where it is to be retained."""
+    template = pipeline.storage.template
+    if template is None:
+        return None
+    metadata: Object = {"name": pipeline.storage.claim_name, "namespace": pipeline.namespace, "labels": pipeline.labels()}
+    if not template.retain:
+        metadata["ownerReferences"] = [pipeline.owner]
+    spec: Object = {"accessModes": [template.access_mode], "resources": {"requests": {"storage": template.size}}}
+    if template.storage_class_name:
+        spec["storageClassName"] = template.storage_class_name
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def network_policies(pipeline: Pipeline) -> list[Object]:
+    """Inference servers have no authentication: only the pipeline's own pods reach those of a stage, only the namespace the one that stays."""
+    if not pipeline.config.security.network_policies:
+        return []
+    own = {"podSelector": {"matchLabels": {names.PIPELINE: pipeline.name}}}
+    dns = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    http = [{"port": SERVER_PORT, "protocol": "TCP"}]
+    return [
+        _policy(pipeline, names.WORK, {"ingress": [{"from": [own]}]}),
+        _policy(pipeline, names.SERVER, {"ingress": [{"from": [own], "ports": http}], "egress": [dns]}),
+        _policy(pipeline, names.SERVE, {"ingress": [{"from": [{"podSelector": {}}], "ports": http}], "egress": [dns]}),
+    ]
+
+
+def _policy(pipeline: Pipeline, component: str, rules: Mapping[str, object]) -> Object:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": {
+            "name": names.child(pipeline.name, component, "network"),
+            "namespace": pipeline.namespace,
+            "labels": pipeline.labels(component=component),
+            "ownerReferences": [pipeline.owner],
+        },
+        "spec": {
+            "podSelector": {"matchLabels": {names.PIPELINE: pipeline.name, names.COMPONENT: component}},
+            "policyTypes": [kind.capitalize() for kind in rules],
+            **rules,
+        },
+    }

@@ -1,0 +1,233 @@
+"""A stage's own objects: one Job for most, an Indexed Job with a headless Service for a multi-node training, one of shards for annotation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from nemo_steerlm.core.errors import EXIT_TERMINATED, PERMANENT_EXIT_CODES
+from nemo_steerlm.pipeline.stages import Stage
+from steerlm_operator import names
+from steerlm_operator.models import Object, Pipeline
+from steerlm_operator.resources import pods, settings
+
+RENDEZVOUS_PORT = 29_500
+SERVER_PORT = 8_000
+
+
+def pod_count(stage: Stage, *, merge: bool = False) -> int:
+    """Pods of one attempt: a node each for a training, a shard each for annotation."""
+    if merge:
+        return 1
+    return stage.parallel.nodes if stage.kind == "train" else stage.shards
+
+
+def name(pipeline: Pipeline, stage: Stage, attempt: int, *, merge: bool = False) -> str:
+    """The name of the attempt's Job; also of its JobSet, headless Service and PodGroup."""
+    jobset = uses_jobset(pipeline, stage)
+    return names.attempt(pipeline.name, stage.name, attempt, pods=pod_count(stage, merge=merge), merge=merge, jobset=jobset)
+
+
+def job_name(pipeline: Pipeline, stage: Stage, attempt: int, *, merge: bool = False) -> str:
+    """The name of the batch Job that does the work: the JobSet's child where there is one."""
+    own = name(pipeline, stage, attempt, merge=merge)
+    return f"{own}-{names.JOBSET_JOB}-0" if uses_jobset(pipeline, stage) else own
+
+
+def uses_jobset(pipeline: Pipeline, stage: Stage) -> bool:
+    """Whether this stage is emitted as a JobSet."""
+    return pipeline.jobset and stage.parallel.nodes > 1
+
+
+def build(
+    pipeline: Pipeline, stage: Stage, attempt: int, *, servers: Mapping[str, str], salt: str | None = None, merge: bool = False
+) -> list[Object]:
+    """Everything one attempt of a stage needs, in the order to apply it, without the servers.
+
+    ``servers`` has an address for each role; ``salt`` makes the stage run although its outputs are there.
+    """
+    own = name(pipeline, stage, attempt, merge=merge)
+    labels = pipeline.labels(stage=stage.name, attempt=str(attempt), component=names.WORK)
+    job = _job(pipeline, stage, own, labels, servers=servers, salt=salt, merge=merge)
+    objects: list[Object] = []
+    nodes = 1 if merge else stage.parallel.nodes
+    if nodes > 1:
+        if group := _pod_group(pipeline, own, labels, nodes):
+            objects.append(group)
+        if uses_jobset(pipeline, stage):
+            return [*objects, _jobset(pipeline, own, labels, job)]
+        objects.append(_headless_service(pipeline, own, labels))
+    return [*objects, job]
+
+
+def _metadata(pipeline: Pipeline, name: str, labels: Mapping[str, str]) -> Object:
+    return {"name": name, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
+
+
+def _job(
+    pipeline: Pipeline,
+    stage: Stage,
+    own: str,
+    labels: Mapping[str, str],
+    *,
+    servers: Mapping[str, str],
+    salt: str | None,
+    merge: bool,
+) -> Object:
+    count = pod_count(stage, merge=merge)
+    sharded = stage.kind == "annotate" and count > 1
+    process = _process(pipeline, stage, own, labels, servers=servers, salt=salt, merge=merge)
+    more: Object = {"restartPolicy": "Never"}
+    if stage.kind == "train" and count > 1:
+        more["subdomain"] = own
+        if affinity := pods.prefer_together(pipeline, labels):
+            more["affinity"] = affinity
+        more |= _gang(pipeline)
+    template = pods.template(pipeline, process, **more)
+    if stage.kind == "train" and count > 1:
+        _join_gang(pipeline, own, template)
+    spec: Object = {
+        "completionMode": "Indexed" if count > 1 else "NonIndexed",
+        "completions": count,
+        "parallelism": count,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": _failure_rules(sharded=sharded)},
+        "template": template,
+    }
+    if sharded:
+        retries = pipeline.run_policy.retries_per_shard
+        spec |= {"backoffLimitPerIndex": 3 if retries is None else retries, "maxFailedIndexes": 0}
+    else:
+        spec["backoffLimit"] = 0
+    if (ttl := pipeline.run_policy.job_ttl_seconds_after_finished) is not None:
+        spec["ttlSecondsAfterFinished"] = ttl
+    metadata = _metadata(pipeline, own, labels)
+    if pipeline.scheduling.queue_name:
+        metadata["labels"][names.QUEUE_NAME] = pipeline.scheduling.queue_name
+    return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
+
+
+def _failure_rules(*, sharded: bool) -> list[Object]:
+    """Disruptions first, so that a preempted pod that exits 143 or 137 is not taken for a failure of its own."""
+    disrupted, wrong = ("Ignore", "FailIndex") if sharded else ("FailJob", "FailJob")
+
+    def exits(action: str, *codes: int) -> Object:
+        return {"action": action, "onExitCodes": {"containerName": pods.CONTAINER, "operator": "In", "values": sorted(codes)}}
+
+    return [
+        {"action": disrupted, "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        exits(disrupted, EXIT_TERMINATED),
+        exits(wrong, *PERMANENT_EXIT_CODES),
+    ]
+
+
+def _process(
+    pipeline: Pipeline,
+    stage: Stage,
+    own: str,
+    labels: Mapping[str, str],
+    *,
+    servers: Mapping[str, str],
+    salt: str | None,
+    merge: bool,
+) -> pods.Process:
+    args = stage.command(settings.PATH, pods.workdir(pipeline))
+    indexed: list[str] = []
+    if merge:
+        args.append("--merge")
+    elif stage.kind == "annotate" and stage.shards > 1:
+        indexed = ["--shard", f"$(JOB_COMPLETION_INDEX)/{stage.shards}"]
+    for role, url in sorted(servers.items()):
+        args += ["--server", f"{role}={url}"]
+    env = {"STEERLM_TERMINATION_LOG": "/dev/termination-log", "STEERLM_FILES": pods.MOUNT}
+    if salt:
+        env["STEERLM_SALT"] = salt
+    fields = {}
+    secrets = {}
+    nodes = 1 if merge else stage.parallel.nodes
+    if stage.kind == "train" and nodes > 1:
+        env |= _rendezvous(pipeline, stage, own)
+        fields["PET_NODE_RANK"] = f"metadata.annotations['{names.COMPLETION_INDEX}']"
+    if stage.kind == "train" and pipeline.secrets.wandb:
+        secrets["WANDB_API_KEY"] = pipeline.secrets.wandb
+    if stage.kind in ("prepare", "train") and pipeline.secrets.hugging_face:
+        secrets["HF_TOKEN"] = pipeline.secrets.hugging_face
+    kind = {"sample": "annotate"}.get(stage.kind, stage.kind)
+    return pods.Process(
+        args=args,
+        indexed_args=indexed,
+        image=pipeline.images.train if stage.kind == "train" else pipeline.images.worker,
+        amount=pipeline.amount(kind),
+        devices=stage.parallel.devices if stage.kind == "train" else 0,
+        env=env,
+        fields=fields,
+        secrets=secrets,
+        labels=labels,
+    )
+
+
+def _rendezvous(pipeline: Pipeline, stage: Stage, own: str) -> dict[str, str]:
+    """torchrun's static rendezvous, which it reads from the environment: no etcd, no c10d election, one fixed master."""
+    first = f"{own}-{names.JOBSET_JOB}-0-0" if uses_jobset(pipeline, stage) else f"{own}-0"
+    return {
+        "PET_NNODES": str(stage.parallel.nodes),
+        "PET_NPROC_PER_NODE": str(stage.parallel.devices),
+        "PET_RDZV_BACKEND": "static",
+        "PET_MASTER_ADDR": f"{first}.{own}.{pipeline.namespace}.svc",
+        "PET_MASTER_PORT": str(RENDEZVOUS_PORT),
+    }
+
+
+def _headless_service(pipeline: Pipeline, own: str, labels: Mapping[str, str]) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _metadata(pipeline, own, labels),
+        "spec": {
+            "clusterIP": "None",
+            # Ranks look each other up before any of them can be ready.
+            "publishNotReadyAddresses": True,
+            "selector": {names.JOB_NAME: own},
+            "ports": [{"name": "rendezvous", "port": RENDEZVOUS_PORT, "targetPort": RENDEZVOUS_PORT, "protocol": "TCP"}],
+        },
+    }
+
+
+def _jobset(pipeline: Pipeline, own: str, labels: Mapping[str, str], job: Object) -> Object:
+    metadata = job["metadata"]
+    ttl = job["spec"].pop("ttlSecondsAfterFinished", None)
+    spec: Object = {
+        # The operator counts attempts itself, the same way for every engine.
+        "failurePolicy": {"maxRestarts": 0},
+        "network": {"enableDNSHostnames": True, "subdomain": own, "publishNotReadyAddresses": True},
+        "replicatedJobs": [
+            {"name": names.JOBSET_JOB, "replicas": 1, "template": {"metadata": {"labels": dict(labels)}, "spec": job["spec"]}}
+        ],
+    }
+    del job["spec"]["template"]["spec"]["subdomain"]  # JobSet sets it
+    if ttl is not None:
+        spec["ttlSecondsAfterFinished"] = ttl
+    return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
+
+
+def _pod_group(pipeline: Pipeline, own: str, labels: Mapping[str, str], nodes: int) -> Object | None:
+    versions = {"Volcano": "scheduling.volcano.sh/v1beta1", "Coscheduling": "scheduling.x-k8s.io/v1alpha1"}
+    version = versions.get(pipeline.scheduling.gang or "None")
+    if not version:
+        return None
+    spec: Object = {"minMember": nodes}
+    if pipeline.scheduling.gang == "Volcano" and pipeline.scheduling.priority_class_name:
+        spec["priorityClassName"] = pipeline.scheduling.priority_class_name
+    return {"apiVersion": version, "kind": "PodGroup", "metadata": _metadata(pipeline, own, labels), "spec": spec}
+
+
+def _gang(pipeline: Pipeline) -> Object:
+    schedulers = {"Volcano": "volcano", "Coscheduling": pipeline.config.coscheduling_scheduler_name}
+    scheduler = schedulers.get(pipeline.scheduling.gang or "None")
+    return {"schedulerName": scheduler} if scheduler else {}
+
+
+def _join_gang(pipeline: Pipeline, own: str, template: Object) -> None:
+    if pipeline.scheduling.gang == "Volcano":
+        template["metadata"]["annotations"] = {"scheduling.k8s.io/group-name": own}
+    elif pipeline.scheduling.gang == "Coscheduling":
+        template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = own
