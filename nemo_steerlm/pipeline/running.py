@@ -38,7 +38,7 @@ class Run:
     pipeline: SteerLMPipeline
     stage: Stage
     work: WorkDirectory
-    manifest_folder: Path
+    manifest: Path
     servers: Mapping[ModelRole, Sequence[str]]
     shard: Shard | None = None
     merge: bool = False
@@ -56,7 +56,12 @@ class Run:
 
     def resolve(self, reference: str) -> Path:
         """A local file for a manifest's reference; archives are fetched once. Raises UsageError where there is none."""
-        return resolve(reference, self.manifest_folder)
+        return resolve(reference, self.manifest.absolute().parent)
+
+    @property
+    def manifest_text(self) -> str:
+        """The pipeline file as it was written."""
+        return self.manifest.read_text(encoding="utf-8")
 
     def progress(self, done: int, total: int, **fields: Any) -> None:
         """Say how far the stage is."""
@@ -113,7 +118,7 @@ def run_stage(
             if not (servers or {}).get(need.role):
                 raise UsageError(f"stage {name} needs a server of {need.stage}: give --server {need.role}=URL")
         run = Run(
-            pipeline=pipeline, stage=stage, work=work, manifest_folder=folder, servers=servers or {}, shard=shard, merge=merge, lock=lock
+            pipeline=pipeline, stage=stage, work=work, manifest=manifest, servers=servers or {}, shard=shard, merge=merge, lock=lock
         )
         metrics = STEPS[stage.kind](run)
         if metrics is None:

@@ -1,0 +1,40 @@
+"""Starting a command of this package from a stage: its output goes on to the stage's own, its exit code becomes the stage's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.pipeline.processes import Child, Message, report
+from nemo_steerlm.pipeline.running import Run
+
+
+class ChildFailedError(SteerLMError):
+    """A process that a stage started failed; the stage ends with its exit code."""
+
+    code = "child-failed"
+
+    def __init__(self, what: str, child: Child, exit_code: int) -> None:
+        super().__init__(f"{what} failed with exit code {exit_code}\n{child.tail()}")
+        self.exit_code = exit_code
+
+
+def call(what: str, run: Run, arguments: Sequence[str], env: Mapping[str, str] | None = None) -> None:
+    """Run ``python -m ARGUMENTS`` to its end, its progress handed on as this stage's. Raises ChildFailedError with its exit code."""
+
+    def hand_on(message: Message) -> None:
+        fields = {name: value for name, value in message.items() if name not in ("steerlm", "stage")}
+        report(message["steerlm"], stage=run.stage.name, **fields)
+
+    log = run.work.log(f"{run.stage.name}.{what}")
+    log.unlink(missing_ok=True)
+    lock = () if run.lock is None else (run.lock,)
+    with Child([sys.executable, "-m", *arguments], log=log, on_message=hand_on, env=env, pass_fds=lock) as child:
+        code = child.wait()
+        if code:
+            raise ChildFailedError(what, child, code)
+
+
+STEERLM = "nemo_steerlm.cli.main"
+"""The module behind the command ``steerlm``."""

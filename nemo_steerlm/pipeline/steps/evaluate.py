@@ -1,0 +1,161 @@
+"""The evaluate stage: the value model against people, the SteerLM model against what was asked, and the report of both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
+from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+from nemo_steerlm.data.records import read_lines, write_records
+from nemo_steerlm.pipeline.evaluation import AttributeCheck, RatedText, Sample, check_value_model, judge, spread, steering, summary
+from nemo_steerlm.pipeline.manifest import PipelineSpec
+from nemo_steerlm.pipeline.report.page import Report, StageRow, write_page
+from nemo_steerlm.pipeline.running import Run, versions
+from nemo_steerlm.pipeline.stages import stages
+from nemo_steerlm.pipeline.steering import Ask, Sampling, answers, readings
+from nemo_steerlm.pipeline.steps.train import losses
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Write ``metrics.json``, ``samples.jsonl``, ``report.html`` and ``summary.txt``."""
+    spec = run.pipeline.spec
+    schema = spec.attributes.schema_()
+    checks = _value_model(run, schema)
+    samples = _steered(run, spec, schema)
+    table = steering(samples, spec.evaluate.judges)
+    write_records(run.folder / "samples.jsonl", map(msgspec.to_builtins, samples))
+    metrics: dict[str, Any] = msgspec.to_builtins({"valueModel": checks, "steering": table})
+    with atomic_write(run.folder / "metrics.json") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
+    with atomic_write(run.folder / "summary.txt") as file:
+        file.write(summary(checks, table))
+    write_page(run.folder / "report.html", _report(run, checks, samples, table))
+    return {entry.attribute: {"spearmanRead": entry.spearman_read, "spearmanJudged": entry.spearman_judged} for entry in table}
+
+
+def _value_model(run: Run, schema: AttributeSchema) -> dict[str, AttributeCheck]:
+    """Predictions beside human labels, on turns the value model never trained on."""
+    rated = run.pipeline.spec.data.rated_text
+    files = ("train.jsonl", "val.jsonl") if rated and rated.hidden else ("val.jsonl",)
+    held_out, predicted = [], []
+    for path in (run.input("annotate", name) for name in files):
+        for text, human, model in _labelled(path):
+            held_out.append(RatedText(text=text, values=schema.parse(human).values))
+            predicted.append(schema.parse(model).values)
+    taught = [
+        RatedText(text=turn.text, values=schema.parse(turn.label).values)
+        for conversation in _conversations(run.input("prepare", "value_train.jsonl"))
+        for turn in conversation.turns
+        if turn.label is not None and turn.speaker != conversation.mask
+    ]
+    return check_value_model(taught, held_out, predicted, schema)
+
+
+def _labelled(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Text, human label and prediction of each learned turn that has both."""
+    for line in read_lines(path):
+        for turn in line.record["conversations"]:
+            if turn.get("gt_label") is not None and turn.get("label") is not None and turn["from"] != line.record["mask"]:
+                yield turn["value"], turn["gt_label"], turn["label"]
+
+
+def _conversations(path: Path) -> Iterator[Conversation]:
+    for line in read_lines(path):
+        yield Conversation.from_record(line.record, Where(file=str(path), line=line.number))
+
+
+def question(conversation: Conversation) -> Conversation | None:
+    """The conversation up to its first answer, unlabelled; None where it has none."""
+    for i, turn in enumerate(conversation.turns):
+        if turn.speaker != conversation.mask and i > 0:
+            asked = tuple(Turn(speaker=t.speaker, text=t.text) for t in conversation.turns[:i])
+            return Conversation(turns=asked, system=conversation.system, mask=conversation.mask)
+    return None
+
+
+def _questions(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Conversation]:
+    """The manifest's prompts, or those of the validation records that leave room for an answer, each once."""
+    validation = list(_conversations(run.input("prepare", "annotate_val.jsonl")))
+    if spec.evaluate.prompts:
+        turns = [(Turn(speaker=validation[0].mask, text=text),) for text in spec.evaluate.prompts]
+        return [Conversation(turns=t, system=validation[0].system, mask=validation[0].mask) for t in turns]
+    tokenizer = load_tokenizer(run.input("prepare", "tokenizer"))
+    template = Template(tokens=spec.model.chat_tokens.tokens(), layout=spec.model.layout, special=tokenizer.special)
+    label = schema.encode(schema.defaults())
+    room = spec.model.max_sequence_length - spec.evaluate.max_tokens
+    found = dict.fromkeys(q for c in validation if (q := question(c)) is not None)
+    fitting = [q for q in found if len(encode_spans(template.reply_prompt(q, ASSISTANT, label), tokenizer).ids) <= room]
+    if not fitting:
+        raise DataError(
+            f"no validation prompt leaves room for {spec.evaluate.max_tokens} tokens within {spec.model.max_sequence_length}",
+            instead="lower evaluate.maxTokens, raise model.maxSequenceLength, or give evaluate.prompts",
+        )
+    return fitting
+
+
+def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Sample]:
+    """Answers at every level of every steered attribute, read and judged."""
+    how = spec.evaluate
+    questions = _questions(run, spec, schema)
+    plan = []
+    for name in how.attributes or schema.names:
+        for level in schema[name].values:
+            for i in spread(questions, how.samples_per_level, how.seed):
+                plan.append((name, level, questions[i]))
+    asks = [
+        Ask(conversation=q, attributes={**schema.defaults(), **how.base, name: level}, seed=how.seed + i)
+        for i, (name, level, q) in enumerate(plan)
+    ]
+    total = 2 * len(asks)
+    sampling = Sampling(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
+    texts = answers(run.servers["steer"], asks, sampling, lambda n: run.progress(n, total, phase="answering"))
+    answered = [_answered(q, text) for (_, _, q), text in zip(plan, texts, strict=True)]
+    read = readings(run.servers["value"], answered, lambda n: run.progress(len(asks) + n, total, phase="reading"))
+    judges = {name: judge(kind) for name, kind in how.judges.items()}
+    return [
+        Sample(
+            attribute=name,
+            level=level,
+            prompt=q.turns[-1].text,
+            answer=text,
+            read=values,
+            judged=judges[name](text) if name in judges else None,
+        )
+        for (name, level, q), text, values in zip(plan, texts, read, strict=True)
+    ]
+
+
+def _answered(asked: Conversation, text: str) -> Conversation:
+    answer = Turn(speaker=ASSISTANT, text=text)
+    return Conversation(turns=(*asked.turns, answer), system=asked.system, mask=asked.mask)
+
+
+def _report(run: Run, checks: dict[str, AttributeCheck], samples: Sequence[Sample], table: Sequence[Any]) -> Report:
+    rows, curves = [], {}
+    for stage in stages(run.pipeline):
+        success = run.work.success(stage.name)
+        if success is None:
+            continue
+        first = success.outputs[stage.outputs[0]]
+        records = sum(output.records or 0 for output in success.outputs.values()) or None
+        rows.append(StageRow(name=stage.name, seconds=success.seconds, records=records, digest=first.digest))
+        if stage.kind == "train":
+            curves[stage.name] = losses(run.input(stage.name, "metrics.json"))
+    return Report(
+        name=run.pipeline.metadata.name,
+        checks=checks,
+        steering=list(table),
+        samples=list(samples),
+        losses=curves,
+        stages=rows,
+        versions=versions(),
+        manifest=run.manifest_text,
+    )

@@ -1,0 +1,65 @@
+"""A bootstrap round's sampling (paper section 3.4, step 4a): answers under good labels, read again by the value model."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
+from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.data.records import Record, read_lines, write_records
+from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.steering import Ask, Sampling, answers
+from nemo_steerlm.pipeline.steps.annotate import label_and_clean
+from nemo_steerlm.pipeline.steps.evaluate import question
+
+
+def sample(run: Run) -> dict[str, Any]:
+    """Draw label combinations, answer training prompts under them, label the answers: ``train.jsonl`` for the next training."""
+    spec = run.pipeline.spec
+    how = spec.bootstrap
+    number = int(run.stage.fields["round"])
+    train = run.input("annotate", "train.jsonl")
+    conversations = [Conversation.from_record(line.record, Where(file=str(train), line=line.number)) for line in read_lines(train)]
+    combinations = sorted({label for c in conversations for label in good_labels(c, how.require, spec.attributes.schema_())})
+    if not combinations:
+        wanted = ", ".join(f"{name}:{value}" for name, value in how.require.items())
+        raise DataError(f"no label in {train} has {wanted}", instead="loosen bootstrap.require")
+    draw = random.Random(number)
+    questions = list(dict.fromkeys(q for c in conversations if (q := question(c)) is not None))
+    asked = draw.sample(questions, min(how.prompts, len(questions)))
+    schema = spec.attributes.schema_()
+    asks = [
+        Ask(conversation=q, attributes=schema.parse(draw.choice(combinations)).values, seed=draw.randrange(2**31))
+        for q in asked
+        for _ in range(how.samples_per_prompt)
+    ]
+    sampling = Sampling(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
+    texts = answers(run.servers["steer"], asks, sampling, lambda n: run.progress(n, len(asks), phase="sampling"))
+    drawn = run.folder / "sampled.jsonl"
+    count = write_records(drawn, (_record(ask, text) for ask, text in zip(asks, texts, strict=True) if text.strip()))
+    if not count:
+        raise DataError("the model answered every prompt with nothing", instead="train it longer, or raise bootstrap.maxTokens")
+    metrics = label_and_clean(run, {"train": drawn})
+    shutil.copyfile(run.input("annotate", "val.jsonl"), run.folder / "val.jsonl")
+    return {"combinations": len(combinations), "sampled": len(asks), **metrics}
+
+
+def good_labels(conversation: Conversation, require: dict[str, int], schema: AttributeSchema) -> Iterator[str]:
+    """The attribute combinations of a conversation's learned turns that have the required values, as label strings without language."""
+    for turn in conversation.turns:
+        if turn.label is None or turn.speaker == conversation.mask:
+            continue
+        values = schema.parse(turn.label).values
+        if all(values.get(name) == value for name, value in require.items()):
+            yield schema.encode(values)
+
+
+def _record(ask: Ask, text: str) -> Record:
+    conversation = ask.conversation
+    answer = Turn(speaker=ASSISTANT, text=text)
+    turns = [{"value": turn.text, "from": turn.speaker} for turn in (*conversation.turns, answer)]
+    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}

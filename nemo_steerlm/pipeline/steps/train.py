@@ -1,0 +1,135 @@
+"""Training stages: the manifest's numbers as the trainer's configuration, started under torchrun where it runs wide."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nemo_steerlm.core.conversation import SYSTEM_PROMPT
+from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
+from nemo_steerlm.pipeline.manifest import ParallelSpec, PipelineSpec, TrainSpec
+from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER, train_spec
+from nemo_steerlm.pipeline.steps.child import call
+
+TRAINER = "nemo_steerlm.megatron.train"
+
+
+def train(run: Run) -> dict[str, Any] | None:
+    """Train, save ``model.nemo`` and export it. Returns None on every node but the first."""
+    spec = run.pipeline.spec
+    training = train_spec(run.pipeline, run.stage)
+    info = model_info(run)
+    described = run.folder / "description"
+    described.mkdir(exist_ok=True)
+    info.save(described)
+    arguments = [*launcher(training.parallel), *overrides(run, spec, training, described / FILE_NAME)]
+    call("trainer", run, arguments, env=_threads(training.parallel))
+    if node_rank() > 0:
+        return None
+    metrics: dict[str, Any] = msgspec.json.decode((run.folder / "metrics.json").read_bytes())
+    return {name: value for name, value in metrics.items() if not isinstance(value, list)}
+
+
+def model_info(run: Run) -> ModelInfo:
+    """What the trained model will say of itself."""
+    spec = run.pipeline.spec
+    return ModelInfo(
+        kind="value" if run.stage.name == "train-value" else "steer",
+        attributes=spec.attributes.schema_(),
+        tokens=spec.model.chat_tokens.tokens(),
+        layout=spec.model.layout,
+        system=SYSTEM_PROMPT if spec.data.system is None else spec.data.system,
+    )
+
+
+def node_rank() -> int:
+    """This machine's number among those that train together, as torchrun reads it."""
+    return int(os.environ.get("PET_NODE_RANK", "0"))
+
+
+def launcher(parallel: ParallelSpec) -> list[str]:
+    """``python -m …``: the trainer itself, or torchrun starting it. On several nodes the rendezvous comes from ``PET_*`` variables."""
+    if parallel.nodes * parallel.devices == 1:
+        return [TRAINER]
+    rendezvous = ["--standalone"] if parallel.nodes == 1 else [f"--nnodes={parallel.nodes}"]
+    return ["torch.distributed.run", *rendezvous, f"--nproc-per-node={parallel.devices}", "-m", TRAINER]
+
+
+def overrides(run: Run, spec: PipelineSpec, training: TrainSpec, info: Path) -> list[str]:
+    """The trainer's arguments: train_gpt_sft's keys."""
+    source = "prepare" if run.stage.name == "train-value" else run.stage.after[1]
+    names = ("value_train.jsonl", "value_val.jsonl") if source == "prepare" else ("train.jsonl", "val.jsonl")
+    train_file, validation_file = (run.input(source, name) for name in names)
+    parallel = training.parallel
+    values: dict[str, Any] = {
+        "trainer.num_nodes": parallel.nodes,
+        "trainer.devices": parallel.devices,
+        "trainer.precision": training.precision,
+        "trainer.sft.max_steps": training.max_steps,
+        "trainer.sft.max_epochs": training.max_epochs,
+        "trainer.sft.val_check_interval": training.validate_every,
+        "trainer.sft.save_interval": training.validate_every,
+        "trainer.sft.limit_val_batches": training.limit_validation_batches or 1.0,
+        "exp_manager.explicit_log_dir": run.folder / "experiment",
+        "model.restore_from_path": base_model(run, spec),
+        "model.tensor_model_parallel_size": parallel.tensor,
+        "model.pipeline_model_parallel_size": parallel.pipeline,
+        "model.seed": training.seed,
+        "model.encoder_seq_length": spec.model.max_sequence_length,
+        "model.data.chat": True,
+        "model.optim.lr": training.learning_rate,
+        "model.optim.weight_decay": training.weight_decay,
+        "model.optim.sched.warmup_steps": training.warmup_steps,
+        "model.optim.sched.constant_steps": training.constant_steps,
+        "model.optim.sched.min_lr": training.min_learning_rate,
+        "steerlm.info": info,
+        "steerlm.nemo_file": run.folder / "model.nemo",
+        "steerlm.export_dir": run.folder / MODEL_FOLDER,
+        "steerlm.metrics_file": run.folder / "metrics.json",
+        "steerlm.progress": True,
+    }
+    for dataset, file in (("train_ds", train_file), ("validation_ds", validation_file)):
+        values[f"model.data.{dataset}.file_path"] = file
+        values[f"model.data.{dataset}.global_batch_size"] = training.global_batch_size
+        values[f"model.data.{dataset}.micro_batch_size"] = training.micro_batch_size
+        values[f"model.data.{dataset}.max_seq_length"] = spec.model.max_sequence_length
+    if training.lora:
+        values["model.peft.peft_scheme"] = "lora"
+        values["model.peft.lora_tuning.adapter_dim"] = training.lora.rank
+        values["model.peft.lora_tuning.target_modules"] = f"[{','.join(training.lora.target_modules)}]"
+    return [f"{key}={_quoted(value)}" for key, value in values.items()] + list(training.overrides)
+
+
+def base_model(run: Run, spec: PipelineSpec) -> Path:
+    """What the training starts from: the base model, or in a bootstrap round the model that was sampled."""
+    previous = next((name for name in run.stage.after if name == "train-steer" or name.endswith("-train")), None)
+    return run.input(previous, "model.nemo") if previous else run.resolve(spec.model.base)
+
+
+def _quoted(value: object) -> str:
+    """As Hydra's grammar reads it: paths may hold characters that mean something there."""
+    if isinstance(value, Path):
+        escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    return str(value)
+
+
+def _threads(parallel: ParallelSpec) -> dict[str, str]:
+    """torchrun gives each process one thread; share the cores out instead, unless somebody chose."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // parallel.devices)))}
+
+
+def losses(metrics_file: Path) -> list[float]:
+    """Training loss by step, from a finished training's metrics."""
+    found: dict[str, Any] = msgspec.json.decode(metrics_file.read_bytes())
+    return [float(loss) for loss in _losses(found)]
+
+
+def _losses(metrics: dict[str, Any]) -> Iterator[float]:
+    yield from metrics.get("train_loss_by_step", [])
