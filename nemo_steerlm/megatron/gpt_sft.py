@@ -6,24 +6,33 @@ Importing this module imports NeMo, which takes ten seconds and more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
 from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
-from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import get_specs, mcore_model_customize
+from megatron.core.optimizer.clip_grads import get_grad_norm_fp32
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
+from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel, get_specs, mcore_model_customize
 from nemo.collections.nlp.models.language_modeling.megatron_gpt_sft_model import MegatronGPTSFTModel
+from nemo.collections.nlp.modules.common.megatron.clip_grads import clip_grad_norm_distributed_optimizer
 from nemo.collections.nlp.parts.nlp_overrides import NLPDDPStrategy, NLPSaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
-from nemo_steerlm.megatron import compat
+from nemo_steerlm.megatron import compat, optimization
+from nemo_steerlm.megatron.batches import MicroBatch
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_layer_spec
+from nemo_steerlm.megatron.tokenizer_files import build_nemo_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -102,35 +111,146 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         kept = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         self._optimizer_param_groups = ({"params": decayed}, {"params": kept, "weight_decay": 0.0})
 
+    def trainable_sharded_state_dict(self) -> dict[str, Any]:
+        """What training changes, as shards: all weights, or the adapters'."""
+        weights: dict[str, Any] = MegatronGPTModel.sharded_state_dict(self)
+        return {name: shard for name, shard in weights.items() if not self.use_peft or ".adapter_layer." in name}
+
+    def load_trainable_state_dict(self, weights: dict[str, Tensor]) -> None:
+        """Put back what ``trainable_sharded_state_dict`` had saved."""
+        state = {name.removeprefix("model."): weight for name, weight in weights.items()}
+        _, unexpected = self.get_model_module_list()[0].load_state_dict(state, strict=not self.use_peft)
+        assert not unexpected
+
+    def sharded_training_state(self, *, loading: bool) -> dict[str, Any]:
+        """See ``optimization.sharded_state``."""
+        return optimization.sharded_state(self, loading=loading)
+
+    def load_training_state(self, loaded: dict[str, Any]) -> None:
+        """See ``optimization.load_state``."""
+        optimization.load_state(self, loaded)
+
+    def _build_tokenizer(self) -> None:
+        """As upstream, and from a ``tokenizer.json`` that travels in the ``.nemo``, for which upstream has no key."""
+        self.tokenizer = build_nemo_tokenizer(self)
+        if self.tokenizer is None:
+            super()._build_tokenizer()
+
     def get_forward_output_and_loss_func(  # type: ignore[override]
         self, validation_step: bool = False, tuning: bool = False
     ) -> Callable[..., tuple[Tensor, Callable[..., Any]]]:
-        """Megatron's forward step for micro batches of ``chat_dataset.collate``; upstream's where no tuning batch comes.
+        """Megatron's forward step for a ``MicroBatch``; upstream's where ``tuning`` is off.
 
         The loss of a micro batch is its sum over learned tokens times ``loss_scale``, so that the gradient is that of the mean over
         the learned tokens of the whole global batch. Upstream averages the means of micro batches, which weighs a token by its
         neighbours and gives another loss for every micro batch size and data-parallel size.
         """
         if not tuning:
-            return super().get_forward_output_and_loss_func(validation_step, tuning)
+            step: Callable[..., tuple[Tensor, Callable[..., Any]]] = super().get_forward_output_and_loss_func(validation_step, tuning)
+            return step
+        return _score_step if validation_step else _learn_step
 
-        def forward_step(batches: Iterator[dict[str, Tensor]], model: GPTModel) -> tuple[Tensor, Callable[..., Any]]:
-            batch = {key: value.cuda(non_blocking=True) for key, value in next(batches).items()}
-            output = model(
-                input_ids=batch["tokens"],
-                position_ids=batch["position_ids"],
-                attention_mask=None,
-                labels=batch["labels"],
-                loss_mask=batch["loss_mask"],
-            )
+    def run_micro_batches(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[dict[str, Any]]:
+        """Forward, and unless ``forward_only`` backward, through Megatron's pipeline schedule.
 
-            def loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-                total = losses.float().sum()
-                return total * batch["loss_scale"], {"loss_sum": total.detach()}
+        Returns what the loss functions returned, one for each micro batch, on the last pipeline stage; nothing on the others.
+        """
+        self._set_gradient_hooks(forward_only)
+        rows, width = batches[0]["tokens"].shape
+        losses: list[dict[str, Any]] = get_forward_backward_func()(
+            forward_step_func=self.get_forward_output_and_loss_func(validation_step=forward_only, tuning=True),
+            data_iterator=iter(batches),
+            model=self.model,
+            num_microbatches=len(batches),
+            seq_length=width,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
+        return losses
 
-            return output, loss
+    def _set_gradient_hooks(self, forward_only: bool) -> None:
+        """What overlaps gradient reduction with the backward pass; only apex's distributed Adam and Megatron's own do (upstream's rule)."""
+        no_sync = grad_sync = param_sync = finalize = None
+        if self.with_distributed_adam and not self.use_mcore_dist_optim and not forward_only:
+            no_sync = partial(self._optimizer.no_sync, greedy_grad_copy=self.megatron_amp_O2)
+            grad_sync, param_sync = self.reduce_overlap_gradients, self.sync_overlap_parameters
+        if self.use_mcore_dist_optim:
+            finalize = finalize_model_grads
+        for module in self.get_model_module_list():
+            module.config.no_sync_func, module.config.grad_sync_func, module.config.param_sync_func = no_sync, grad_sync, param_sync
+            module.config.finalize_model_grads_func = finalize
 
-        return forward_step
+    def reduce_gradients(self) -> None:
+        """Bring gradients to where the optimizer needs them, after the pipeline schedule (order as upstream's ``training_step``)."""
+        parallel = parallel_state.get_tensor_model_parallel_world_size() > 1 and self.cfg.get("sequence_parallel", False)
+        if parallel and not self.use_mcore_dist_optim:
+            self.allreduce_sequence_parallel_gradients()
+        if self.with_distributed_adam:
+            if not self.use_mcore_dist_optim:
+                self._optimizer._finish_bucket_grad_sync()
+        elif self.megatron_amp_O2:
+            self._optimizer.allreduce_main_grads()
+        elif parallel_state.get_data_parallel_world_size(with_context_parallel=True) > 1:
+            self.allreduce_gradients()
+        if not self.use_mcore_dist_optim:
+            self.allreduce_first_last_embeddings()
+
+    def clip_gradients(self, max_norm: float) -> float:
+        """Scale gradients down to ``max_norm`` over all ranks that share the model; returns their norm. 0 measures only."""
+        if self.with_distributed_adam and not self.use_mcore_dist_optim:
+            return float(clip_grad_norm_distributed_optimizer(self._optimizer, max_norm))
+        if self.use_mcore_dist_optim:  # clips while it steps
+            return float("nan")
+        parameters = self._optimizer.get_parameters_with_grad() if self.megatron_amp_O2 else self.get_parameters_with_grad()
+        counted = [p.grad for p in parameters if not getattr(p, "shared", False) and param_is_not_tensor_parallel_duplicate(p)]
+        norm = get_grad_norm_fp32(counted, grad_stats_parallel_group=parallel_state.get_model_parallel_group())
+        if max_norm and norm > max_norm:
+            torch._foreach_mul_([p.grad for p in parameters], max_norm / (norm + 1e-6))
+        return float(norm)
+
+
+def _learn_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+    batch = next(batches)
+    inputs = _on_device(batch)
+    output = model(**inputs, attention_mask=None, labels=batch["labels"].cuda(non_blocking=True))
+
+    def loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        total = losses.float().sum()
+        return total * batch["loss_scale"].to(total.device), {"loss_sum": total.detach()}
+
+    return output, loss
+
+
+def _score_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+    batch = next(batches)
+    inputs = _on_device(batch)
+    output = model(**inputs, attention_mask=None, labels=None)
+
+    def loss(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """``logits`` are ``[learned, vocab / tp]``."""
+        result = {}
+        if "value_rows" in batch:
+            result["value_logits"] = _candidate_logits(logits, batch["value_rows"], batch["candidates"])
+        learned = batch["labels"].cuda(non_blocking=True)[inputs["loss_mask"]]
+        total = vocab_parallel_cross_entropy(logits.float().unsqueeze(1), learned.unsqueeze(1)).sum()
+        return total.clone(), {"loss_sum": total, **result}  # the schedule divides what it is given in place
+
+    return output, loss
+
+
+def _on_device(batch: MicroBatch) -> dict[str, Tensor]:
+    names = {"input_ids": "tokens", "position_ids": "position_ids", "loss_mask": "loss_mask"}
+    return {argument: batch[name].cuda(non_blocking=True) for argument, name in names.items()}
+
+
+def _candidate_logits(logits: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
+    """Logits ``[rows, candidates]`` of a vocabulary that is spread over the tensor-parallel ranks."""
+    part = logits.size(-1)
+    local = candidates.to(logits.device) - parallel_state.get_tensor_model_parallel_rank() * part
+    here = (local >= 0) & (local < part)
+    found = logits[rows.to(logits.device)][:, local.clamp(0, part - 1)].float().masked_fill(~here, float("-inf"))
+    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
+    return found
 
 
 def start_distributed(cfg: DictConfig, trainer: Trainer) -> None:

@@ -91,21 +91,22 @@ def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
 
 
 class SteerLMGPT(GPTModel):
-    """``GPTModel`` whose loss is computed at the learned positions only: a value model learns one token in twenty.
+    """``GPTModel`` that projects onto the vocabulary at the learned positions only: a value model learns one token in twenty.
 
-    The logits of the other positions would be multiplied by zero, so the loss and its gradient are the same.
+    The other positions' losses would be multiplied by zero, so the loss and its gradient are the same.
     """
 
-    def _postprocess(self, hidden_states: Tensor, input_ids: Tensor, position_ids: Tensor, labels: Tensor | None, *args: Any, **kwargs: Any) -> Tensor:
-        """Per-token losses: ``[learned]``, in order of sample then position, where labels and a loss mask ``[b, s]`` are given."""
-        loss_mask = kwargs.get("loss_mask")
-        whole = self.config.sequence_parallel or self.config.context_parallel_size > 1 or self.mtp_process
-        if not self.post_process or labels is None or loss_mask is None:
-            return super()._postprocess(hidden_states, input_ids, position_ids, labels, *args, **kwargs)
-        learned = loss_mask.bool()
-        if whole:  # the hidden states are scattered over ranks along the sequence
-            losses = super()._postprocess(hidden_states, input_ids, position_ids, labels, *args, **kwargs)
-            return losses[learned]
-        # [s, b, h] -> [learned, 1, h]
-        hidden_states = hidden_states.transpose(0, 1)[learned].unsqueeze(1)
-        return super()._postprocess(hidden_states, input_ids, position_ids, labels[learned].unsqueeze(0), *args, **kwargs).view(-1)
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """With a loss mask ``[b, s]``: losses ``[learned]`` where labels ``[b, s]`` are given, else logits ``[learned, vocab / tp]``.
+
+        In order of sample, then position. Without a loss mask, or before the last pipeline stage, as upstream.
+        """
+        loss_mask, labels = kwargs.get("loss_mask"), kwargs.get("labels")
+        if not self.post_process or loss_mask is None or self.mtp_process:
+            return super()._postprocess(hidden_states, *args, **kwargs)
+        if self.config.sequence_parallel:  # hidden states are spread over ranks along the sequence until the output layer gathers them
+            return super()._postprocess(hidden_states, *args, **kwargs)[loss_mask]
+        hidden_states = hidden_states.transpose(0, 1)[loss_mask].unsqueeze(1)  # [s, b, h] -> [learned, 1, h]
+        if labels is not None:
+            kwargs["labels"] = labels[loss_mask].unsqueeze(0)
+        return super()._postprocess(hidden_states, *args, **kwargs).squeeze(0)

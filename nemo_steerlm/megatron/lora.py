@@ -1,0 +1,119 @@
+"""Low-rank adapters: NeMo's own, attached to Megatron-Core's modules, and merged into the weights when training is over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.attention import SelfAttention
+from nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins import MCoreMLPMixin, MCoreSelfAttentionMixin
+from nemo.collections.nlp.modules.common.megatron.adapters.parallel_adapters import AdapterName, ParallelLinearAdapter
+from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
+from torch import Tensor
+
+from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
+
+TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
+
+_ADAPTED = {
+    AdapterName.LORA_KQV_ADAPTER: "linear_qkv",
+    AdapterName.LORA_DENSE_ATTENTION_ADAPTER: "linear_proj",
+    AdapterName.LORA_Hto4H_ADAPTER: "linear_fc1",
+    AdapterName.LORA_4HtoH_ADAPTER: "linear_fc2",
+}
+
+
+class AdaptedSelfAttention(MCoreSelfAttentionMixin):
+    """NeMo's mixin with Megatron-Core's own forward pass.
+
+    Seen: the mixin of nemo 2.4.1 copies the forward pass of an older Megatron-Core and cannot be called by 0.13. Remove when they agree.
+    """
+
+    def mcore_register_adapters(self) -> None:
+        """As upstream; the adapter of the output projection is added by a hook, since the forward pass is not copied."""
+        super().mcore_register_adapters()
+        if not self.linear_proj._forward_hooks:
+            self.linear_proj.register_forward_hook(self._add_output_adapter)
+
+    def _add_output_adapter(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        adapter = self.get_adapter_module(AdapterName.LORA_DENSE_ATTENTION_ADAPTER) if self.is_adapter_available() else None
+        return output if adapter is None else (output[0] + adapter(inputs[0]), output[1])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Megatron-Core's forward pass; it calls the mixin's ``get_query_key_value_tensors``."""
+        return SelfAttention.forward(self, *args, **kwargs)
+
+
+class AdaptedMLP(MCoreMLPMixin):
+    """NeMo's mixin under the signature of Megatron-Core 0.13."""
+
+    def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None) -> Any:
+        """See MCoreMLPMixin.forward; ``per_token_scale`` is for mixtures of experts only."""
+        assert per_token_scale is None
+        return super().forward(hidden_states)
+
+
+def add(model: SteerLMGPTSFTModel) -> None:
+    """Freeze ``model`` and add the adapters that ``model.peft`` asks for. Raises ConfigError for what is not LoRA."""
+    peft = model.cfg.peft
+    if peft.peft_scheme != "lora":
+        raise ConfigError(f"model.peft.peft_scheme={peft.peft_scheme}: write lora or none")
+    tuning = peft.lora_tuning
+    unknown = [target for target in tuning.target_modules if target not in TARGETS]
+    if unknown:
+        raise ConfigError(f"model.peft.lora_tuning.target_modules: unknown {unknown[0]}; known: {', '.join(TARGETS)}")
+    if tuning.get("variant", "nemo") != "nemo" or tuning.weight_tying:
+        raise ConfigError("model.peft.lora_tuning: only variant=nemo without weight_tying can be merged")
+    config = LoraPEFTConfig(model.cfg)
+    replaced = {MCoreSelfAttentionMixin: AdaptedSelfAttention, MCoreMLPMixin: AdaptedMLP}
+    config.name_key_to_mcore_mixins = {
+        name: [(target, replaced.get(mixin, mixin)) for target, mixin in targets]
+        for name, targets in config.name_key_to_mcore_mixins.items()
+    }
+    model.add_adapter(config)
+    # Adapters start on the CPU generator of their rank: data-parallel copies must start alike.
+    for parameter in model.model.parameters():
+        if parameter.requires_grad:
+            group = parallel_state.get_data_parallel_group()
+            torch.distributed.broadcast(parameter.data, torch.distributed.get_global_rank(group, 0), group=group)
+
+
+def merge(model: SteerLMGPTSFTModel) -> None:
+    """Add every adapter's product to the weight it adapts, and remove the adapters. Every rank calls this."""
+    with torch.no_grad():
+        for module in list(model.model.modules()):
+            adapters = getattr(module, "adapter_layer", None)
+            if adapters is None:
+                continue
+            for name, adapter in adapters.items():
+                weight = getattr(module, _ADAPTED[name]).weight
+                weight += (_product(adapter) * (adapter.alpha / adapter.dim)).to(weight.dtype)
+            del module.adapter_layer
+            module.__class__ = SelfAttention if isinstance(module, SelfAttention) else type(module).__mro__[2]
+    model.use_peft = False
+    for parameter in model.model.parameters():
+        parameter.requires_grad = True
+
+
+def _product(adapter: ParallelLinearAdapter) -> Tensor:
+    """This rank's part ``[out, in]`` of the adapter as one matrix.
+
+    Column-parallel layers split the output: the inner dimension is gathered, the outer weight is this rank's already. Row-parallel
+    layers split the input: the inner weight is this rank's, the rows of the outer one are gathered.
+    """
+    inner, outer = adapter.linear_in.weight, adapter.linear_out.weight
+    if adapter.input_is_parallel:
+        return _gathered(outer) @ inner
+    return outer @ _gathered(inner)
+
+
+def _gathered(weight: Tensor) -> Tensor:
+    """A weight that is split over its rows, whole."""
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return weight
+    parts = [torch.empty_like(weight) for _ in range(size)]
+    torch.distributed.all_gather(parts, weight.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(parts)
