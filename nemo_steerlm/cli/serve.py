@@ -1,0 +1,94 @@
+"""``steerlm serve``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from nemo_steerlm.core.errors import UsageError, shown
+
+if TYPE_CHECKING:
+    from nemo_steerlm.serving.engine import Engine
+
+_STEER = Path("train-steer") / "hf"
+_VALUE = Path("train-value") / "hf"
+
+
+def serve(
+    model: Path = typer.Argument(help="An exported model folder, a .nemo file, or the work directory of a finished pipeline."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 for every interface."),
+    port: int = typer.Option(0, min=0, max=65535, help="Port to listen on; 0 picks a free one."),
+    threads: int = typer.Option(0, min=0, help="CPU threads of the engine; 0: as many as there are cores."),
+    name: str = typer.Option("", help="The model's name in /v1/models; by default its folder's."),
+    default: list[str] = typer.Option([], help="Attribute a request gets that does not name it, as quality=4. Repeatable."),
+    max_rows: int = typer.Option(32, min=1, help="Rows generated, or conversations scored, at once."),
+    max_waiting: int = typer.Option(1024, min=1, help="Rows that may wait; more are answered 429."),
+    max_body_mb: float = typer.Option(8.0, min=0.001, help="Largest request body, in megabytes."),
+    request_timeout: float = typer.Option(600.0, min=0.1, help="Seconds a request may take."),
+    drain_seconds: float = typer.Option(30.0, min=0.0, help="Seconds that requests in flight get after SIGTERM."),
+    api_key: str = typer.Option("", envvar="STEERLM_API_KEY", help="Bearer token that requests must bring.", show_envvar=True),
+    cors_origin: list[str] = typer.Option([], help="Origin whose pages may call this server. Repeatable."),
+    log_prompts: bool = typer.Option(False, "--log-prompts", help="Write request bodies to the log."),
+    device: str = typer.Option("", help="cpu, cuda or cuda:1; by default cuda where there is one."),
+) -> None:
+    """Serve a model over HTTP: attribute scoring, OpenAI's API with attributes, and NeMo's PUT /generate."""
+    folder = model_path(model)
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    from nemo_steerlm.serving.server import bind
+    from nemo_steerlm.serving.server import serve as serve_forever
+    from nemo_steerlm.serving.service import Service, Settings
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
+    settings = Settings(
+        name=name or folder.stem,
+        default_attributes=read_attributes(default),
+        max_waiting=max_waiting,
+        max_body_bytes=int(max_body_mb * (1 << 20)),
+        request_timeout=request_timeout,
+        api_key=api_key or None,
+        cors_origins=tuple(cors_origin),
+        log_prompts=log_prompts,
+    )
+    listener = bind(host, port)
+    service = Service(load_engine(folder, max_rows=max_rows, device=device or None), settings)
+    serve_forever(service, listener, drain_seconds=drain_seconds)
+
+
+def model_path(given: Path) -> Path:
+    """What to serve: ``given``, or the steer model of the pipeline work directory that it is. Raises UsageError."""
+    if not given.exists():
+        raise UsageError(f"{given}: no such file or folder")
+    if (given / _STEER).is_dir():
+        return given / _STEER
+    if (given / _VALUE).is_dir():
+        raise UsageError(f"{given}: the pipeline has no steer model yet; run it to its end, or serve {given / _VALUE}")
+    return given
+
+
+def load_engine(path: Path, *, max_rows: int, device: str | None) -> Engine:
+    """The engine for a model folder or a ``.nemo`` file."""
+    if path.suffix == ".nemo":
+        from nemo_steerlm.megatron.engine import load_megatron_engine
+
+        engine: Engine = load_megatron_engine(path)
+        return engine
+    from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+
+    return HuggingFaceEngine(path, device=device, max_rows=max_rows)
+
+
+def read_attributes(options: list[str]) -> dict[str, int | str]:
+    """``["quality=4", "lang=en"]`` as a mapping. Raises UsageError for what has no ``=``."""
+    attributes: dict[str, int | str] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UsageError(f"--default {shown(option)}: write name=value, as quality=4")
+        attributes[key] = int(value) if value.lstrip("-").isdigit() else value
+    return attributes

@@ -1,0 +1,104 @@
+"""The ASGI app: routes, errors as JSON, health, metrics and documentation around one service."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+
+from nemo_steerlm import __version__
+from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
+from nemo_steerlm.serving import attributes, generate, openai
+from nemo_steerlm.serving.docs_page import docs_page
+from nemo_steerlm.serving.limits import BodyTooLargeError, Gate
+from nemo_steerlm.serving.scheduler import QueueFullError
+from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
+
+_STATUS: dict[type[SteerLMError], int] = {
+    DataError: 400,
+    UsageError: 400,
+    # Not 504: the server is well, the request was too large for the time it may take.
+    TimedOutError: 408,
+    QueueFullError: 429,
+    ClientGoneError: 499,
+    DrainingError: 503,
+}
+_RETRY_AFTER = {429: "1", 503: "5"}
+
+
+def create_app(service: Service) -> FastAPI:
+    """The app around ``service``. It closes the service's scheduler when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        service.scheduler.close()
+
+    app = FastAPI(title="nemo_steerlm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.service = service
+    for module in (attributes, openai, generate):
+        app.include_router(module.router(service))
+    _add_health(app, service)
+    _add_errors(app)
+    if service.settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(service.settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Gate, service=service)
+    return app
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    @app.get("/health/live", tags=["Health"], summary="Whether the process answers")
+    async def live() -> dict[str, str]:
+        return {"status": "live"}
+
+    @app.get("/health/ready", tags=["Health"], summary="Whether new requests are taken")
+    async def ready() -> JSONResponse:
+        return JSONResponse({"status": "draining"}, 503) if service.draining else JSONResponse({"status": "ready"})
+
+    @app.get("/metrics", tags=["Health"], summary="Prometheus metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(app.openapi()))
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def known(_: Request, error: Exception) -> Response:
+        assert isinstance(error, SteerLMError)  # noqa: S101  narrows the type; registered for nothing else
+        status = _STATUS.get(type(error), 500)
+        headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
+        return _error(status, error.code, str(error), headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101  as above
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"] if part != "body")
+        return _error(400, "invalid_request", f"{where or 'body'}: {first['msg']}")
+
+    async def http(_: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101  as above
+        return _error(error.status_code, "http", str(error.detail), dict(error.headers or {}))
+
+    async def too_large(request: Request, _: Exception) -> Response:
+        limit = request.app.state.service.settings.max_body_bytes
+        return _error(413, "too_large", f"bodies may have {limit} bytes")
+
+    handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
+        SteerLMError: known,
+        RequestValidationError: invalid,
+        HTTPException: http,
+        BodyTooLargeError: too_large,
+    }
+    for kind, handler in handlers.items():
+        app.add_exception_handler(kind, handler)
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)

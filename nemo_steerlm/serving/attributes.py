@@ -1,0 +1,87 @@
+"""``POST /v1/attributes``: how the value model reads conversations, with the probability of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
+
+from nemo_steerlm.core.attributes import LANGUAGE_KEY
+from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.errors import DataError, UsageError, Where
+from nemo_steerlm.core.template import text_of
+from nemo_steerlm.core.tokenization import encode_text
+from nemo_steerlm.serving.engine import Choice, ScoredTurn, ScoreRequest
+from nemo_steerlm.serving.label_plan import LabelPlan, compile_label
+from nemo_steerlm.serving.schemas import AttributesBody
+from nemo_steerlm.serving.service import Service
+
+
+def router(service: Service) -> APIRouter:
+    """The route, bound to ``service``."""
+    routes = APIRouter(prefix="/v1", tags=["SteerLM"])
+    plan = compile_label(service.engine.info, service.engine.tokenizer) if service.scores else None
+
+    @routes.post("/attributes", summary="Read the attributes of conversations")
+    async def attributes(body: AttributesBody, request: Request) -> Response:
+        if plan is None:
+            raise UsageError("this is a steer model: it writes under attributes (POST /v1/chat/completions); serve the value model to score")
+        requests = await run_in_threadpool(_requests, service, plan, body)
+        service.require_open(len(requests))
+        scored = await service.within(request, service.scheduler.score(requests))
+        results = [{"turns": [_turn(turn) for turn in turns]} for turns in scored]
+        answer = {"model": service.engine.info.fingerprint, "object": "list", "results": results}
+        return Response(msgspec.json.encode(answer), media_type="application/json")
+
+    return routes
+
+
+def _requests(service: Service, plan: LabelPlan, body: AttributesBody) -> list[tuple[ScoreRequest, int]]:
+    """Each conversation with its length. Raises DataError naming the one that is malformed or too long."""
+    if (body.conversations is None) == (body.messages is None):
+        raise DataError("the body needs one of conversations and messages")
+    if body.messages is not None:
+        conversations = [service.prompts.conversation(body.messages, None)]
+    else:
+        conversations = [_conversation(record, Where(field=f"conversations[{i}]")) for i, record in enumerate(body.conversations or ())]
+    return [_request(service, plan, c, body.turns, f"conversations[{i}]") for i, c in enumerate(conversations)]
+
+
+def _conversation(record: Mapping[str, Any], where: Where) -> Conversation:
+    conversation = Conversation.from_record(record, where)
+    for text in (conversation.system, *(t for turn in conversation.turns for t in (turn.speaker, turn.text, turn.label or ""))):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError("text has an unpaired surrogate", where=where) from error
+    return conversation
+
+
+def _request(service: Service, plan: LabelPlan, conversation: Conversation, which: str, field: str) -> tuple[ScoreRequest, int]:
+    turns = tuple(i for i, turn in enumerate(conversation.turns) if which == "all" or turn.speaker != conversation.mask)
+    if not turns:
+        return ScoreRequest(conversation=conversation, turns=()), 0
+    spans = service.prompts.template.label_prompt(conversation, turns[-1])
+    length = len(encode_text(text_of(spans), service.engine.tokenizer)) + len(turns) * plan.length
+    if length > service.engine.max_length:
+        limit = service.engine.max_length
+        raise DataError(f"too long: {length} tokens with labels", where=Where(field=field), instead=f"this model takes {limit}")
+    return ScoreRequest(conversation=conversation, turns=turns), length
+
+
+def _turn(turn: ScoredTurn) -> dict[str, Any]:
+    attributes = {name: _attribute(choice) for name, choice in turn.choices.items() if name != LANGUAGE_KEY}
+    answer: dict[str, Any] = {"index": turn.index, "label": turn.label, "attributes": attributes}
+    language = turn.choices.get(LANGUAGE_KEY)
+    if language is not None:
+        answer[LANGUAGE_KEY] = {"value": language.value, "probabilities": language.probabilities}
+    return answer
+
+
+def _attribute(choice: Choice) -> dict[str, Any]:
+    expected = sum(int(value) * chance for value, chance in choice.probabilities.items())
+    return {"value": int(choice.value), "expected": expected, "probabilities": choice.probabilities}

@@ -1,0 +1,112 @@
+"""What a server asks of a model: one more token for every running row, and the attribute labels of conversations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.tokenization import TextTokenizer
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How the next token is drawn from its distribution. Order: repetition penalty, temperature, top-k, top-p."""
+
+    greedy: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    """0: all."""
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    """As transformers: scores of tokens seen in prompt or output are divided (multiplied where negative) by it."""
+    seed: int | None = None
+    """The same seed and request give the same text, whatever else is in the batch. None: drawn from the system."""
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One row to generate. Stopping is the scheduler's job; the engine only needs to know what it must not stop at too early."""
+
+    prompt: tuple[int, ...]
+    """Token ids, at least one."""
+    sampling: Sampling = Sampling()
+    stop_ids: frozenset[int] = frozenset()
+    min_tokens: int = 0
+    """``stop_ids`` have probability 0 before this many tokens are generated."""
+    logprobs: int | None = None
+    """None: none wanted. Otherwise the chosen token's, and those of this many most probable tokens."""
+    prompt_logprobs: bool = False
+    """Whether the prompt's own tokens are wanted as well (in the first token's ``prompt``)."""
+    full_logprobs: bool = False
+    """Whether log-probabilities of the whole vocabulary are wanted (upstream's ``all_probs``)."""
+
+
+class TokenLogprob(NamedTuple):
+    """A token's log-probability (natural, of the model's own distribution: before temperature and filters), and its rivals'."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+    """``(token id, log-probability)``, most probable first."""
+    full: list[float] | None = None
+
+
+class NextToken(NamedTuple):
+    """What one step gave one row."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+    prompt: list[TokenLogprob] | None = None
+    """For prompt tokens 1, 2, … (the first has no prediction). Only with the first generated token, if asked for."""
+
+
+class Choice(msgspec.Struct, frozen=True, kw_only=True):
+    """A field of a label as the model reads it."""
+
+    value: str
+    """The most probable allowed value."""
+    probabilities: dict[str, float]
+    """Of every allowed value, in schema order. They sum to 1: constrained decoding leaves nothing else."""
+
+
+class ScoredTurn(msgspec.Struct, frozen=True, kw_only=True):
+    """The predicted label of one turn."""
+
+    index: int
+    label: str
+    choices: dict[str, Choice]
+    """By attribute name, in label order; under ``lang`` where the schema has languages."""
+
+
+class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A conversation and the turns to label, ascending. Labels of other turns are context; those of these turns are not looked at."""
+
+    conversation: Conversation
+    turns: tuple[int, ...]
+
+
+class Engine(Protocol):
+    """A loaded model. Only one thread, the scheduler's, calls ``add``, ``step``, ``remove`` and ``score``.
+
+    Rows are numbered by the caller. Results of a row do not depend on which other rows are there.
+    """
+
+    info: ModelInfo
+    tokenizer: TextTokenizer
+    max_length: int
+    """Tokens of prompt and answer together."""
+    max_rows: int
+    """How many rows may generate at once, and how many conversations ``score`` takes."""
+
+    def add(self, row: int, request: GenerationRequest) -> None:
+        """Let ``row`` take part from the next ``step`` on."""
+
+    def step(self) -> dict[int, NextToken]:
+        """One more token for every row."""
+
+    def remove(self, row: int) -> None:
+        """Forget ``row``: it is finished, or nobody wants it any more."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[list[ScoredTurn]]:
+        """The labels of one batch of conversations, each no longer than ``max_length``."""

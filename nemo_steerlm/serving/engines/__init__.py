@@ -1,0 +1,1 @@
+"""Engines: the only part of ``serving`` that imports torch and transformers."""

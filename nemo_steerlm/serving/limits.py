@@ -1,0 +1,96 @@
+"""What stands before every route: body size, bearer token, request log and latency. Plain ASGI, so that streams pass through untouched."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nemo_steerlm.serving.service import Service
+
+access = logging.getLogger("nemo_steerlm.serving.access")
+
+_OPEN = ("/health/live", "/health/ready")
+"""Paths that need no token: whoever restarts servers has none."""
+
+
+class BodyTooLargeError(Exception):
+    """Raised into the route that reads a body beyond the limit."""
+
+
+class Gate:
+    """Middleware around the whole app."""
+
+    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._settings = service.settings
+        self._metrics = service.metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        self._service.in_flight += 1
+        started = time.monotonic()
+        status = 500
+        read = bytearray()
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        size = 0
+
+        async def limited_receive() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._settings.max_body_bytes:
+                raise BodyTooLargeError
+            if self._settings.log_prompts:
+                read.extend(message.get("body", b""))
+            return message
+
+        try:
+            if refused := self._refusal(scope):
+                await _respond(watched_send, *refused)
+                return
+            await self._app(scope, limited_receive, watched_send)
+        finally:
+            self._service.in_flight -= 1
+            self._record(scope, status, time.monotonic() - started, bytes(read))
+
+    def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
+        headers = dict(scope["headers"])
+        key = self._settings.api_key
+        if key is not None and scope["path"] not in _OPEN and scope["method"] != "OPTIONS":
+            given = headers.get(b"authorization", b"")
+            if not secrets.compare_digest(given, b"Bearer " + key.encode()):
+                return 401, "unauthorized", "send the header Authorization: Bearer KEY"
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._settings.max_body_bytes:
+            return 413, "too_large", f"bodies may have {self._settings.max_body_bytes} bytes"
+        return None
+
+    def _record(self, scope: Scope, status: int, seconds: float, body: bytes) -> None:
+        route = scope.get("route")
+        path = getattr(route, "path", None) or "other"
+        self._metrics.latency.labels(path, str(status)).observe(seconds)
+        entry = {"event": "request", "method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
+        if self._settings.log_prompts:
+            entry["body"] = body.decode("utf-8", "replace")
+        access.info("%s", json.dumps(entry, ensure_ascii=False))
+
+
+async def _respond(send: Send, status: int, code: str, message: str) -> None:
+    body = json.dumps({"error": {"code": code, "message": message}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,32 @@
+"""Prometheus metrics of one server."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+
+
+class Metrics:
+    """What ``/metrics`` shows. Each server has its own registry, so two in one process do not mix."""
+
+    def __init__(self) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.waiting = Gauge("steerlm_waiting", "Rows and conversations that wait for the engine", registry=registry)
+        self.running = Gauge("steerlm_running", "Rows being generated", registry=registry)
+        self.generate_batch = Histogram("steerlm_generate_batch_rows", "Rows of a decoding step", buckets=_ROWS, registry=registry)
+        self.score_batch = Histogram("steerlm_score_batch_rows", "Conversations of a scoring batch", buckets=_ROWS, registry=registry)
+        self.prompt_tokens = Counter("steerlm_prompt_tokens", "Prompt tokens read for generation", registry=registry)
+        self.generated_tokens = Counter("steerlm_generated_tokens", "Tokens generated", registry=registry)
+        self.scored_turns = Counter("steerlm_scored_turns", "Turns labelled", registry=registry)
+        self.first_token = Histogram(
+            "steerlm_first_token_seconds", "From arrival to the first token", buckets=_SECONDS, registry=registry
+        )
+        self.latency = Histogram(
+            "steerlm_request_seconds", "From request to the end of its answer", ["path", "status"], buckets=_SECONDS, registry=registry
+        )
+
+    def text(self) -> bytes:
+        """The exposition format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,304 @@
+"""OpenAI's endpoints: ``/v1/models``, ``/v1/completions``, ``/v1/chat/completions`` (the latter with ``attributes``)."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
+from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
+from nemo_steerlm.serving.scheduler import Delta, Generation
+from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, _Sampled
+from nemo_steerlm.serving.service import Service
+from nemo_steerlm.serving.text_stream import AnswerText
+
+_COMPLETION_TOKENS = 16
+"""OpenAI's default for completions; a chat answer may fill the context."""
+
+
+class _Answer:
+    """One choice, as far as it has come."""
+
+    def __init__(self, prompt: Sequence[int], prompt_number: int) -> None:
+        self.prompt = prompt
+        self.prompt_number = prompt_number
+        self.text = ""
+        self.tokens: list[NextToken] = []
+        self.finish: str | None = None
+
+    def take(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.finish = delta.finish
+        if delta.token is not None:
+            self.tokens.append(delta.token)
+
+
+def router(service: Service) -> APIRouter:
+    """The routes, bound to ``service``."""
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+
+    @routes.get("/models", summary="The model, its attribute schema and whether it scores")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(service)]}
+
+    @routes.get("/models/{name:path}", summary="One model")
+    async def model(name: str) -> JSONResponse:
+        if name != service.settings.name:
+            return JSONResponse({"error": {"code": "not_found", "message": f"no such model; this server has {service.settings.name}"}}, 404)
+        return JSONResponse(_model(service))
+
+    @routes.post("/completions", summary="Continue a raw prompt")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        return await Completions(service, body).respond(request)
+
+    @routes.post("/chat/completions", summary="Answer under attributes")
+    async def chat(body: ChatBody, request: Request) -> Response:
+        if service.scores:
+            raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
+        return await Chat(service, body).respond(request)
+
+    return routes
+
+
+def _model(service: Service) -> dict[str, Any]:
+    return {
+        "id": service.settings.name,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "nemo_steerlm",
+        "max_model_len": service.engine.max_length,
+        "scores": service.scores,
+        "default_attributes": service.prompts.default_attributes,
+        "metadata": {"steerlm": service.engine.info.to_dict()},
+    }
+
+
+class _Endpoint:
+    """What both endpoints do: make rows, and tell their steps as one answer or as events."""
+
+    object_name: str
+    chunk_name: str
+    prefix: str
+
+    def __init__(self, service: Service, body: _Sampled) -> None:
+        self.service = service
+        self.body = body
+        self.id = f"{self.prefix}-{uuid.uuid4().hex}"
+        self.created = int(time.time())
+        self.answers: list[_Answer] = []
+        self.generations: list[Generation] = []
+
+    def sampling(self, n: int) -> Sampling:
+        body = self.body
+        temperature = 1.0 if body.temperature is None else body.temperature
+        return Sampling(
+            greedy=temperature == 0,
+            temperature=temperature or 1.0,
+            top_k=max(body.top_k or 0, 0),
+            top_p=1.0 if body.top_p is None else body.top_p,
+            repetition_penalty=body.repetition_penalty or 1.0,
+            # Choices differ from each other, and are the same in the next request with this seed.
+            seed=None if body.seed is None else body.seed + n,
+        )
+
+    def add(self, prompt: list[int], number: int, max_tokens: int | None, text: dict[str, Any], **wanted: Any) -> None:
+        """``n`` rows for one prompt."""
+        room = self.service.prompts.room(prompt, max_tokens)
+        for n in range(self.body.n or 1):
+            request = GenerationRequest(
+                prompt=tuple(prompt), sampling=self.sampling(n), min_tokens=min(self.body.min_tokens or 0, room), **wanted
+            )
+            answer = AnswerText(self.service.engine.tokenizer, prompt, stops=self.body.stop or (), **text)
+            self.generations.append(Generation(request, max_tokens=room, text=answer))
+            self.answers.append(_Answer(prompt, number))
+
+    async def respond(self, request: Request) -> Response:
+        """The whole answer, or a stream of events."""
+        self.service.require_open(len(self.generations))
+        if self.body.stream:
+            return StreamingResponse(self.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        await self.service.within(request, self.complete())
+        choices = [{"index": i, **self.choice(a)} for i, a in enumerate(self.answers)]
+        return _json(self.head(self.object_name) | {"choices": choices, "usage": self.usage()})
+
+    async def complete(self) -> None:
+        """Run all rows to their end."""
+        async for index, delta in self.service.merged(self.generations):
+            self.answers[index].take(delta)
+
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events."""
+        head = self.head(self.chunk_name)
+        try:
+            for chunk in self.opening():
+                yield _event(head | {"choices": [chunk]})
+            async for index, delta in self.service.merged(self.generations):
+                answer = self.answers[index]
+                answer.take(delta)
+                if delta.text or delta.finish or self.shows_tokens():
+                    yield _event(head | {"choices": [{"index": index, **self.step(answer, delta)}]})
+            if (self.body.stream_options or {}).get("include_usage"):
+                yield _event(head | {"choices": [], "usage": self.usage()})
+            yield "data: [DONE]\n\n"
+        except SteerLMError as error:
+            yield _event({"error": {"code": error.code, "message": str(error)}})
+
+    def head(self, name: str) -> dict[str, Any]:
+        return {"id": self.id, "object": name, "created": self.created, "model": self.service.settings.name}
+
+    def usage(self) -> dict[str, int]:
+        prompt = sum(len(a.prompt) for i, a in enumerate(self.answers) if i % (self.body.n or 1) == 0)
+        generated = sum(len(a.tokens) for a in self.answers)
+        return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
+
+    def opening(self) -> list[dict[str, Any]]:
+        return []
+
+    def shows_tokens(self) -> bool:
+        raise NotImplementedError
+
+    def choice(self, answer: _Answer) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def token_text(self, token: int) -> str:
+        return self.service.engine.tokenizer.decode([token])
+
+
+class Completions(_Endpoint):
+    """``/v1/completions``."""
+
+    object_name = chunk_name = "text_completion"
+    prefix = "cmpl"
+
+    def __init__(self, service: Service, body: CompletionBody) -> None:
+        super().__init__(service, body)
+        self.completion = body
+        prompts: list[Any] = body.prompt if isinstance(body.prompt, list) and not _is_ids(body.prompt) else [body.prompt]
+        stop_ids, _ = service.prompts.control_stops()
+        wanted = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        if wanted == 0 and not body.echo:
+            raise DataError("max_tokens is 0", instead="ask for a token, or for the prompt with echo")
+        for number, prompt in enumerate(prompts):
+            self.add(
+                service.prompts.raw(prompt),
+                number,
+                max(wanted, 1),
+                {},
+                stop_ids=stop_ids,
+                logprobs=body.logprobs,
+                prompt_logprobs=bool(body.echo) and body.logprobs is not None,
+            )
+        self.echo_only = wanted == 0
+
+    def shows_tokens(self) -> bool:
+        return self.completion.logprobs is not None
+
+    def opening(self) -> list[dict[str, Any]]:
+        if not self.completion.echo:
+            return []
+        return [{"index": i, "text": self._prompt_text(a), "logprobs": None, "finish_reason": None} for i, a in enumerate(self.answers)]
+
+    def choice(self, answer: _Answer) -> dict[str, Any]:
+        tokens = [] if self.echo_only else answer.tokens
+        text = "" if self.echo_only else answer.text
+        if self.completion.echo:
+            text = self._prompt_text(answer) + text
+        return {"text": text, "logprobs": self._logprobs(answer, tokens), "finish_reason": "length" if self.echo_only else answer.finish}
+
+    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+        tokens = [delta.token] if delta.token and not self.echo_only else []
+        text = "" if self.echo_only else delta.text
+        return {"text": text, "logprobs": self._logprobs(answer, tokens, whole=False), "finish_reason": delta.finish}
+
+    def _prompt_text(self, answer: _Answer) -> str:
+        return self.service.engine.tokenizer.decode(answer.prompt)
+
+    def _logprobs(self, answer: _Answer, tokens: Sequence[NextToken], *, whole: bool = True) -> dict[str, Any] | None:
+        if self.completion.logprobs is None:
+            return None
+        entries: list[tuple[int, TokenLogprob | None]] = [(t.token, t.logprob) for t in tokens]
+        if self.completion.echo and whole:
+            first = answer.tokens[0].prompt or []
+            entries = [*zip(answer.prompt, [None, *first], strict=False), *entries]
+        texts = [self.token_text(token) for token, _ in entries]
+        offsets = [sum(map(len, texts[:0]))]
+        for text in texts[:-1]:
+            offsets.append(offsets[-1] + len(text))
+        return {
+            "tokens": texts,
+            "token_logprobs": [found.logprob if found else None for _, found in entries],
+            "top_logprobs": [{self.token_text(t): p for t, p in reversed(found.top)} if found else None for _, found in entries],
+            "text_offset": offsets[: len(texts)],
+        }
+
+
+class Chat(_Endpoint):
+    """``/v1/chat/completions``."""
+
+    object_name = "chat.completion"
+    chunk_name = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def __init__(self, service: Service, body: ChatBody) -> None:
+        super().__init__(service, body)
+        self.chat = body
+        stop_ids, control = service.prompts.control_stops()
+        wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        self.add(
+            service.prompts.chat(body.messages, body.attributes or {}),
+            0,
+            None if wanted is None else max(wanted, 1),
+            {"template": service.prompts.template, "control_stops": control},
+            stop_ids=stop_ids,
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        )
+
+    def shows_tokens(self) -> bool:
+        return bool(self.chat.logprobs)
+
+    def opening(self) -> list[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        return [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(len(self.answers))]
+
+    def choice(self, answer: _Answer) -> dict[str, Any]:
+        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        return {"message": message, "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
+
+    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+        content = {"content": delta.text} if delta.text else {}
+        return {"delta": content, "logprobs": self._logprobs([delta.token] if delta.token else []), "finish_reason": delta.finish}
+
+    def _logprobs(self, tokens: Sequence[NextToken]) -> dict[str, Any] | None:
+        if not self.chat.logprobs:
+            return None
+        content = []
+        for token, found, _ in tokens:
+            if found is not None:
+                top = [self._entry(t, p) for t, p in found.top]
+                content.append(self._entry(token, found.logprob) | {"top_logprobs": top})
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
+        text = self.token_text(token)
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+
+def _is_ids(prompt: Sequence[Any]) -> bool:
+    return bool(prompt) and isinstance(prompt[0], int)
+
+
+def _json(body: Any) -> Response:
+    return Response(msgspec.json.encode(body), media_type="application/json")
+
+
+def _event(body: Any) -> str:
+    return f"data: {msgspec.json.encode(body).decode()}\n\n"

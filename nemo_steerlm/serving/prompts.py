@@ -1,0 +1,96 @@
+"""Requests to token ids, within the model's length. Text that people typed goes through the template, which escapes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nemo_steerlm.core.attributes import LANGUAGE_KEY
+from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.errors import DataError, shown
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.template import Template, text_of
+from nemo_steerlm.core.tokenization import TextTokenizer, encode_text
+from nemo_steerlm.serving.schemas import Message
+
+
+class Prompts:
+    """How one model is asked."""
+
+    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, max_length: int, defaults: Mapping[str, int | str] | None = None) -> None:
+        """``defaults`` are the server's own, over those of the schema. Raises DataError where they are not in the schema."""
+        self.info = info
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.template: Template = info.template(tokenizer.special)
+        self._defaults: dict[str, int | str] = {**info.attributes.defaults(), **(defaults or {})}
+        self.label({})
+
+    @property
+    def default_attributes(self) -> dict[str, int | str]:
+        """What a request that names no attributes gets."""
+        return dict(self._defaults)
+
+    def control_stops(self) -> tuple[frozenset[int], tuple[str, ...]]:
+        """Where an answer ends: ids of the control tokens and end of text, and the control strings that have no id."""
+        ids = {self.tokenizer.eos_id}
+        strings = []
+        for marker in self.info.tokens.markers:
+            found = self.tokenizer.token_id(marker)
+            ids.add(found) if found is not None else strings.append(marker)
+        return frozenset(i for i in ids if i >= 0), tuple(strings)
+
+    def label(self, attributes: Mapping[str, int | str]) -> str:
+        """The label string for ``attributes`` over the defaults. Raises DataError listing what exists."""
+        wanted = {**self._defaults, **attributes}
+        language = wanted.pop(LANGUAGE_KEY, None)
+        schema = self.info.attributes
+        for name, value in wanted.items():
+            if isinstance(value, str):
+                raise DataError(f"attribute {name} is {shown(value)}", instead=self._ranges())
+        try:
+            if language is not None and not isinstance(language, str):
+                raise DataError(f"language is {shown(language)}")
+            return schema.encode({name: int(value) for name, value in wanted.items()}, language)
+        except DataError as error:
+            raise DataError(str(error), instead=f"attributes here: {self._ranges()}") from error
+
+    def _ranges(self) -> str:
+        parts = [f"{a.name} {a.low}..{a.high}" for a in self.info.attributes.attributes]
+        languages = self.info.attributes.languages
+        return ", ".join([*parts, f"lang {'|'.join(languages)}"] if languages else parts)
+
+    def conversation(self, messages: Sequence[Message], label: str | None) -> Conversation:
+        """Chat messages as a conversation; assistants' turns get their own attributes' label, or ``label``."""
+        names = {"user": self.info.user, "assistant": self.info.assistant}
+        system = [m.text for m in messages if m.role not in names]
+        turns = []
+        for message in messages:
+            if message.role in names:
+                own = self.label(message.attributes) if message.attributes is not None else label
+                turns.append(Turn(speaker=names[message.role], text=message.text, label=own if message.role == "assistant" else None))
+        if not turns:
+            raise DataError("messages have no turn", instead="add a message with role user")
+        return Conversation(turns=tuple(turns), system="\n\n".join(system) if system else self.info.system, mask=self.info.user)
+
+    def chat(self, messages: Sequence[Message], attributes: Mapping[str, int | str]) -> list[int]:
+        """Token ids up to where the assistant's next text starts."""
+        label = self.label(attributes)
+        spans = self.template.reply_prompt(self.conversation(messages, label), self.info.assistant, label)
+        return encode_text(text_of(spans), self.tokenizer)
+
+    def raw(self, prompt: str | Sequence[int]) -> list[int]:
+        """Token ids of a raw prompt: control strings in it are control tokens. Raises DataError where it is empty or has no such id."""
+        ids = encode_text(prompt, self.tokenizer) if isinstance(prompt, str) else list(prompt)
+        if not ids:
+            raise DataError("the prompt is empty")
+        for token in ids:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise DataError(f"token id {token} does not exist", instead=f"ids go from 0 to {self.tokenizer.vocab_size - 1}")
+        return ids
+
+    def room(self, prompt: Sequence[int], wanted: int | None) -> int:
+        """Tokens to generate: ``wanted``, or as many as fit. Raises DataError where not even one does."""
+        left = self.max_length - len(prompt)
+        if left < 1:
+            raise DataError(f"the prompt has {len(prompt)} tokens", instead=f"this model takes {self.max_length - 1} and one to generate")
+        return left if wanted is None else min(wanted, left)

@@ -1,0 +1,260 @@
+"""The one thread that drives an engine: it forms batches of what waits, steps them, and hands results to the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Literal, NamedTuple
+
+from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.serving.engine import Engine, GenerationRequest, NextToken, ScoredTurn, ScoreRequest
+from nemo_steerlm.serving.metrics import Metrics
+from nemo_steerlm.serving.text_stream import AnswerText
+
+logger = logging.getLogger(__name__)
+
+Finish = Literal["stop", "length"]
+
+_SCORE_TOKENS = 16_384
+"""Padded tokens of one scoring batch: more does not make it faster, only larger."""
+
+
+class QueueFullError(SteerLMError):
+    """Too much is waiting already."""
+
+    code = "queue_full"
+    exit_code = 75
+
+
+class EngineFailedError(SteerLMError):
+    """The engine raised; the cause is in the log."""
+
+    code = "engine_failed"
+
+
+class Delta(NamedTuple):
+    """One step of one answer."""
+
+    text: str
+    """Text that became certain; may be empty."""
+    token: NextToken | None
+    finish: Finish | None = None
+
+
+class Generation:
+    """A row to generate: what the engine needs, and when to stop."""
+
+    def __init__(self, request: GenerationRequest, *, max_tokens: int, text: AnswerText) -> None:
+        self.request = request
+        self.max_tokens = max_tokens
+        self.text = text
+        self.generated = 0
+
+    def advance(self, token: NextToken) -> Delta:
+        """Take one more token; says whether it was the last."""
+        self.generated += 1
+        if token.token in self.request.stop_ids:
+            return Delta(self.text.flush(ended=True), token, "stop")
+        text = self.text.push(token.token)
+        if self.text.stopped:
+            return Delta(text, token, "stop")
+        if self.generated >= self.max_tokens:
+            text += self.text.flush(ended=False)
+            return Delta(text, token, "stop" if self.text.stopped else "length")
+        return Delta(text, token)
+
+
+class _Job:
+    """Something that waits for the engine, and where its results go."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Generation | ScoreRequest, length: int) -> None:
+        self.loop = loop
+        self.work = work
+        self.length = length
+        self.results: asyncio.Queue[Delta | list[ScoredTurn] | SteerLMError] = asyncio.Queue()
+        self.cancelled = False
+        self.arrived = time.monotonic()
+
+    def send(self, result: Delta | list[ScoredTurn] | SteerLMError) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self.results.put_nowait, result)
+        except RuntimeError:  # the loop is closed: nobody waits any more
+            self.cancelled = True
+
+
+class Scheduler:
+    """Continuous batching for generation, batches of like length for scoring."""
+
+    def __init__(self, engine: Engine, metrics: Metrics, *, max_waiting: int = 256) -> None:
+        """``max_waiting``: conversations and rows that may wait before new ones are refused."""
+        self._engine = engine
+        self._metrics = metrics
+        self._max_waiting = max_waiting
+        self._generations: deque[_Job] = deque()
+        self._scores: list[_Job] = []
+        self._running: dict[int, _Job] = {}
+        self._rows = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread, whatever still waits."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=30)
+
+    def require_room(self, more: int) -> None:
+        """Raise QueueFullError if ``more`` jobs do not fit. A request that alone exceeds the queue may have it when it is empty."""
+        with self._changed:
+            waiting = len(self._generations) + len(self._scores)
+            if waiting and waiting + more > self._max_waiting:
+                raise QueueFullError(f"{waiting} requests wait already")
+
+    async def stream(self, generation: Generation) -> AsyncIterator[Delta]:
+        """The answer as it comes. Leaving the loop early, or being cancelled, frees the row."""
+        job = self._submit(generation, len(generation.request.prompt))
+        try:
+            while True:
+                result = await job.results.get()
+                if isinstance(result, SteerLMError):
+                    raise result
+                assert isinstance(result, Delta)  # noqa: S101  narrows the type; generations get nothing else
+                yield result
+                if result.finish:
+                    return
+        finally:
+            self._cancel(job)
+
+    async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
+        """Labels of conversations, given with their lengths in tokens."""
+        jobs = [self._submit(request, length) for request, length in requests]
+        try:
+            results = []
+            for job in jobs:
+                result = await job.results.get()
+                if isinstance(result, SteerLMError):
+                    raise result
+                assert isinstance(result, list)  # noqa: S101  narrows the type; scores get nothing else
+                results.append(result)
+            return results
+        finally:
+            for job in jobs:
+                self._cancel(job)
+
+    def _submit(self, work: Generation | ScoreRequest, length: int) -> _Job:
+        job = _Job(asyncio.get_running_loop(), work, length)
+        with self._changed:
+            if isinstance(work, Generation):
+                self._generations.append(job)
+            else:
+                self._scores.append(job)
+            self._observe()
+            self._changed.notify()
+        return job
+
+    def _cancel(self, job: _Job) -> None:
+        with self._changed:
+            job.cancelled = True
+            self._changed.notify()
+
+    def _observe(self) -> None:
+        self._metrics.waiting.set(len(self._generations) + len(self._scores))
+        self._metrics.running.set(len(self._running))
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed or self._generations or self._scores or self._running)
+                if self._closed:
+                    return
+                self._scores = [job for job in self._scores if not job.cancelled]
+                batch = self._score_batch()
+                admitted = self._admitted()
+                gone = [row for row, job in self._running.items() if job.cancelled]
+                self._observe()
+            if batch:
+                self._score(batch)
+            self._guarded(lambda gone=gone, admitted=admitted: self._step(gone, admitted))  # type: ignore[misc]
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """An engine error ends the rows it hit, not the server."""
+        try:
+            action()
+        except Exception:
+            logger.exception("engine step failed")
+            for row, job in list(self._running.items()):
+                job.send(EngineFailedError("the engine failed; see the server's log"))
+                self._forget(row)
+
+    def _admitted(self) -> list[_Job]:
+        jobs = []
+        while self._generations and len(self._running) + len(jobs) < self._engine.max_rows:
+            job = self._generations.popleft()
+            if not job.cancelled:
+                jobs.append(job)
+        return jobs
+
+    def _score_batch(self) -> list[_Job]:
+        """The oldest waiting conversation, and those nearest to it in length."""
+        if not self._scores:
+            return []
+        oldest = self._scores[0]
+        nearest = sorted(self._scores, key=lambda job: (abs(job.length - oldest.length), job.arrived))
+        batch: list[_Job] = []
+        longest = 0
+        for job in nearest[: self._engine.max_rows]:
+            longest = max(longest, job.length)
+            if batch and longest * (len(batch) + 1) > _SCORE_TOKENS:
+                break
+            batch.append(job)
+        taken = set(map(id, batch))
+        self._scores = [job for job in self._scores if id(job) not in taken]
+        return batch
+
+    def _score(self, jobs: list[_Job]) -> None:
+        self._metrics.score_batch.observe(len(jobs))
+        try:
+            results = self._engine.score([job.work for job in jobs if isinstance(job.work, ScoreRequest)])
+        except Exception:
+            logger.exception("scoring failed")
+            for job in jobs:
+                job.send(EngineFailedError("the engine failed; see the server's log"))
+            return
+        for job, result in zip(jobs, results, strict=True):
+            job.send(result)
+        self._metrics.scored_turns.inc(sum(map(len, results)))
+
+    def _step(self, gone: list[int], admitted: list[_Job]) -> None:
+        for row in gone:
+            self._forget(row)
+        for job in admitted:
+            self._rows += 1
+            self._running[self._rows] = job
+            if isinstance(job.work, Generation):
+                self._engine.add(self._rows, job.work.request)
+                self._metrics.prompt_tokens.inc(job.length)
+        if not self._running:
+            return
+        self._metrics.generate_batch.observe(len(self._running))
+        for row, token in self._engine.step().items():
+            job = self._running[row]
+            if not isinstance(job.work, Generation):
+                continue
+            delta = job.work.advance(token)
+            if job.work.generated == 1:
+                self._metrics.first_token.observe(time.monotonic() - job.arrived)
+            self._metrics.generated_tokens.inc()
+            job.send(delta)
+            if delta.finish:
+                self._forget(row)
+
+    def _forget(self, row: int) -> None:
+        del self._running[row]
+        self._engine.remove(row)

@@ -1,0 +1,71 @@
+"""A server process: one socket, one app, and an orderly end on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.serving.app import create_app
+from nemo_steerlm.serving.service import Service
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, with signals left to ``serve``: its own handler raises the signal again, so the process would not exit 0."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; port 0 picks a free one. Raises UsageError where the address cannot be had."""
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        server = socket.create_server(infos[0][4][:2], family=infos[0][0], backlog=1024)
+    except OSError as error:
+        raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return server
+
+
+def serve(service: Service, listener: socket.socket, *, drain_seconds: float = 30.0) -> None:
+    """Serve until SIGTERM or SIGINT; then finish what is in flight, for ``drain_seconds`` at most.
+
+    Prints one JSON line on stdout when the server answers. While it drains it is alive, not ready, and answers new requests 503.
+    """
+    app = create_app(service)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75, timeout_graceful_shutdown=2, server_header=False
+    )
+    server = _Server(config)
+    asyncio.run(_serve(server, service, listener, drain_seconds))
+
+
+async def _serve(server: _Server, service: Service, listener: socket.socket, drain_seconds: float) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    while not server.started and not serving.done():
+        await asyncio.sleep(0.005)
+    if not serving.done():
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        line = {"steerlm": "serving", "url": f"http://{shown}:{port}", "model": service.settings.name, "kind": service.engine.info.kind}
+        print(json.dumps(line), flush=True)  # noqa: T201  whoever started this process waits for the line
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    service.draining = True
+    deadline = loop.time() + drain_seconds
+    while service.in_flight and loop.time() < deadline:
+        await asyncio.sleep(0.02)
+    stopping.cancel()
+    server.should_exit = True
+    await serving

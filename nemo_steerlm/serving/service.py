@@ -1,0 +1,131 @@
+"""What all routes share: the model, the scheduler in front of it, the server's settings, and how a request waits for its answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from typing import Any, TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.serving.engine import Engine
+from nemo_steerlm.serving.metrics import Metrics
+from nemo_steerlm.serving.prompts import Prompts
+from nemo_steerlm.serving.scheduler import Delta, Generation, Scheduler
+
+T = TypeVar("T")
+
+
+class TimedOutError(SteerLMError):
+    """The answer took longer than the server lets a request take."""
+
+    code = "timeout"
+
+
+class DrainingError(SteerLMError):
+    """The server is about to stop and takes no more requests."""
+
+    code = "draining"
+
+
+class ClientGoneError(SteerLMError):
+    """The client hung up; nobody reads what is answered."""
+
+    code = "client_gone"
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How one server behaves, whatever it serves."""
+
+    name: str = "steerlm"
+    """The model's name in ``/v1/models``."""
+    default_attributes: dict[str, int | str] = {}
+    max_waiting: int = 256
+    """Rows and conversations that may wait; more are answered 429."""
+    max_body_bytes: int = 8 << 20
+    request_timeout: float = 600.0
+    """Seconds."""
+    api_key: str | None = None
+    cors_origins: tuple[str, ...] = ()
+    log_prompts: bool = False
+
+
+class Service:
+    """One loaded model, being served."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics()
+        self.prompts = Prompts(engine.info, engine.tokenizer, engine.max_length, settings.default_attributes)
+        self.scheduler = Scheduler(engine, self.metrics, max_waiting=settings.max_waiting)
+        self.started = int(time.time())
+        self.draining = False
+        self.in_flight = 0
+        """Requests being answered."""
+
+    @property
+    def scores(self) -> bool:
+        """Whether the model reads labels (a value model) rather than writing under them."""
+        return self.engine.info.kind == "value"
+
+    def require_open(self, jobs: int) -> None:
+        """Raise DrainingError or QueueFullError where ``jobs`` more cannot be taken."""
+        if self.draining:
+            raise DrainingError("this server is stopping; ask another")
+        self.scheduler.require_room(jobs)
+
+    async def merged(self, generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Delta]]:
+        """Steps of several answers as they come, each with its answer's number."""
+        steps: asyncio.Queue[tuple[int, Delta | BaseException]] = asyncio.Queue()
+
+        async def follow(index: int, generation: Generation) -> None:
+            try:
+                async for delta in self.scheduler.stream(generation):
+                    steps.put_nowait((index, delta))
+            except SteerLMError as error:
+                steps.put_nowait((index, error))
+
+        tasks = [asyncio.create_task(follow(i, g)) for i, g in enumerate(generations)]
+        deadline = time.monotonic() + self.settings.request_timeout
+        try:
+            open_answers = len(tasks)
+            while open_answers:
+                try:
+                    index, step = await asyncio.wait_for(steps.get(), max(deadline - time.monotonic(), 0.0))
+                except asyncio.TimeoutError as error:
+                    raise TimedOutError(f"no complete answer within {self.settings.request_timeout:g} s") from error
+                if isinstance(step, BaseException):
+                    raise step
+                yield index, step
+                open_answers -= step.finish is not None
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def within(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
+        """The result of ``work``, which is cancelled when time is up or the client hangs up. Raises TimedOutError, ClientGoneError."""
+        task = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_disconnected(request))
+        try:
+            await asyncio.wait({task, gone}, timeout=self.settings.request_timeout, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            if gone.done():
+                raise ClientGoneError("the client hung up")
+            raise TimedOutError(f"no answer within {self.settings.request_timeout:g} s")
+        finally:
+            for future in (task, gone):
+                future.cancel()
+                with contextlib.suppress(asyncio.CancelledError, SteerLMError):
+                    await future
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
