@@ -1,0 +1,205 @@
+"""A Megatron model written as a Hugging Face folder: shards gathered, padding cut off, adapters merged, ``steerlm.json`` beside."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.tokenization import load_tokenizer
+from nemo_steerlm.megatron import hf_checkpoint as layout
+from nemo_steerlm.megatron.hf_config import LlamaConfig
+from nemo_steerlm.megatron.hf_weights import write_weights
+from nemo_steerlm.megatron.tokenizer_files import export_tokenizer_files
+
+_LORA = {
+    layout.QKV: "lora_kqv_adapter",
+    layout.PROJ: "lora_dense_attention_adapter",
+    layout.FC1: "lora_hto4h_adapter",
+    layout.FC2: "lora_4htoh_adapter",
+}
+"""NeMo's name of the adapter beside a matrix (AdapterName in parallel_adapters.py)."""
+
+
+def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> ModelInfo | None:
+    """Write ``model`` (a NeMo GPT model, or the path of a ``.nemo``) as a Hugging Face folder. Every rank calls this.
+
+    The folder appears by rename when it is whole, in place of an older one. ``info`` (by default the model's own) goes into
+    ``steerlm.json`` with its fingerprint, the digest of the weights and the description. Returns it on rank 0, None elsewhere.
+    Raises ConfigError where the model is no Llama.
+    """
+    if isinstance(model, (str, Path)):
+        from nemo_steerlm.megatron.gpt_sft import restore_nemo
+
+        model = restore_nemo(model)
+    folder = Path(folder)
+    info = model.info if info is None else info
+    config = LlamaConfig.from_nemo(model.cfg, model.tokenizer.vocab_size)
+    tensors = _hugging_face_tensors(model, config)
+    if torch.distributed.get_rank() == 0:
+        info = _write(folder, tensors, config, model.tokenizer, info)
+    else:
+        info = None
+        for _ in tensors:  # ranks send while rank 0 writes
+            pass
+    torch.distributed.barrier()
+    return info
+
+
+def _write(
+    folder: Path, tensors: Iterator[tuple[str, Tensor]], config: LlamaConfig, nemo_tokenizer: Any, info: ModelInfo | None
+) -> ModelInfo | None:
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    digest = write_weights(partial, tensors)
+    export_tokenizer_files(nemo_tokenizer, partial)
+    _write_configs(partial, config, nemo_tokenizer, info)
+    if info is not None:
+        info = with_fingerprint(info, digest)
+        info.save(partial)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return info
+
+
+def with_fingerprint(info: ModelInfo, weights_digest: str) -> ModelInfo:
+    """``info`` with the digest of itself and its weights."""
+    plain = msgspec.structs.replace(info, fingerprint="")
+    digest = hashlib.sha256(weights_digest.encode() + msgspec.json.encode(plain)).hexdigest()
+    return msgspec.structs.replace(info, fingerprint=f"sha256:{digest}")
+
+
+def _write_configs(folder: Path, config: LlamaConfig, nemo_tokenizer: Any, info: ModelInfo | None) -> None:
+    bos, eos = (i if i is not None and i >= 0 else None for i in (nemo_tokenizer.bos_id, nemo_tokenizer.eos_id))
+    _write_json(folder / "config.json", config.to_hugging_face(bos=bos, eos=eos))
+    stops = [] if eos is None else [eos]
+    if info is not None and (turn_start := load_tokenizer(folder).token_id(info.tokens.turn_start)) is not None:
+        # An answer ends where the next turn starts.
+        stops.append(turn_start)
+    _write_json(folder / "generation_config.json", {"bos_token_id": bos, "eos_token_id": stops[0] if len(stops) == 1 else stops or None})
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with atomic_write(path) as file:
+        file.write(json.dumps(data, indent=2) + "\n")
+
+
+def _hugging_face_tensors(model: Any, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+    """Every weight by its Hugging Face name, whole, on global rank 0; the other ranks take part and get nothing."""
+    whole = _Gather(model)
+    for rows in whole(layout.EMBEDDING):
+        yield "model.embed_tokens.weight", rows[: config.vocab_size]
+    for i in range(config.num_hidden_layers):
+        for part in layout.LAYER_PARTS:
+            for tensor in whole(f"layers.{i}.{part}"):
+                for name, weight in _unfused(part, tensor, config):
+                    yield f"model.layers.{i}.{name}.weight", weight
+    for norm in whole(layout.FINAL_NORM):
+        yield "model.norm.weight", norm
+    if not config.tie_word_embeddings:
+        for rows in whole(layout.OUTPUT):
+            yield "lm_head.weight", rows[: config.vocab_size]
+
+
+def _unfused(part: str, tensor: Tensor, config: LlamaConfig) -> list[tuple[str, Tensor]]:
+    """One part of a layer as Hugging Face's matrices. ``tensor`` is the ranks' shards one after the other."""
+    columns = tensor.size(-1)
+    if part == layout.QKV:
+        groups, size = config.num_key_value_heads, config.head_dim
+        blocks = tensor.view(groups, -1, columns).split([config.num_attention_heads // groups * size, size, size], dim=1)
+        return [(f"self_attn.{x}_proj", block.reshape(-1, columns)) for x, block in zip("qkv", blocks, strict=True)]
+    if part == layout.FC1:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        gate, up = tensor.view(ranks, 2, -1, columns).unbind(dim=1)
+        return [("mlp.gate_proj", gate.reshape(-1, columns)), ("mlp.up_proj", up.reshape(-1, columns))]
+    return [(layout.WHOLE_PARTS[part], tensor)]
+
+
+class _Gather:
+    """Brings parameters together on global rank 0, one at a time. Every rank calls it with the same names in the same order."""
+
+    def __init__(self, model: Any) -> None:
+        self._mine = {name: (module, p) for module in layout.gpt_modules(model) for name, p in layout.base_parameters(module)}
+        # Tensor-parallel rank 0 of the first data-parallel replica speaks for its pipeline stage.
+        speaks = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_data_parallel_rank() == 0
+        everyone: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(everyone, {n: (tuple(p.shape), p.dtype) for n, (_, p) in self._mine.items()} if speaks else {})
+        self._owner: dict[str, tuple[int, tuple[int, ...], torch.dtype]] = {}
+        for rank, names in enumerate(everyone):
+            for name, (shape, dtype) in names.items():
+                self._owner.setdefault(name, (rank, shape, dtype))
+
+    def __call__(self, name: str) -> Iterator[Tensor]:
+        """The whole parameter on rank 0, nothing elsewhere."""
+        rank, (owner, shape, dtype) = torch.distributed.get_rank(), self._owner[name]
+        if name in self._mine:
+            tensor = self._of_my_stage(name)
+            if rank == owner == 0:
+                yield tensor
+            elif rank == owner:
+                torch.distributed.send(tensor.contiguous(), dst=0)
+        elif rank == 0:
+            device = next(iter(self._mine.values()))[1].device
+            received = torch.empty(_whole_shape(name, shape), dtype=dtype, device=device)
+            torch.distributed.recv(received, src=owner)
+            yield received
+
+    def _of_my_stage(self, name: str) -> Tensor:
+        module, parameter = self._mine[name]
+        with torch.no_grad():
+            local = parameter.detach() + update if (update := _lora_update(module, name)) is not None else parameter.detach()
+        dim = layout.split_dimension(name)
+        return local if dim is None else _gather_tensor_parallel(local, dim)
+
+
+def _whole_shape(name: str, shape: tuple[int, ...]) -> list[int]:
+    dim = layout.split_dimension(name)
+    return [n * parallel_state.get_tensor_model_parallel_world_size() if i == dim else n for i, n in enumerate(shape)]
+
+
+def _gather_tensor_parallel(local: Tensor, dim: int) -> Tensor:
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size == 1:
+        return local
+    parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(size)]
+    torch.distributed.all_gather(parts, local.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    return torch.cat(parts, dim=dim)
+
+
+def _lora_update(module: torch.nn.Module, name: str) -> Tensor | None:
+    """What the low-rank adapter beside a matrix adds to this rank's shard of it, or None where there is no adapter."""
+    part = next((part for part in _LORA if name.endswith(part)), None)
+    if part is None:
+        return None
+    number = int(name.split(".")[1])
+    layer = next(layer for layer in module.decoder.layers if layer.layer_number - 1 == number)
+    block = layer.self_attention if part in (layout.QKV, layout.PROJ) else layer.mlp
+    adapters = getattr(block, "adapter_layer", None) or {}
+    if unknown := set(adapters.keys()) - set(_LORA.values()):
+        raise ConfigError(f"adapter {min(unknown)} of layer {number} cannot be merged; train with model.peft.lora_tuning.variant=nemo")
+    if _LORA[part] not in adapters:
+        return None
+    adapter = adapters[_LORA[part]]
+    inner, outer = adapter.linear_in.weight, adapter.linear_out.weight
+    if part in (layout.QKV, layout.FC1):  # outputs are split over ranks, and so is the rank dimension of the first matrix
+        inner = _gather_tensor_parallel(inner.detach(), 0)
+    else:  # inputs are split, and so are the rows of the second matrix
+        outer = _gather_tensor_parallel(outer.detach(), 0)
+    return (outer @ inner) * (adapter.alpha / adapter.dim)
