@@ -94,6 +94,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             rotary_percent=cfg.rotary_percentage,
             seq_len_interpolation_factor=cfg.get("seq_len_interpolation_factor"),
             rotary_base=cfg.rotary_base,
+            tokens=self.tokenizer.vocab_size,
         )
         mcore_model_customize(cfg, model)
         return model

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -94,7 +96,23 @@ class SteerLMGPT(GPTModel):
     """``GPTModel`` that projects onto the vocabulary at the learned positions only: a value model learns one token in twenty.
 
     The other positions' losses would be multiplied by zero, so the loss and its gradient are the same.
+
+    Rows that pad the vocabulary to a round number are no tokens: their logits are minus infinity. Megatron lets them into the softmax,
+    which makes the loss depend on the tensor-parallel size, and differ from that of the model once it is exported.
     """
+
+    def __init__(self, *args: Any, tokens: int, **kwargs: Any) -> None:
+        """``tokens`` is the size of the vocabulary without padding; the rest is ``GPTModel``'s."""
+        super().__init__(*args, **kwargs)
+        if self.post_process:
+            part = divide(self.vocab_size, parallel_state.get_tensor_model_parallel_world_size())
+            self._tokens_here = min(part, max(0, tokens - part * parallel_state.get_tensor_model_parallel_rank()))
+            if self._tokens_here < part:
+                self.output_layer.register_forward_hook(self._hide_padding)
+
+    def _hide_padding(self, _module: torch.nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
+        # Behind autograd's back: the gradient of these logits is zero, and nothing that is saved for it is touched.
+        output[0].detach()[..., self._tokens_here :].fill_(float("-inf"))
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """With a loss mask ``[b, s]``: losses ``[learned]`` where labels ``[b, s]`` are given, else logits ``[learned, vocab / tp]``.

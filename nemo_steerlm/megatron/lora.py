@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.mlp import MLP, apply_swiglu_sharded_factory
 from nemo.collections.nlp.modules.common.megatron.adapters.mcore_mixins import MCoreMLPMixin, MCoreSelfAttentionMixin
 from nemo.collections.nlp.modules.common.megatron.adapters.parallel_adapters import AdapterName, ParallelLinearAdapter
 from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
@@ -51,8 +52,22 @@ class AdaptedMLP(MCoreMLPMixin):
 
     def forward(self, hidden_states: Tensor, per_token_scale: Tensor | None = None) -> Any:
         """See MCoreMLPMixin.forward; ``per_token_scale`` is for mixtures of experts only."""
-        assert per_token_scale is None
+        if per_token_scale is not None:
+            raise NotImplementedError("LoRA on mixtures of experts")
         return super().forward(hidden_states)
+
+    def sharded_state_dict(self, prefix: str = "", sharded_offsets: Any = (), metadata: dict[str, Any] | None = None) -> dict[str, Any]:
+        """As Megatron-Core's, which knows no adapters. Those of fc1 are split over ranks as fc1 is: gate and up each by itself."""
+        adapters = self._modules.pop("adapter_layer", None)
+        state: dict[str, Any] = super().sharded_state_dict(prefix, sharded_offsets, metadata)
+        if adapters is not None:
+            self._modules["adapter_layer"] = adapters
+            for name, adapter in adapters.items():
+                state |= adapter.sharded_state_dict(f"{prefix}adapter_layer.{name}.", sharded_offsets, metadata)
+            outer = f"{prefix}adapter_layer.{AdapterName.LORA_Hto4H_ADAPTER}.linear_out.weight"
+            if outer in state and self.config.gated_linear_unit:
+                state[outer] = apply_swiglu_sharded_factory(state[outer], sharded_offsets)
+        return state
 
 
 def add(model: SteerLMGPTSFTModel) -> None:
@@ -87,12 +102,15 @@ def merge(model: SteerLMGPTSFTModel) -> None:
             adapters = getattr(module, "adapter_layer", None)
             if adapters is None:
                 continue
+            if isinstance(module, SelfAttention):
+                module.linear_proj._forward_hooks.clear()
             for name, adapter in adapters.items():
                 weight = getattr(module, _ADAPTED[name]).weight
                 weight += (_product(adapter) * (adapter.alpha / adapter.dim)).to(weight.dtype)
             del module.adapter_layer
-            module.__class__ = SelfAttention if isinstance(module, SelfAttention) else type(module).__mro__[2]
+            module.__class__ = SelfAttention if isinstance(module, SelfAttention) else MLP
     model.use_peft = False
+    model.cfg.peft.peft_scheme = "none"
     for parameter in model.model.parameters():
         parameter.requires_grad = True
 

@@ -165,7 +165,7 @@ class Training:
         if self.adapters_only:
             lora.merge(self.model)
         if cfg.steerlm.export_dir is not None:
-            from nemo_steerlm.megatron.hf_checkpoint import export_hf
+            from nemo_steerlm.megatron.hf_export import export_hf
 
             info = _broadcast(export_hf(self.model, Path(cfg.steerlm.export_dir), info))
         nemo = None
