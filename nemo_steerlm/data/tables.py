@@ -1,0 +1,106 @@
+"""Rows of CSV, TSV and JSONL tables, streamed, with or without a header."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
+from nemo_steerlm.core.files import open_binary
+from nemo_steerlm.data.records import parse_line, raw_lines
+
+csv.field_size_limit(1 << 30)
+
+
+class Row(NamedTuple):
+    """One row: its last line's number, its cells by column, and its text as read."""
+
+    number: int
+    cells: dict[str, Any]
+    """By header, or by 0-based number written in digits where the table has none."""
+    raw: str
+    error: DataError | None = None
+    """Why the row cannot be read, with no cells then."""
+
+
+def read_rows(path: str | Path, *, header: bool = True, encoding: str = "utf-8") -> Iterator[Row]:
+    """The rows of a ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` (tab-separated, without quoting) file, possibly ``.gz``.
+
+    A row that cannot be read comes with its error instead of its cells. Raises DataError where the file is empty or absent,
+    UsageError where its name says none of these kinds.
+    """
+    kind = Path(str(path).removesuffix(".gz")).suffix.lower()
+    if kind == ".jsonl":
+        yield from _objects(path)
+    elif kind in (".csv", ".tsv", ".txt"):
+        yield from _cells(path, kind, header=header, encoding=encoding)
+    else:
+        raise UsageError(f"{path}: name it .csv, .tsv, .txt (tab-separated) or .jsonl, or one of these with .gz")
+
+
+def cell(row: Row, column: str, where: Where) -> Any:
+    """The cell in ``column``. Raises DataError naming the columns there are."""
+    if row.error:
+        raise row.error
+    if column not in row.cells:
+        known = list(row.cells)
+        raise DataError(f"no column {shown(column)}", where=where.at(column), instead=f"{nearest(column, known)}found: {', '.join(known)}")
+    return row.cells[column]
+
+
+def number_in(row: Row, column: str, where: Where) -> float:
+    """The finite number in ``column``. Raises DataError where it is anything else."""
+    value = cell(row, column, where)
+    try:
+        number = float(value) if not isinstance(value, bool) else float("nan")
+    except (TypeError, ValueError):
+        number = float("nan")
+    if not abs(number) < float("inf"):
+        raise DataError(f"rating is {shown(value)}", where=where.at(column), instead="write a number")
+    return number
+
+
+def _objects(path: str | Path) -> Iterator[Row]:
+    for number, raw in raw_lines(path):
+        text = raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
+        try:
+            yield Row(number, parse_line(raw, Where(file=str(path), line=number)), text)
+        except DataError as error:
+            yield Row(number, {}, text, error)
+
+
+def _cells(path: str | Path, kind: str, *, header: bool, encoding: str) -> Iterator[Row]:
+    where = Where(file=str(path))
+    names: list[str] | None = None
+    found = False
+    try:
+        # Undecodable bytes become surrogates, so that one bad row is one error.
+        with open_binary(path) as file, io.TextIOWrapper(file, encoding, "surrogateescape", newline="") as text:
+            reader = csv.reader(text) if kind == ".csv" else csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
+            for values in reader:
+                if not values:
+                    continue
+                if header and names is None:
+                    names = [value.removeprefix("\ufeff").strip() for value in values]
+                    continue
+                found = True
+                yield _row(reader.line_num, values, names, where, encoding)
+    except LookupError as error:
+        raise UsageError(f"{path}: unknown encoding {shown(encoding)}") from error
+    except (EOFError, OSError, csv.Error) as error:
+        raise DataError(f"cannot be read: {error}", where=where) from error
+    if not found:
+        raise DataError("empty file" if names is None else "no rows below the header", where=where, instead="write one text a row")
+
+
+def _row(number: int, values: list[str], names: list[str] | None, where: Where, encoding: str) -> Row:
+    where = Where(file=where.file, line=number)
+    raw = "\t".join(values)
+    if any("\udc80" <= character <= "\udcff" for character in raw):
+        raw = raw.encode(encoding, "surrogateescape").decode(encoding, "backslashreplace")
+        return Row(number, {}, raw, DataError(f"invalid {encoding}", where=where, instead="save the file as UTF-8, or name its encoding"))
+    names = names if names is not None else [str(i) for i in range(len(values))]
+    return Row(number, dict(zip(names, values, strict=False)), raw)
