@@ -120,8 +120,8 @@ _worker: dict[str, Any] = {}
 
 
 def _prepare(name: str, tokenizer: TokenizerChoice, rules: Rules) -> None:
-    template = Template(tokens=rules.tokens, layout=rules.layout)
     loaded = tokenizer.load(rules.tokens)
+    template = Template(tokens=rules.tokens, layout=rules.layout, special=loaded.special)
     _worker.update(name=name, tokenizer=loaded, rules=rules, template=template)
 
 

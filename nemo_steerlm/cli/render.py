@@ -1,0 +1,87 @@
+"""``steerlm render``: the exact prompt of a record, learned spans marked."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from nemo_steerlm.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from nemo_steerlm.core.template import ChatTokens, Layout, Span
+
+
+def render(
+    file: str = typer.Argument(..., help="Records, .jsonl or .jsonl.gz."),
+    tokenizer: str = typer.Option(..., "--tokenizer", help="A sentencepiece .model file, a tokenizer.json, a model folder, or a hub name."),
+    index: int = typer.Option(0, "--index", help="Which record, from 0."),
+    as_json: bool = typer.Option(False, "--json", help="Print text, token ids and loss mask (1 = learned) as JSON."),
+    system_turn_start: str = typer.Option("", "--system_turn_start", help="Control string; the model folder's or <extra_id_0> by default."),
+    turn_start: str = typer.Option("", "--turn_start", help="Control string; the model folder's or <extra_id_1> by default."),
+    label_start: str = typer.Option("", "--label_start", help="Control string; the model folder's or <extra_id_2> by default."),
+) -> None:
+    """Show the exact prompt of a record, as a model trains on it: learned spans are coloured, or in ⟦ ⟧ where there are no colours."""
+    from nemo_steerlm.core.errors import Where
+    from nemo_steerlm.core.template import Template, text_of
+    from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+    from nemo_steerlm.data.records import check_record
+
+    given = {"system_turn_start": system_turn_start, "turn_start": turn_start, "label_start": label_start}
+    tokens, layout = _taught(tokenizer, {name: text for name, text in given.items() if text})
+    line, record = _record(file, index)
+    conversation = check_record(record, Where(file=file, line=line))
+    loaded = load_tokenizer(tokenizer, tokens)
+    spans = Template(tokens=tokens, layout=layout, special=loaded.special).render(conversation)
+    encoded = encode_spans(spans, loaded)
+    if as_json:
+        print(json.dumps({"text": text_of(spans), "token_ids": encoded.ids, "loss_mask": encoded.loss_mask}, ensure_ascii=False))
+        return
+    _print(spans)
+    print(f"\n{len(encoded.ids)} tokens, {sum(encoded.loss_mask)} learned")
+
+
+def _taught(tokenizer: str, given: dict[str, str]) -> tuple[ChatTokens, Layout]:
+    """Control strings and layout of the model in the tokenizer's folder where it says them, with ``given`` ones instead."""
+    from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
+    from nemo_steerlm.core.template import ChatTokens
+
+    if (Path(tokenizer) / FILE_NAME).is_file():
+        info = ModelInfo.load(Path(tokenizer))
+        shell = ChatTokens.from_shell(**given)
+        fields = {name: getattr(shell if name in given else info.tokens, name) for name in ChatTokens.__struct_fields__}
+        return ChatTokens(**fields), info.layout
+    return ChatTokens.from_shell(**given), "nemo-sft"
+
+
+def _record(file: str, index: int) -> tuple[int, dict[str, Any]]:
+    from nemo_steerlm.data.records import read_lines
+
+    found = 0
+    for found, line in enumerate(read_lines(file), 1):
+        if found - 1 == index:
+            return line.number, line.record
+    raise UsageError(f"--index {index}: {file} has {found} records, counted from 0")
+
+
+def _print(spans: Sequence[Span]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from nemo_steerlm.core.template import Role, learned_intervals, text_of
+
+    console = Console(highlight=False, soft_wrap=True)
+    if console.color_system is None:
+        text = text_of(spans)
+        for start, end in reversed(learned_intervals(spans)):
+            text = f"{text[:start]}⟦{text[start:end]}⟧{text[end:]}"
+        print(text)
+        return
+    styles = {Role.MARKER: "dim", Role.NAME: "bold", Role.LABEL: "cyan"}
+    shown = Text()
+    for span in spans:
+        shown.append(span.text, style="black on green" if span.learned else styles.get(span.role))
+    console.print(shown)
