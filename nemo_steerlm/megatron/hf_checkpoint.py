@@ -72,7 +72,7 @@ def load_hf_weights(model: Any, source: str | Path) -> None:
     known = min(config.vocab_size, source_vocabulary_size(source))
     with torch.no_grad():
         for module in gpt_modules(model):
-            for name, parameter in base_parameters(module):
+            for name, parameter in named_parameters(module):
                 parameter.copy_(_shard(name, parameter, weights, config, known))
 
 
@@ -94,12 +94,10 @@ def gpt_modules(model: Any) -> list[torch.nn.Module]:
     return found
 
 
-def base_parameters(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Parameters by canonical name, ``layers.N`` counted over the whole model from 0, adapters left out."""
+def named_parameters(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters by canonical name, ``layers.N`` counted over the whole model from 0."""
     numbers = [layer.layer_number - 1 for layer in module.decoder.layers]
     for name, parameter in module.named_parameters():
-        if "adapter_layer" in name:
-            continue
         if name.startswith("decoder.layers."):
             local, _, part = name.removeprefix("decoder.layers.").partition(".")
             yield f"layers.{numbers[int(local)]}.{_FUSED.get(part, part)}", parameter

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
-from nemo_steerlm.megatron.gguf_files import GGUFFile
+from nemo_steerlm.megatron.gguf_files import open_gguf
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -38,7 +38,7 @@ class LlamaConfig(msgspec.Struct, frozen=True, kw_only=True):
         """From a Hugging Face folder or a ``.gguf``. Raises UsageError where there is none, ConfigError where it is no Llama."""
         source = Path(source)
         if source.is_file():
-            return cls.from_dict(GGUFFile(source).config(), str(source))
+            return cls.from_dict(open_gguf(source).config(), str(source))
         path = source / "config.json"
         try:
             return cls.from_dict(json.loads(path.read_bytes()), str(path))

@@ -1,4 +1,4 @@
-"""A Megatron model written as a Hugging Face folder: shards gathered, padding cut off, adapters merged, ``steerlm.json`` beside."""
+"""A Megatron model written as a Hugging Face folder: shards gathered, padding cut off, ``steerlm.json`` beside."""
 
 from __future__ import annotations
 
@@ -23,14 +23,6 @@ from nemo_steerlm.megatron import hf_checkpoint as layout
 from nemo_steerlm.megatron.hf_config import LlamaConfig
 from nemo_steerlm.megatron.hf_weights import write_weights
 from nemo_steerlm.megatron.tokenizer_files import export_tokenizer_files
-
-_LORA = {
-    layout.QKV: "lora_kqv_adapter",
-    layout.PROJ: "lora_dense_attention_adapter",
-    layout.FC1: "lora_hto4h_adapter",
-    layout.FC2: "lora_4htoh_adapter",
-}
-"""NeMo's name of the adapter beside a matrix (AdapterName in parallel_adapters.py)."""
 
 
 def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> ModelInfo | None:
@@ -136,11 +128,13 @@ class _Gather:
     """Brings parameters together on global rank 0, one at a time. Every rank calls it with the same names in the same order."""
 
     def __init__(self, model: Any) -> None:
-        self._mine = {name: (module, p) for module in layout.gpt_modules(model) for name, p in layout.base_parameters(module)}
+        self._mine = {name: p for module in layout.gpt_modules(model) for name, p in layout.named_parameters(module)}
+        if any("adapter_layer" in name for name in self._mine):
+            raise ConfigError("the model has adapters; merge them (nemo_steerlm.megatron.lora.merge) before it is exported")
         # Tensor-parallel rank 0 of the first data-parallel replica speaks for its pipeline stage.
         speaks = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_data_parallel_rank() == 0
         everyone: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(everyone, {n: (tuple(p.shape), p.dtype) for n, (_, p) in self._mine.items()} if speaks else {})
+        torch.distributed.all_gather_object(everyone, {n: (tuple(p.shape), p.dtype) for n, p in self._mine.items()} if speaks else {})
         self._owner: dict[str, tuple[int, tuple[int, ...], torch.dtype]] = {}
         for rank, names in enumerate(everyone):
             for name, (shape, dtype) in names.items():
@@ -156,15 +150,13 @@ class _Gather:
             elif rank == owner:
                 torch.distributed.send(tensor.contiguous(), dst=0)
         elif rank == 0:
-            device = next(iter(self._mine.values()))[1].device
+            device = next(iter(self._mine.values())).device
             received = torch.empty(_whole_shape(name, shape), dtype=dtype, device=device)
             torch.distributed.recv(received, src=owner)
             yield received
 
     def _of_my_stage(self, name: str) -> Tensor:
-        module, parameter = self._mine[name]
-        with torch.no_grad():
-            local = parameter.detach() + update if (update := _lora_update(module, name)) is not None else parameter.detach()
+        local = self._mine[name].detach()
         dim = layout.split_dimension(name)
         return local if dim is None else _gather_tensor_parallel(local, dim)
 
@@ -181,25 +173,3 @@ def _gather_tensor_parallel(local: Tensor, dim: int) -> Tensor:
     parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(size)]
     torch.distributed.all_gather(parts, local.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
     return torch.cat(parts, dim=dim)
-
-
-def _lora_update(module: torch.nn.Module, name: str) -> Tensor | None:
-    """What the low-rank adapter beside a matrix adds to this rank's shard of it, or None where there is no adapter."""
-    part = next((part for part in _LORA if name.endswith(part)), None)
-    if part is None:
-        return None
-    number = int(name.split(".")[1])
-    layer = next(layer for layer in module.decoder.layers if layer.layer_number - 1 == number)
-    block = layer.self_attention if part in (layout.QKV, layout.PROJ) else layer.mlp
-    adapters = getattr(block, "adapter_layer", None) or {}
-    if unknown := set(adapters.keys()) - set(_LORA.values()):
-        raise ConfigError(f"adapter {min(unknown)} of layer {number} cannot be merged; train with model.peft.lora_tuning.variant=nemo")
-    if _LORA[part] not in adapters:
-        return None
-    adapter = adapters[_LORA[part]]
-    inner, outer = adapter.linear_in.weight, adapter.linear_out.weight
-    if part in (layout.QKV, layout.FC1):  # outputs are split over ranks, and so is the rank dimension of the first matrix
-        inner = _gather_tensor_parallel(inner.detach(), 0)
-    else:  # inputs are split, and so are the rows of the second matrix
-        outer = _gather_tensor_parallel(outer.detach(), 0)
-    return (outer @ inner) * (adapter.alpha / adapter.dim)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.megatron.gguf_files import GGUFFile
+from nemo_steerlm.megatron.gguf_files import open_gguf
 
 INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 2**30
@@ -104,7 +104,7 @@ class _GGUFWeights:
     """Dequantized one tensor at a time."""
 
     def __init__(self, path: Path) -> None:
-        self._file = GGUFFile(path)
+        self._file = open_gguf(path)
 
     @property
     def names(self) -> frozenset[str]:

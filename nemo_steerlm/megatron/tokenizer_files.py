@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from tokenizers import AddedToken, Tokenizer
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer, TextTokenizer, load_tokenizer
-from nemo_steerlm.megatron.gguf_files import GGUFFile
+from nemo_steerlm.megatron.gguf_files import open_gguf
 
 SENTENCEPIECE = "tokenizer.model"
 HUGGING_FACE = "tokenizer.json"
@@ -132,7 +133,7 @@ def export_tokenizer_files(nemo_tokenizer: Any, folder: Path) -> None:
 
 def _settings(source: Path) -> dict[str, Any]:
     if source.is_file():
-        gguf = GGUFFile(source)
+        gguf = open_gguf(source)
         return {**gguf.named_tokens(), "chat_template": gguf.value("tokenizer.chat_template")}
     path = source / SETTINGS
     if not path.is_file():
@@ -150,7 +151,7 @@ def _content(token: Any) -> str:
 def _sentencepiece_model(source: Path) -> Any | None:
     """The sentencepiece model of ``source`` with the tokens its folder adds behind it, or None where it has none."""
     if source.is_file():
-        gguf = GGUFFile(source)
+        gguf = open_gguf(source)
         return _parse_sentencepiece(gguf.sentencepiece_model()) if gguf.tokenizer_kind() == "llama" else None
     path = source / SENTENCEPIECE
     if not path.is_file():
@@ -267,7 +268,7 @@ def _fast_tokenizer(model: Any, path: Path) -> str:
 
 def _tokenizer_json(source: Path) -> str:
     if source.is_file():
-        return GGUFFile(source).tokenizer_json()
+        return open_gguf(source).tokenizer_json()
     path = source / HUGGING_FACE
     if not path.is_file():
         raise UsageError(f"{source}: no {SENTENCEPIECE} and no {HUGGING_FACE}")
@@ -305,3 +306,15 @@ def _write_bytes(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def main() -> None:
+    """``python -m nemo_steerlm.megatron.tokenizer_files SOURCE FOLDER [MARKER …]``: what a pipeline's first stage runs."""
+    source, folder, *markers = sys.argv[1:]
+    write_tokenizer_files(source, folder, markers)
+
+
+if __name__ == "__main__":
+    from nemo_steerlm.cli.main import run_and_exit
+
+    run_and_exit(main, "tokenizer_files")
