@@ -16,6 +16,7 @@ from steerlm_operator.resources import settings
 
 MOUNT = "/data"
 """Where the claim is mounted. Relative references of a manifest start here."""
+TMP = "/tmp"  # noqa: S108 - the pod's own emptyDir
 CONTAINER = "main"
 GRACE_SECONDS = 120
 """Between SIGTERM and SIGKILL: a training saves a checkpoint."""
@@ -85,9 +86,9 @@ def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:
 def _container(pipeline: Pipeline, process: Process) -> Object:
     config = pipeline.config
     env: list[Object] = [
-        {"name": "HOME", "value": "/tmp"},  # noqa: S108 - the container's own emptyDir
-        {"name": "XDG_CACHE_HOME", "value": "/tmp/cache" if process.read_only else f"{MOUNT}/.cache"},
-        {"name": "MPLCONFIGDIR", "value": "/tmp/matplotlib"},
+        {"name": "HOME", "value": TMP},
+        {"name": "XDG_CACHE_HOME", "value": f"{TMP}/cache" if process.read_only else f"{MOUNT}/.cache"},
+        {"name": "MPLCONFIGDIR", "value": f"{TMP}/matplotlib"},
         {"name": "PYTHONUNBUFFERED", "value": "1"},
     ]
     env += [{"name": name, "value": literal(value)} for name, value in {**config.environment, **process.env}.items()]
@@ -99,7 +100,7 @@ def _container(pipeline: Pipeline, process: Process) -> Object:
     claim: Object = {"name": "data", "mountPath": MOUNT, "readOnly": process.read_only}
     if pipeline.storage.sub_path:
         claim["subPath"] = pipeline.storage.sub_path
-    mounts = [claim, {"name": "tmp", "mountPath": "/tmp"}, {"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108 - mounts of the pod
+    mounts = [claim, {"name": "tmp", "mountPath": TMP}, {"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108 - where torch expects it
     if not process.read_only:
         mounts.append({"name": "manifest", "mountPath": settings.FOLDER, "readOnly": True})
     return {

@@ -24,7 +24,7 @@ def claim(pipeline: Pipeline) -> Object | None:
 
 
 def network_policies(pipeline: Pipeline) -> list[Object]:
-    """Inference servers have no authentication: only the pipeline's own pods reach those of a stage, only the namespace the one that stays."""
+    """Servers do not authenticate: only the pipeline's own pods reach those of a stage, only the namespace the one that stays."""
     if not pipeline.config.security.network_policies:
         return []
     own = {"podSelector": {"matchLabels": {names.PIPELINE: pipeline.name}}}

@@ -1,4 +1,4 @@
-"""A stage's own objects: one Job for most, an Indexed Job with a headless Service for a multi-node training, one of shards for annotation."""
+"""A stage's own objects: mostly one Job; an Indexed Job and a headless Service for a multi-node training; an Indexed Job of shards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def build(
         if group := _pod_group(pipeline, own, labels, nodes):
             objects.append(group)
         if uses_jobset(pipeline, stage):
-            return [*objects, _jobset(pipeline, own, labels, job)]
+            return [*objects, _jobset(own, labels, job)]
         objects.append(_headless_service(pipeline, own, labels))
     return [*objects, job]
 
@@ -166,7 +166,7 @@ def _process(
 
 
 def _rendezvous(pipeline: Pipeline, stage: Stage, own: str) -> dict[str, str]:
-    """torchrun's static rendezvous, which it reads from the environment: no etcd, no c10d election, one fixed master."""
+    """Static rendezvous, which torchrun reads from the environment: no etcd, no c10d election, one fixed master."""
     first = f"{own}-{names.JOBSET_JOB}-0-0" if uses_jobset(pipeline, stage) else f"{own}-0"
     return {
         "PET_NNODES": str(stage.parallel.nodes),
@@ -192,7 +192,7 @@ def _headless_service(pipeline: Pipeline, own: str, labels: Mapping[str, str]) -
     }
 
 
-def _jobset(pipeline: Pipeline, own: str, labels: Mapping[str, str], job: Object) -> Object:
+def _jobset(own: str, labels: Mapping[str, str], job: Object) -> Object:
     metadata = job["metadata"]
     ttl = job["spec"].pop("ttlSecondsAfterFinished", None)
     spec: Object = {

@@ -1,0 +1,232 @@
+"""Requests to the API server: few verbs, JSON in and out, errors as one exception. No client library: that alone would double the memory."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime
+import hashlib
+import json
+import logging
+import ssl
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import kopf
+
+from nemo_steerlm.pipeline.crd import PLURAL
+from nemo_steerlm.pipeline.manifest import API_VERSION
+from steerlm_operator import metrics, names
+from steerlm_operator.models import Object
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 30
+LOG_TAIL_BYTES = 64 << 10
+PLURALS = {
+    "SteerLMPipeline": PLURAL,
+    "ConfigMap": "configmaps",
+    "Deployment": "deployments",
+    "Event": "events",
+    "Job": "jobs",
+    "JobSet": "jobsets",
+    "NetworkPolicy": "networkpolicies",
+    "PersistentVolumeClaim": "persistentvolumeclaims",
+    "Pod": "pods",
+    "PodGroup": "podgroups",
+    "Service": "services",
+}
+
+
+class ApiError(Exception):
+    """The API server said no, or could not be reached (status 0)."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def url_path(api_version: str, kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
+    """The path of a collection, an object or its subresource."""
+    root = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
+    parts = [root, "namespaces", namespace, PLURALS[kind], name, subresource]
+    return "/".join(part for part in parts if part)
+
+
+class Cluster:
+    """One connection pool to one API server, with the credentials that kopf found."""
+
+    def __init__(self, connection: kopf.ConnectionInfo) -> None:
+        self._server = connection.server.rstrip("/")
+        self._connection = connection
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Cluster:
+        connector = aiohttp.TCPConnector(ssl=_ssl_context(self._connection), limit=32)
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        auth = aiohttp.BasicAuth(self._connection.username, self._connection.password or "") if self._connection.username else None
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, auth=auth, headers={"User-Agent": names.FIELD_MANAGER})
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        if self._session:
+            await self._session.close()
+
+    def renew(self, connection: kopf.ConnectionInfo) -> None:
+        """Use a newer token: service account tokens live an hour."""
+        self._connection = connection
+
+    async def get(self, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
+        """One object, or None. Raises ApiError."""
+        try:
+            return await self._request("GET", url_path(api_version, kind, namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def apply(self, wanted: Object, *, force: bool) -> None:
+        """Server-side apply. Without ``force`` an object that somebody else made with other content is a 409. Raises ApiError."""
+        metadata = wanted["metadata"]
+        path = url_path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
+        query = {"fieldManager": names.FIELD_MANAGER, "force": str(force).lower()}
+        await self._request("PATCH", path, wanted, query=query, content_type="application/apply-patch+yaml")
+
+    async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
+        """Delete the object if it is the one with this uid; its own children follow. Raises ApiError."""
+        body = {"kind": "DeleteOptions", "apiVersion": "v1", "propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self._request("DELETE", url_path(api_version, kind, namespace, name), body)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or another one by now: both are fine
+                raise
+
+    async def write_status(self, resource: Mapping[str, Any], status: Mapping[str, Any]) -> Object:
+        """Replace the status of the very version of the resource that was read. Raises ApiError 409 where it has changed since."""
+        metadata = resource["metadata"]
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "SteerLMPipeline",
+            "metadata": dict(metadata),
+            "spec": resource["spec"],
+            "status": status,
+        }
+        return await self._request("PUT", url_path(API_VERSION, "SteerLMPipeline", metadata["namespace"], metadata["name"], "status"), body)
+
+    async def post_event(self, resource: Mapping[str, Any], kind: str, reason: str, message: str) -> None:
+        """An Event about a resource, named by its content: the same one is never there twice. Raises ApiError."""
+        metadata = resource["metadata"]
+        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        digest = hashlib.sha256(f"{metadata['uid']}\0{reason}\0{message}\0{metadata.get('resourceVersion')}".encode()).hexdigest()[:16]
+        event = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"name": f"{metadata['name']}.{digest}", "namespace": metadata["namespace"]},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": "SteerLMPipeline",
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+            "type": kind,
+            "reason": reason,
+            "message": message,
+            "source": {"component": names.FIELD_MANAGER},
+            "reportingComponent": names.FIELD_MANAGER,
+            "reportingInstance": names.FIELD_MANAGER,
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+        }
+        try:
+            await self._request("POST", url_path("v1", "Event", metadata["namespace"]), event)
+        except ApiError as error:
+            if error.status != 409:
+                raise
+
+    async def creation_failure(self, namespace: str, job: str) -> str:
+        """What the Job controller last said about pods of ``job`` that it could not make; empty where it said nothing. Raises ApiError."""
+        query = {"fieldSelector": f"involvedObject.kind=Job,involvedObject.name={job},reason=FailedCreate"}
+        found = await self._request("GET", url_path("v1", "Event", namespace), query=query)
+        items = sorted(found.get("items") or (), key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        return str(items[-1].get("message", "")) if items else ""
+
+    async def log_tail(self, namespace: str, pod: str, lines: int = 20) -> str:
+        """The last lines that a pod printed. Raises ApiError."""
+        query = {"tailLines": str(lines), "limitBytes": str(LOG_TAIL_BYTES)}
+        return await self._text("GET", url_path("v1", "Pod", namespace, pod, "log"), query=query)
+
+    async def api_groups(self) -> frozenset[str]:
+        """Names of the API groups that the cluster has. Raises ApiError."""
+        found = await self._request("GET", "/apis")
+        return frozenset(group["name"] for group in found.get("groups") or ())
+
+    async def _request(self, method: str, path: str, body: object = None, **options: Any) -> Object:
+        found: Object = json.loads(await self._text(method, path, body, **options) or "{}")
+        return found
+
+    async def _text(
+        self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None, content_type: str = "application/json"
+    ) -> str:
+        assert self._session is not None  # used inside ``async with``
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        if self._connection.token:
+            headers["Authorization"] = f"Bearer {self._connection.token}"
+        data = json.dumps(body).encode() if body is not None else None
+        try:
+            async with self._session.request(method, f"{self._server}{path}", params=query, data=data, headers=headers) as response:
+                text = await response.text(errors="replace")
+                status = response.status
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            metrics.API_REQUESTS.labels(method, "unreachable").inc()
+            raise ApiError(0, f"the API server cannot be reached: {error or type(error).__name__}") from error
+        metrics.API_REQUESTS.labels(method, str(status)).inc()
+        if status >= 400:
+            raise ApiError(status, _message(text))
+        return text
+
+
+def _message(text: str) -> str:
+    with contextlib.suppress(ValueError, AttributeError):
+        return str(json.loads(text).get("message") or text)
+    return text[:500]
+
+
+def _ssl_context(connection: kopf.ConnectionInfo) -> ssl.SSLContext | bool:
+    if not connection.server.startswith("https:"):
+        return True
+    if connection.insecure:
+        context = ssl._create_unverified_context()  # noqa: S323, SLF001 - the kubeconfig says so
+    else:
+        data = _decoded(connection.ca_data)
+        path = str(connection.ca_path) if connection.ca_path else None
+        context = ssl.create_default_context(cafile=path, cadata=data.decode() if data else None)
+    if connection.certificate_path or connection.certificate_data:
+        with tempfile.TemporaryDirectory() as folder:
+            certificate = _as_file(folder, "certificate", connection.certificate_path, connection.certificate_data)
+            key = _as_file(folder, "key", connection.private_key_path, connection.private_key_data)
+            context.load_cert_chain(certificate, key)
+    return context
+
+
+def _as_file(folder: str, name: str, path: Any, data: str | bytes | None) -> str:
+    if path:
+        return str(path)
+    file = Path(folder) / name
+    file.touch(mode=0o600)
+    file.write_bytes(_decoded(data) or b"")
+    return str(file)
+
+
+def _decoded(data: str | bytes | None) -> bytes | None:
+    """Kubeconfig data is base64; kopf hands it on as it is."""
+    if not data:
+        return None
+    raw = data if isinstance(data, bytes) else data.encode()
+    return raw if raw.lstrip().startswith(b"-----") else base64.b64decode(raw)

@@ -1,0 +1,28 @@
+"""Prometheus metrics."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+PIPELINES = Gauge("steerlm_pipelines", "Pipelines by phase.", ["phase"])
+STAGE_ATTEMPTS = Counter("steerlm_stage_attempts_total", "Attempts of stages that were started.", ["stage"])
+STAGE_RESULTS = Counter("steerlm_stage_results_total", "Ends of stage attempts.", ["stage", "result"])
+STAGE_SECONDS = Histogram(
+    "steerlm_stage_duration_seconds",
+    "Duration of stage attempts that ended well.",
+    ["stage"],
+    buckets=(10, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 24 * 3600, 72 * 3600),
+)
+CACHE_HITS = Counter("steerlm_cache_hits_total", "Stages that were found done.", ["stage"])
+SERVERS_READY = Gauge("steerlm_annotation_servers_ready", "Annotation servers that answer.", ["namespace", "pipeline"])
+RECONCILE_SECONDS = Histogram("steerlm_reconcile_duration_seconds", "Duration of one look at one pipeline.")
+RECONCILE_ERRORS = Counter("steerlm_reconcile_errors_total", "Looks at a pipeline that ended in an error.", ["reason"])
+STATUS_WRITES = Counter("steerlm_status_writes_total", "Writes of a status.", ["result"])
+API_REQUESTS = Counter("steerlm_api_requests_total", "Requests to the API server, watches left out.", ["method", "status"])
+QUEUE_LENGTH = Gauge("steerlm_queue_length", "Pipelines waiting to be looked at.")
+LAST_RECONCILE = Gauge("steerlm_last_reconcile_timestamp_seconds", "When the last look at any pipeline ended.")
+
+
+def stage_family(name: str) -> str:
+    """A stage's name without its round, so that labels stay few."""
+    return "-".join(part for part in name.split("-") if not part.isdigit())

@@ -1,0 +1,231 @@
+"""Bringing one stage forward: its servers, its Job, what became of it, and whether to try again. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_steerlm.pipeline.cluster_status import AnnotationStatus, StageStatus
+from nemo_steerlm.pipeline.stages import Stage
+from steerlm_operator import names
+from steerlm_operator.draft import Draft
+from steerlm_operator.models import Object
+from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten
+from steerlm_operator.resources import servers, work
+
+LONGEST_RETRY_SECONDS = 600.0
+LONGEST_REFUSAL_SECONDS = 300.0
+
+
+def advance(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
+    """Do what can be done for a stage now. Returns whether it is done."""
+    if entry.phase == "Retrying":
+        due = parse_time(entry.next_attempt_time)
+        if due and due > draft.now:
+            draft.look_again((due - draft.now).total_seconds())
+            return False
+    if entry.phase in ("Pending", "Retrying"):
+        _begin(draft, stage, entry)
+    merge = entry.step == "Merge"
+    urls = {} if merge else _ensure_servers(draft, stage, entry)
+    if urls is None:
+        return False
+    job = draft.own("Job", work.job_name(draft.pipeline, stage, entry.attempt, merge=merge))
+    _want_work(draft, stage, entry, urls, job)
+    if job is None:
+        _wait_for_objects(draft, stage, entry)
+        return False
+    if stage.kind == "annotate" and not merge:
+        _count_shards(draft, stage, job)
+    name = job["metadata"]["name"]
+    pods = draft.job_pods(job)
+    reading = read_job(job, pods, draft.now, creation_failure=draft.observed.creation_failures.get(name, ""))
+    if not pods and reading.state == "Waiting":
+        draft.inspect.append(name)
+        draft.look_again(5)
+    return _act_on(draft, stage, entry, reading)
+
+
+def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
+    entry.attempt += 1
+    entry.phase = "Queued"
+    entry.reason, entry.message = "Starting", "its objects are being made"
+    entry.start_time = draft.timestamp()
+    entry.completion_time = entry.next_attempt_time = entry.progress = None
+    again = f", attempt {entry.attempt}" if entry.attempt > 1 else ""
+    draft.event("StageStarted", f"{stage.name} started{again}")
+
+
+def _ensure_servers(draft: Draft, stage: Stage, entry: StageStatus) -> dict[str, str] | None:
+    """The servers' addresses by role once one of each role answers (or the work has begun), else None."""
+    pipeline = draft.pipeline
+    urls: dict[str, str] = {}
+    pending = []
+    for need in stage.servers:
+        draft.want(*servers.build(pipeline, stage, need, entry.attempt))
+        name = names.server(pipeline.name, stage.name, need.role, entry.attempt)
+        urls[need.role] = servers.url(pipeline, name)
+        deployment = draft.own("Deployment", name)
+        pods = draft.pods(stage=stage.name, attempt=str(entry.attempt), component=names.SERVER, role=need.role)
+        reading = read_servers(deployment or {}, pods)
+        refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
+        if stage.kind == "annotate":
+            labels = servers.labels(pipeline, stage, need, 0)
+            del labels[names.ATTEMPT]
+            selector = ",".join(f"{key}={value}" for key, value in sorted(servers.selector(labels).items()) if key != names.PIPELINE_UID)
+            draft.status.annotation = (draft.status.annotation or AnnotationStatus()).model_copy(
+                update={"servers_ready": reading.ready, "selector": selector}
+            )
+        if not reading.ready:
+            pending.append((need.role, reading, refusal))
+    if not stage.servers:
+        return urls
+    draft.status.endpoints = dict(urls)
+    if not pending:
+        draft.condition("ServersReady", True, "ServersReady", f"the servers of {stage.name} answer")
+        return urls
+    role, reading, refusal = pending[0]
+    reason, message = (refusal.reason, refusal.message) if refusal else (reading.reason, reading.message)
+    draft.condition("ServersReady", False, reason, f"{role} servers of {stage.name}: {message}")
+    if draft.own("Job", work.job_name(pipeline, stage, entry.attempt)):
+        return urls  # its clients wait for the servers to come back, and fail if they do not
+    if reading.failed:
+        _fail(draft, stage, entry, Reading(state="Failed", reason=reading.reason, message=message, permanent=reading.permanent))
+        return None
+    if refusal:
+        draft.look_again(min(5.0 * 2 ** min(refusal.count, 10), LONGEST_REFUSAL_SECONDS))
+    _queue(draft, stage, entry, reason, f"{role} servers: {message}", blocked=reading.blocked or refusal is not None)
+    return None
+
+
+def _want_work(draft: Draft, stage: Stage, entry: StageStatus, urls: Mapping[str, str], job: Object | None) -> None:
+    merge = entry.step == "Merge"
+    objects = work.build(draft.pipeline, stage, entry.attempt, servers=urls, salt=entry.restart_token, merge=merge)
+    if job is None:
+        draft.want(*objects)
+    # Not applied again: the Job keeps what it was made with, whatever the spec says by now.
+    draft.wanted.update((wanted["kind"], wanted["metadata"]["name"]) for wanted in objects)
+    draft.wanted.add(("Job", work.job_name(draft.pipeline, stage, entry.attempt, merge=merge)))
+
+
+def _wait_for_objects(draft: Draft, stage: Stage, entry: StageStatus) -> None:
+    refusal = next((draft.observed.refusals[key] for key in sorted(draft.wanted) if key in draft.observed.refusals), None)
+    if refusal is None:
+        _queue(draft, stage, entry, "Starting", "its objects are being made")
+    elif refusal.reason == "InvalidObject":
+        _fail(draft, stage, entry, Reading(state="Failed", reason=refusal.reason, message=refusal.message, permanent=True))
+    else:
+        draft.look_again(min(5.0 * 2 ** min(refusal.count, 10), LONGEST_REFUSAL_SECONDS))
+        _queue(draft, stage, entry, refusal.reason, refusal.message, blocked=True)
+
+
+def _count_shards(draft: Draft, stage: Stage, job: Object) -> None:
+    status = job.get("status", {})
+    succeeded = completed(status.get("completedIndexes") or "") if stage.shards > 1 else int(status.get("succeeded") or 0)
+    draft.status.annotation = (draft.status.annotation or AnnotationStatus()).model_copy(
+        update={"shards": stage.shards, "succeeded": succeeded, "failed_indexes": status.get("failedIndexes") or None}
+    )
+
+
+def _act_on(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> bool:
+    if reading.state == "Waiting":
+        if reading.reason == "SecretNotFound":
+            draft.condition("SecretsAvailable", False, reading.reason, reading.message)
+        _queue(draft, stage, entry, reading.reason, reading.message, blocked=reading.blocked)
+    elif reading.state == "Running":
+        _note_running(draft, stage, entry, reading)
+    elif reading.state == "Lagging":
+        draft.look_again(2)
+    elif reading.state == "Failed":
+        _fail(draft, stage, entry, reading)
+    elif stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work":
+        entry.step = "Merge"
+        _release_servers(draft)
+        return advance(draft, stage, entry)
+    else:
+        _succeed(draft, stage, entry, reading.result)
+        return True
+    return False
+
+
+def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message: str, *, blocked: bool = False) -> None:
+    entry.phase = "Queued"
+    entry.reason, entry.message = reason, shorten(message)
+    limit = draft.pipeline.run_policy.pending_deadline_seconds
+    waited = draft.seconds_since(entry.start_time)
+    if limit is not None and waited >= limit:
+        said = f"not started within {limit} s: {message}"
+        _fail(draft, stage, entry, Reading(state="Failed", reason="PendingDeadlineExceeded", message=said, permanent=True))
+        return
+    if limit is not None:
+        draft.look_again(limit - waited)
+    draft.condition("Progressing", not blocked, reason, f"{stage.name}: {message}")
+
+
+def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
+    entry.phase = "Running"
+    entry.reason = entry.message = None
+    if stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work":
+        annotation = draft.status.annotation or AnnotationStatus()
+        entry.progress = f"{annotation.succeeded}/{stage.shards} shards"
+    elif reading.pod:
+        draft.watch.append(reading.pod)
+        if said := draft.observed.progress.get(reading.pod):
+            entry.progress = describe_progress(said)
+    if draft.pipeline.secrets.wandb or draft.pipeline.secrets.hugging_face:
+        draft.condition("SecretsAvailable", True, "SecretsFound", "the pods got them")
+    draft.condition("Progressing", True, "StageRunning", f"{stage.name}, attempt {entry.attempt}")
+
+
+def describe_progress(message: Mapping[str, Any]) -> str:
+    """``412/1000 loss 1.83`` from a stage's progress message."""
+    parts = [f"{message.get('done', '?')}/{message.get('total', '?')}"]
+    for key, value in message.items():
+        if key not in ("steerlm", "stage", "done", "total") and isinstance(value, int | float | str):
+            parts.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
+    return " ".join(parts)[:128]
+
+
+def _succeed(draft: Draft, stage: Stage, entry: StageStatus, result: Mapping[str, Any]) -> None:
+    cached = bool(result.get("cached"))
+    entry.phase = "CacheHit" if cached else "Succeeded"
+    entry.reason = entry.message = entry.progress = None
+    entry.completion_time = draft.timestamp()
+    entry.input_hash = str(result["inputHash"])[:64] if "inputHash" in result else None
+    entry.metrics = flat_metrics(result.get("metrics")) or None
+    _release_servers(draft)
+    draft.event("StageCacheHit" if cached else "StageSucceeded", f"{stage.name} {'was done before' if cached else 'is done'}")
+
+
+def _fail(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
+    pipeline = draft.pipeline
+    entry.reason, entry.message, entry.progress = reading.reason, shorten(reading.message), None
+    entry.completion_time = draft.timestamp()
+    _release_servers(draft)
+    if reading.counted:
+        entry.counted_failures += 1
+    if reading.permanent or entry.counted_failures > pipeline.backoff_limit:
+        entry.phase = "Failed"
+        draft.event("StageFailed", f"{stage.name}, attempt {entry.attempt}: {reading.reason}: {reading.message}", warning=True)
+        return
+    # 2**10 is beyond the longest wait for any setting that makes sense.
+    doubled = 2.0 ** min(max(entry.counted_failures - 1, 0), 10) if reading.counted else 1.0
+    delay = min(pipeline.config.retry_seconds * doubled, LONGEST_RETRY_SECONDS)
+    entry.phase = "Retrying"
+    entry.next_attempt_time = draft.timestamp(after=delay)
+    draft.look_again(delay)
+    counted = "" if reading.counted else " (not counted)"
+    said = f"{stage.name}, attempt {entry.attempt}: {reading.reason}{counted}: {reading.message}"
+    draft.condition("Progressing", True, "StageRetrying", said)
+    draft.event("StageRetrying", said, warning=True)
+
+
+def _release_servers(draft: Draft) -> None:
+    """The stage's servers are not needed any longer."""
+    released = {key for key in draft.wanted if key[0] in ("Deployment", "Service", "Job", "JobSet", "PodGroup")}
+    draft.wanted -= released
+    draft.apply = [wanted for wanted in draft.apply if (wanted["kind"], wanted["metadata"]["name"]) not in released]
+    if draft.status.annotation:
+        draft.status.annotation.servers_ready = 0
+    draft.status.endpoints = None
+    draft.status.conditions = [condition for condition in draft.status.conditions if condition.type != "ServersReady"]

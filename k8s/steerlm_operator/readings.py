@@ -1,0 +1,275 @@
+"""What Jobs, Deployments and their pods say, in the pipeline's words. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from nemo_steerlm.core.errors import EXIT_TERMINATED, PERMANENT_EXIT_CODES
+from steerlm_operator import names
+from steerlm_operator.models import Object
+
+POD_LAG_SECONDS = 15
+"""How long a finished Job is waited for to be joined by its pods in the watch caches, before its result is taken for lost."""
+
+PERMANENT_REASONS = {2: "WrongManifest", 65: "BadData", 78: "BadConfiguration"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The state of one Job."""
+
+    state: Literal["Waiting", "Running", "Lagging", "Succeeded", "Failed"]
+    """Waiting: its pods do not run yet. Lagging: it ended, but the pods that say how are not in the cache yet."""
+    reason: str = ""
+    message: str = ""
+    blocked: bool = False
+    """Waiting for something that a person may have to do."""
+    counted: bool = True
+    """Failed: counts against the backoff limit."""
+    permanent: bool = False
+    """Failed: trying again will not help."""
+    result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Succeeded: what the stage reported, see ``termination_message``."""
+    pod: str | None = None
+    """Running: the pod whose output tells the progress."""
+
+
+def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, creation_failure: str = "") -> Reading:
+    """A Job and the pods of it that were seen; ``creation_failure`` is the last event about pods that could not be made."""
+    conditions = {c["type"]: c for c in job.get("status", {}).get("conditions") or () if c.get("status") == "True"}
+    if "Complete" in conditions:
+        return _read_success(conditions["Complete"], pods, now)
+    if "Failed" in conditions:
+        return _read_failure(conditions["Failed"], pods)
+    if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
+        return Reading(state="Waiting", reason="AwaitingAdmission", message="the queue has not admitted it yet")
+    waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
+    if waiting:
+        return waiting
+    if not pods and creation_failure:
+        reason, message = classify_refusal(403, creation_failure)
+        return Reading(state="Waiting", reason=reason, message=message, blocked=True)
+    running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
+    if not running and not any(pod.get("status", {}).get("phase") == "Succeeded" for pod in pods):
+        return Reading(state="Waiting", reason="PodsStarting", message="its pods are starting")
+    first = min(running, key=_index, default=None)
+    return Reading(state="Running", pod=first["metadata"]["name"] if first else None)
+
+
+def _index(pod: Object) -> int:
+    return int((pod["metadata"].get("annotations") or {}).get(names.COMPLETION_INDEX) or 0)
+
+
+def _read_success(condition: Object, pods: Sequence[Object], now: datetime.datetime) -> Reading:
+    for pod in sorted(pods, key=_index):
+        ended = _terminated(pod)
+        if ended and ended.get("exitCode") == 0 and (result := termination_message(ended.get("message", ""))):
+            return Reading(state="Succeeded", result=result)
+    ended_at = parse_time(condition.get("lastTransitionTime"))
+    if ended_at and (now - ended_at).total_seconds() < POD_LAG_SECONDS and not any(_terminated(pod) for pod in pods):
+        return Reading(state="Lagging")
+    return Reading(state="Succeeded")
+
+
+def termination_message(text: str) -> dict[str, Any]:
+    """What a stage reported: ``{"cached": bool, "inputHash": str, "metrics": {...}}`` on one line; {} where the text is anything else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("inputHash"), str) else {}
+
+
+_RULE_EXIT = re.compile(r"failed with exit code (\d+)")
+
+
+def _read_failure(condition: Object, pods: Sequence[Object]) -> Reading:
+    """Why a Job failed. Its own message outlives its pods; the pods know more."""
+    reason, message = condition.get("reason", ""), condition.get("message", "")
+    endings = [(pod, ended) for pod in pods if (ended := _terminated(pod)) and ended.get("exitCode") != 0]
+    if reason in ("FailedIndexes", "MaxFailedIndexesExceeded"):
+        return _read_failed_shards(message, endings)
+    # Out of memory first: the kill looks like any other, and the pods beside it die of it.
+    for _, ended in endings:
+        if ended.get("reason") == "OOMKilled":
+            said = "killed for using more memory than its limit; raise spec.resources, or lower microBatchSize"
+            return Reading(state="Failed", reason="OutOfMemory", message=said, permanent=True)
+    for pod, ended in endings:
+        if ended.get("exitCode") in PERMANENT_EXIT_CODES:
+            return _exited(pod, ended)
+    disrupted = next(
+        (c for pod in pods for c in _pod_conditions(pod) if c.get("type") == "DisruptionTarget" and c.get("status") == "True"), None
+    )
+    if disrupted or "DisruptionTarget" in message:
+        said = (disrupted or {}).get("message") or message
+        return Reading(state="Failed", reason="Disrupted", message=shorten(f"a pod was taken away: {said}"), counted=False)
+    # A rank that lost another one fails too: the exit that is nobody's consequence is the first.
+    for pod, ended in sorted(endings, key=lambda found: found[1].get("finishedAt") or ""):
+        return _exited(pod, ended)
+    if match := _RULE_EXIT.search(message):
+        return _exit_reading(int(match[1]), message)
+    return Reading(state="Failed", reason=reason or "JobFailed", message=shorten(message or "the Job failed"))
+
+
+def _read_failed_shards(message: str, endings: Sequence[tuple[Object, Object]]) -> Reading:
+    last = max(endings, key=lambda found: found[1].get("finishedAt") or "", default=None)
+    if last is None:
+        return Reading(state="Failed", reason="ShardsFailed", message=shorten(message), permanent=True)
+    pod, ended = last
+    why = _exited(pod, ended)
+    # Each shard had retries of its own.
+    return Reading(state="Failed", reason="ShardsFailed", message=shorten(f"shard {_index(pod)}: {why.message}"), permanent=True)
+
+
+def _exited(pod: Object, ended: Object) -> Reading:
+    said = " ".join((ended.get("message") or ended.get("reason") or "").strip().splitlines()[-1:])
+    return _exit_reading(int(ended["exitCode"]), f"{pod['metadata']['name']}: {said}" if said else pod["metadata"]["name"])
+
+
+def _exit_reading(code: int, said: str) -> Reading:
+    if code in PERMANENT_EXIT_CODES:
+        return Reading(state="Failed", reason=PERMANENT_REASONS[code], message=shorten(f"exit code {code}: {said}"), permanent=True)
+    if code == EXIT_TERMINATED:
+        return Reading(state="Failed", reason="Terminated", message=shorten(f"stopped from outside: {said}"), counted=False)
+    reasons = {69: "ServerUnreachable", 75: "TryAgain", 137: "Killed"}
+    return Reading(state="Failed", reason=reasons.get(code, "StageError"), message=shorten(f"exit code {code}: {said}"))
+
+
+_IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
+
+
+def _waits_for(pod: Object) -> Reading | None:
+    """What a pod that does not run waits for, where that is more than its turn."""
+    status = pod.get("status", {})
+    for container in status.get("containerStatuses") or ():
+        waiting = container.get("state", {}).get("waiting") or {}
+        reason, message = waiting.get("reason", ""), waiting.get("message", "")
+        if reason in _IMAGE_REASONS:
+            said = f"image {container.get('image')} cannot be pulled: {message or reason}"
+            return Reading(state="Waiting", reason="ImageNotAvailable", message=shorten(said), blocked=True)
+        if reason == "CreateContainerConfigError":
+            kind = "SecretNotFound" if "secret" in message else "ContainerConfigError"
+            return Reading(state="Waiting", reason=kind, message=shorten(message), blocked=True)
+    for condition in _pod_conditions(pod):
+        if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
+            message = condition.get("message", "")
+            if condition.get("reason") == "SchedulingGated":
+                return Reading(state="Waiting", reason="AwaitingAdmission", message="its pods wait for admission")
+            reason = "ClaimNotFound" if "persistentvolumeclaim" in message and "not found" in message else "Unschedulable"
+            return Reading(state="Waiting", reason=reason, message=shorten(message), blocked=True)
+    return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServersReading:
+    """The state of a Deployment of inference servers."""
+
+    ready: int = 0
+    reason: str = "ServersStarting"
+    message: str = "no server answers yet"
+    failed: bool = False
+    blocked: bool = False
+    permanent: bool = False
+
+
+def read_servers(deployment: Object, pods: Sequence[Object]) -> ServersReading:
+    """A Deployment and its pods."""
+    status = deployment.get("status", {})
+    ready = int(status.get("readyReplicas") or 0)
+    if ready:
+        return ServersReading(ready=ready, reason="ServersReady", message=f"{ready} of {deployment['spec'].get('replicas', 1)} answer")
+    conditions = {c["type"]: c for c in status.get("conditions") or ()}
+    refused = conditions.get("ReplicaFailure")
+    if refused and refused.get("status") == "True":
+        reason, message = classify_refusal(403, refused.get("message", ""))
+        return ServersReading(reason=reason, message=message, blocked=True)
+    for pod in pods:
+        for container in pod.get("status", {}).get("containerStatuses") or ():
+            ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
+            if ended and ended.get("exitCode") in PERMANENT_EXIT_CODES:
+                why = _exited(pod, ended)
+                return ServersReading(reason=why.reason, message=why.message, failed=True, permanent=True)
+    progressing = conditions.get("Progressing", {})
+    if progressing.get("reason") == "ProgressDeadlineExceeded":
+        ended = next((e for pod in pods for e in _last_endings(pod)), None)
+        said = (
+            f"; the last one ended with exit code {ended.get('exitCode')}: {(ended.get('message') or '').strip()[-300:]}" if ended else ""
+        )
+        return ServersReading(reason="ServersNotReady", message=shorten(f"no server answered in time{said}"), failed=True)
+    if waiting := next((reading for pod in pods if (reading := _waits_for(pod))), None):
+        return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked)
+    return ServersReading()
+
+
+def _last_endings(pod: Object) -> list[Object]:
+    found = [c.get("lastState", {}).get("terminated") for c in pod.get("status", {}).get("containerStatuses") or ()]
+    return [ended for ended in found if ended]
+
+
+def classify_refusal(status: int, message: str) -> tuple[str, str]:
+    """A reason and a sentence for what the API server refused."""
+    text = shorten(" ".join(message.split()))
+    if "exceeded quota" in message or "must specify limits" in message:
+        return "QuotaExceeded", text
+    if "violates PodSecurity" in message or "admission webhook" in message or "ValidatingAdmissionPolicy" in message:
+        return "AdmissionRefused", text
+    if "Only one reference can have Controller set to true" in message or status == 409:
+        return "NameConflict", text
+    if status == 403:
+        return "Forbidden", text
+    if status == 404:
+        return "KindNotInstalled", text
+    if status in (400, 422):
+        return "InvalidObject", text
+    return "ServerError", text
+
+
+def completed(indexes: str) -> int:
+    """How many indexes ``0-3,7`` names."""
+    count = 0
+    for part in indexes.split(",") if indexes else ():
+        first, dash, last = part.partition("-")
+        count += int(last) - int(first) + 1 if dash else 1
+    return count
+
+
+def flat_metrics(metrics: Any, limit: int = 32) -> dict[str, str]:
+    """Nested numbers and words as ``a.b: "1.25"``, the first ``limit`` of them."""
+    found: dict[str, str] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, item in value.items():
+                walk(f"{prefix}.{key}" if prefix else str(key), item)
+        elif isinstance(value, str | int | float) and len(found) < limit and len(prefix) <= 128:
+            found[prefix] = (f"{value:.6g}" if isinstance(value, float) else str(value))[:64]
+
+    walk("", metrics)
+    return found
+
+
+def parse_time(text: str | None) -> datetime.datetime | None:
+    """An RFC 3339 time."""
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+
+
+def shorten(text: str, limit: int = 700) -> str:
+    """``text`` within the room a condition's message has."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def _terminated(pod: Object) -> Object | None:
+    for container in pod.get("status", {}).get("containerStatuses") or ():
+        ended: Object | None = container.get("state", {}).get("terminated")
+        if ended:
+            return ended
+    return None
+
+
+def _pod_conditions(pod: Object) -> Iterable[Object]:
+    return pod.get("status", {}).get("conditions") or ()

@@ -1,0 +1,323 @@
+"""``plan(resource, observed) -> decision``: the whole operator as one pure function.
+
+    Pending → Running → Succeeded | Failed          the end stays until spec.restart asks again
+              Running ⇄ Retrying                    a stage waits for its next attempt
+              Running → Suspending → Suspended → Running
+
+The status records an intention (stage, attempt) before anything is made for it, so whoever decides next, after any crash, names the same
+objects. Objects that run and are not wanted are deleted, whatever brought them about.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.pipeline.cluster_spec import MANAGED_BY
+from nemo_steerlm.pipeline.cluster_status import PipelineStatus, StageStatus
+from steerlm_operator import models, names, progress, readings
+from steerlm_operator.config import OperatorConfig
+from steerlm_operator.draft import Decision, Draft, Observed, Refusal, find_condition, finished, holds
+from steerlm_operator.models import Pipeline
+from steerlm_operator.resources import servers, settings, surroundings, work
+
+MISSING_API_SECONDS = 60
+MISSING_CLAIM_SECONDS = 15
+
+GANG_APIS = {"Volcano": "scheduling.volcano.sh", "Coscheduling": "scheduling.x-k8s.io"}
+
+
+def plan(resource: Mapping[str, Any], observed: Observed, config: OperatorConfig, now: datetime.datetime) -> Decision:
+    """What to do for one resource. Pure: the same arguments give the same decision."""
+    status = PipelineStatus.model_validate(resource.get("status") or {})
+    metadata = resource["metadata"]
+    if metadata.get("deletionTimestamp") or (resource.get("spec") or {}).get("managedBy", MANAGED_BY) != MANAGED_BY:
+        return Decision(status=status)
+    try:
+        pipeline = models.parse(resource, config)
+    except UsageError as error:
+        return _refuse(status, metadata, str(error), now)
+    draft = Draft(pipeline, observed, status, now)
+    status.observed_generation = pipeline.generation
+    draft.condition("Accepted", True, "Valid", "the resource can be run")
+    _list_stages(draft)
+    _restart(draft)
+    if holds(status, "Complete") or holds(status, "Failed"):
+        return _finished(draft)
+    if pipeline.suspend:
+        return _suspend(draft)
+    _run(draft)
+    if holds(status, "Complete") or holds(status, "Failed"):
+        return _finished(draft)
+    _summarize(draft)
+    return draft.decision()
+
+
+def _refuse(status: PipelineStatus, metadata: Mapping[str, Any], message: str, now: datetime.datetime) -> Decision:
+    """Beyond what the API server checks. Nothing is started or stopped: the last valid spec's work goes on until this is corrected."""
+    before = find_condition(status, "Accepted")
+    condition = {
+        "type": "Accepted",
+        "status": "False",
+        "reason": "InvalidSpec",
+        "message": readings.shorten(message),
+        "lastTransitionTime": before.last_transition_time if before and before.status == "False" else now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "observedGeneration": metadata.get("generation", 0),
+    }
+    dumped = status.model_dump(by_alias=True)
+    dumped["conditions"] = [c for c in dumped["conditions"] if c["type"] != "Accepted"] + [condition]
+    dumped["conditions"].sort(key=lambda c: c["type"])
+    dumped["observedGeneration"] = metadata.get("generation", 0)
+    return Decision(status=PipelineStatus.model_validate(dumped))
+
+
+def _list_stages(draft: Draft) -> None:
+    known = {entry.name: entry for entry in draft.status.stages}
+    draft.status.stages = [known.get(stage.name) or StageStatus(name=stage.name) for stage in draft.pipeline.graph]
+
+
+def _restart(draft: Draft) -> None:
+    """A token not acted on yet: begin again at the stage it names, or where the pipeline failed."""
+    status, asked = draft.status, draft.pipeline.restart
+    if asked is None or asked.token == status.observed_restart_token:
+        return
+    status.observed_restart_token = asked.token
+    if not any(entry.attempt for entry in status.stages):
+        return  # a new pipeline starts anyway
+    order = [entry.name for entry in status.stages]
+    unfinished = next((entry.name for entry in status.stages if not entry.done), None)
+    first = asked.from_stage or unfinished
+    if first is None:
+        draft.event("NothingToRestart", "every stage is done: name one in spec.restart.fromStage to do it again")
+        return
+    for entry in status.stages[order.index(first) :]:
+        token = asked.token if asked.from_stage else entry.restart_token
+        fresh = StageStatus(name=entry.name, attempt=entry.attempt, restart_token=token)
+        status.stages[order.index(entry.name)] = fresh
+    status.conditions = [c for c in status.conditions if c.type not in ("Complete", "Failed", "Serving")]
+    status.completion_time = status.endpoints = None
+    status.start_time = draft.timestamp()
+    status.phase = "Running"
+    draft.event("Restarted", f"again from {first}")
+
+
+def _suspend(draft: Draft) -> Decision:
+    """Nothing is wanted, so everything that runs is deleted; quiet once it is gone."""
+    status = draft.status
+    for entry in status.stages:
+        if entry.phase in ("Running", "Queued"):
+            entry.phase, entry.reason, entry.message, entry.progress = "Pending", "Suspended", None, None
+    status.endpoints = None
+    status.conditions = [condition for condition in status.conditions if condition.type != "ServersReady"]
+    if status.annotation:
+        status.annotation.servers_ready = 0
+    busy = [name for (kind, name), seen in draft.observed.children.items() if kind in ("Job", "Deployment") and not finished(seen)]
+    busy += [pod["metadata"]["name"] for pod in draft.observed.pods if pod.get("status", {}).get("phase") not in ("Succeeded", "Failed")]
+    if busy:
+        if status.phase != "Suspending":
+            draft.event("Suspending", "its pods are being stopped")
+        status.phase = "Suspending"
+        draft.condition("Suspended", False, "Suspending", f"{len(busy)} objects still stop")
+        draft.look_again(5)
+    else:
+        if status.phase != "Suspended":
+            draft.event("Suspended", "nothing runs; finished stages are kept")
+        status.phase = "Suspended"
+        draft.condition("Suspended", True, "Suspended", "nothing runs; finished stages are kept")
+    draft.condition("Progressing", False, "Suspended", "spec.suspend is true")
+    status.progress = "suspended" if status.phase == "Suspended" else "suspending"
+    return draft.decision()
+
+
+def _run(draft: Draft) -> None:
+    pipeline, status = draft.pipeline, draft.status
+    if status.phase in ("Suspended", "Suspending"):
+        status.start_time = draft.timestamp()
+        draft.condition("Suspended", False, "Resumed", "")
+        draft.event("Resumed", "goes on")
+        status.phase = "Running" if any(entry.attempt for entry in status.stages) else "Pending"
+    status.start_time = status.start_time or draft.timestamp()
+    limit = pipeline.run_policy.active_deadline_seconds
+    if limit is not None:
+        left = limit - draft.seconds_since(status.start_time)
+        if left <= 0:
+            _fail(draft, "DeadlineExceeded", f"not done within {limit} s")
+            return
+        draft.look_again(left)
+    if not (_engine_available(draft) and _storage_ready(draft)):
+        return
+    draft.want(settings.config_map(pipeline), *surroundings.network_policies(pipeline))
+    if status.phase == "Pending":
+        draft.event("Started", f"{len(pipeline.graph)} stages to do")
+    for stage, entry in zip(pipeline.graph, status.stages, strict=True):
+        if entry.done:
+            continue
+        status.current_stage = stage.name
+        numbered = re.match(r"bootstrap-(\d+)-", stage.name)
+        status.round = int(numbered[1]) if numbered else None
+        if progress.advance(draft, stage, entry):
+            continue
+        status.phase = "Retrying" if entry.phase == "Retrying" else "Running"
+        if entry.phase == "Failed":
+            _fail(draft, entry.reason or "StageFailed", f"{stage.name}: {entry.message}")
+        return
+    _complete(draft)
+
+
+def _engine_available(draft: Draft) -> bool:
+    pipeline, apis = draft.pipeline, draft.observed.apis
+    wide = any(stage.parallel.nodes > 1 for stage in pipeline.graph)
+    needed = {}
+    if wide and pipeline.jobset:
+        needed["jobset.x-k8s.io"] = (
+            "JobSetNotInstalled",
+            "spec.engine is JobSet, which this cluster does not have: use Job, or install it",
+        )
+    if pipeline.scheduling.queue_name:
+        needed["kueue.x-k8s.io"] = ("KueueNotInstalled", "scheduling.queueName needs Kueue, which this cluster does not have")
+    if wide and (api := GANG_APIS.get(pipeline.scheduling.gang or "None")):
+        needed[api] = (
+            "GangSchedulerNotInstalled",
+            f"scheduling.gang {pipeline.scheduling.gang} needs {api}, which this cluster does not have",
+        )
+    for api, (reason, message) in needed.items():
+        if apis is not None and api not in apis:
+            draft.condition("EngineAvailable", False, reason, message)
+            draft.condition("Progressing", False, reason, message)
+            draft.look_again(MISSING_API_SECONDS)
+            return False
+    draft.condition("EngineAvailable", True, "Available", f"trainings become {'JobSets' if pipeline.jobset else 'Jobs'}")
+    return True
+
+
+def _storage_ready(draft: Draft) -> bool:
+    pipeline, claim = draft.pipeline, draft.observed.claim
+    name = pipeline.storage.claim_name
+    if claim is None:  # nobody looked: nothing new
+        return holds(draft.status, "StorageReady")
+    if not claim:
+        made = surroundings.claim(pipeline)
+        refusal = draft.observed.refusals.get(("PersistentVolumeClaim", name))
+        reason, message = "ClaimNotFound", f"there is no PersistentVolumeClaim {name} in namespace {pipeline.namespace}: make it"
+        if made:
+            draft.apply.append(made)
+            reason, message = (refusal.reason, refusal.message) if refusal else ("ClaimCreating", f"making PersistentVolumeClaim {name}")
+        draft.condition("StorageReady", False, reason, message)
+        draft.condition("Progressing", made is not None and refusal is None, reason, message)
+        draft.look_again(_wait(refusal) if made else MISSING_CLAIM_SECONDS)
+        return False
+    phase = claim.get("status", {}).get("phase", "Pending")
+    usable = phase != "Lost" and not claim["metadata"].get("deletionTimestamp")
+    if usable:
+        draft.condition("StorageReady", True, "ClaimFound", f"PersistentVolumeClaim {name}")
+        return True
+    draft.condition("StorageReady", False, "ClaimLost", f"PersistentVolumeClaim {name} is lost or being deleted")
+    draft.condition("Progressing", False, "ClaimLost", f"PersistentVolumeClaim {name} is lost or being deleted")
+    draft.look_again(MISSING_CLAIM_SECONDS)
+    return False
+
+
+def _wait(refusal: Refusal | None) -> float:
+    return min(5.0 * 2 ** min(refusal.count, 10), progress.LONGEST_REFUSAL_SECONDS) if refusal else 2.0
+
+
+def _fail(draft: Draft, reason: str, message: str) -> None:
+    draft.status.phase = "Failed"
+    draft.status.completion_time = draft.timestamp()
+    for entry in draft.status.stages:
+        if entry.phase in ("Running", "Queued", "Retrying"):
+            entry.phase, entry.reason, entry.message, entry.progress = "Failed", reason, message, None
+    draft.condition("Failed", True, reason, message)
+    draft.condition("Complete", False, reason, message)
+    draft.condition("Progressing", False, reason, message)
+    draft.event("Failed", f"{reason}: {message}", warning=True)
+
+
+def _complete(draft: Draft) -> None:
+    draft.status.phase = "Succeeded"
+    draft.status.completion_time = draft.timestamp()
+    draft.status.current_stage = draft.status.round = None
+    message = f"all {len(draft.status.stages)} stages are done"
+    draft.condition("Complete", True, "AllStagesDone", message)
+    draft.condition("Progressing", False, "AllStagesDone", message)
+    draft.event("Complete", message)
+
+
+def _finished(draft: Draft) -> Decision:
+    """Ended: only the server that stays is wanted, and the resource itself for its time to live."""
+    pipeline, status = draft.pipeline, draft.status
+    draft.wanted.clear()
+    draft.apply.clear()
+    draft.inspect.clear()
+    draft.watch.clear()
+    draft.again = None
+    status.endpoints = None
+    status.conditions = [condition for condition in status.conditions if condition.type != "ServersReady"]
+    if holds(status, "Complete"):
+        status.progress = f"{len(status.stages)}/{len(status.stages)} stages"
+        if pipeline.manifest.spec.serve.enabled:
+            _serve(draft)
+    else:
+        failed = find_condition(status, "Failed")
+        status.progress = f"{status.current_stage or ''} {failed.reason if failed else ''}".strip()
+    ttl = pipeline.run_policy.ttl_seconds_after_finished
+    if ttl is not None:
+        left = ttl - draft.seconds_since(status.completion_time)
+        if left <= 0:
+            return draft.decision(delete_self=True)
+        draft.look_again(left)
+    return draft.decision()
+
+
+def _serve(draft: Draft) -> None:
+    pipeline = draft.pipeline
+    if pipeline.suspend:
+        draft.condition("Serving", False, "Suspended", "spec.suspend is true")
+        return
+    policies = [p for p in surroundings.network_policies(pipeline) if p["metadata"]["labels"][names.COMPONENT] == names.SERVE]
+    draft.want(*policies, *servers.build_serve(pipeline))
+    name = names.serve(pipeline.name)
+    draft.status.endpoints = {"serve": servers.url(pipeline, name)}
+    reading = readings.read_servers(draft.own("Deployment", name) or {}, draft.pods(component=names.SERVE))
+    refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
+    if refusal:
+        draft.condition("Serving", False, refusal.reason, refusal.message)
+        draft.look_again(_wait(refusal))
+    elif pipeline.manifest.spec.serve.replicas == 0:
+        draft.condition("Serving", False, "ScaledToZero", "serve.replicas is 0")
+    else:
+        draft.condition("Serving", reading.ready > 0, reading.reason, reading.message)
+
+
+def _summarize(draft: Draft) -> None:
+    status = draft.status
+    entry = next((entry for entry in status.stages if entry.name == status.current_stage), None)
+    if entry is None:
+        waiting = find_condition(status, "Progressing")
+        status.progress = waiting.reason if waiting else None
+        return
+    merging = " (merge)" if entry.step == "Merge" else ""
+    said = entry.progress or (entry.reason or entry.phase if entry.phase != "Running" else "running")
+    status.progress = f"{entry.name}{merging} {said}"[:192]
+
+
+def objects(pipeline: Pipeline) -> list[models.Object]:
+    """Everything the pipeline makes if each stage succeeds at once: what ``steerlm plan --output yaml`` shows."""
+    made = surroundings.claim(pipeline)
+    found = [made] if made else []
+    found += [settings.config_map(pipeline), *surroundings.network_policies(pipeline)]
+    for stage in pipeline.graph:
+        urls: dict[str, str] = {
+            need.role: servers.url(pipeline, names.server(pipeline.name, stage.name, need.role, 1)) for need in stage.servers
+        }
+        for need in stage.servers:
+            found += servers.build(pipeline, stage, need, 1)
+        found += work.build(pipeline, stage, 1, servers=urls)
+        if stage.kind == "annotate" and stage.shards > 1:
+            found += work.build(pipeline, stage, 1, servers={}, merge=True)
+    if pipeline.manifest.spec.serve.enabled:
+        found += servers.build_serve(pipeline)
+    return found
