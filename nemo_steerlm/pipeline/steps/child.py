@@ -35,6 +35,3 @@ def call(what: str, run: Run, arguments: Sequence[str], env: Mapping[str, str] |
         if code:
             raise ChildFailedError(what, child, code)
 
-
-STEERLM = "nemo_steerlm.cli.main"
-"""The module behind the command ``steerlm``."""

@@ -15,10 +15,13 @@ from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.running import Run
 from nemo_steerlm.pipeline.sources import HelpSteerSource, OasstSource, RatedTextSource, RecordsSource
-from nemo_steerlm.pipeline.steps.child import STEERLM, call
+from nemo_steerlm.pipeline.steps.child import call
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
+TOKENIZER_WRITER = "nemo_steerlm.megatron.tokenizer_files"
+"""Its own process: it reads formats that only the heavy room knows."""
+
 TEACH: Mode = "TEXT_TO_VALUE"
 WRITE: Mode = "VALUE_TO_TEXT"
 
@@ -31,8 +34,7 @@ def prepare(run: Run) -> dict[str, Any]:
     spec = run.pipeline.spec
     tokenizer = run.folder / "tokenizer"
     tokens = spec.model.chat_tokens.tokens()
-    markers = [part for marker in tokens.markers for part in ("--marker", marker)]
-    call("tokenizer", run, [STEERLM, "convert", str(run.resolve(spec.model.base)), str(tokenizer), "--to", "tokenizer", *markers])
+    call("tokenizer", run, [TOKENIZER_WRITER, str(run.resolve(spec.model.base)), str(tokenizer), *tokens.markers])
     rules = Rules(spec.model.max_sequence_length, tokens, spec.model.layout, spec.attributes.schema_())
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".raw.") as raw:

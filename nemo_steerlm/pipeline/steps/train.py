@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from nemo_steerlm.pipeline.stages import MODEL_FOLDER, train_spec
 from nemo_steerlm.pipeline.steps.child import call
 
 TRAINER = "nemo_steerlm.megatron.train"
+EXPERIMENT = "experiment"
+"""Name and log folder of the training: TensorBoard's files and, while it runs, checkpoints."""
 
 
 def train(run: Run) -> dict[str, Any] | None:
@@ -31,8 +33,10 @@ def train(run: Run) -> dict[str, Any] | None:
     call("trainer", run, arguments, env=_threads(training.parallel))
     if node_rank() > 0:
         return None
+    (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / "model.nemo")
+    shutil.rmtree(run.folder / EXPERIMENT / "checkpoints")
     metrics: dict[str, Any] = msgspec.json.decode((run.folder / "metrics.json").read_bytes())
-    return {name: value for name, value in metrics.items() if not isinstance(value, list)}
+    return {name: metrics[name] for name in ("steps", "validation_loss", "attributes", "tokens_per_second")}
 
 
 def model_info(run: Run) -> ModelInfo:
@@ -75,7 +79,8 @@ def overrides(run: Run, spec: PipelineSpec, training: TrainSpec, info: Path) -> 
         "trainer.sft.val_check_interval": training.validate_every,
         "trainer.sft.save_interval": training.validate_every,
         "trainer.sft.limit_val_batches": training.limit_validation_batches or 1.0,
-        "exp_manager.explicit_log_dir": run.folder / "experiment",
+        "exp_manager.explicit_log_dir": run.folder / EXPERIMENT,
+        "exp_manager.name": EXPERIMENT,
         "model.restore_from_path": base_model(run, spec),
         "model.tensor_model_parallel_size": parallel.tensor,
         "model.pipeline_model_parallel_size": parallel.pipeline,
@@ -88,10 +93,10 @@ def overrides(run: Run, spec: PipelineSpec, training: TrainSpec, info: Path) -> 
         "model.optim.sched.constant_steps": training.constant_steps,
         "model.optim.sched.min_lr": training.min_learning_rate,
         "steerlm.info": info,
-        "steerlm.nemo_file": run.folder / "model.nemo",
         "steerlm.export_dir": run.folder / MODEL_FOLDER,
         "steerlm.metrics_file": run.folder / "metrics.json",
         "steerlm.progress": True,
+        "steerlm.stage": run.stage.name,
     }
     for dataset, file in (("train_ds", train_file), ("validation_ds", validation_file)):
         values[f"model.data.{dataset}.file_path"] = file
@@ -127,9 +132,4 @@ def _threads(parallel: ParallelSpec) -> dict[str, str]:
 
 def losses(metrics_file: Path) -> list[float]:
     """Training loss by step, from a finished training's metrics."""
-    found: dict[str, Any] = msgspec.json.decode(metrics_file.read_bytes())
-    return [float(loss) for loss in _losses(found)]
-
-
-def _losses(metrics: dict[str, Any]) -> Iterator[float]:
-    yield from metrics.get("train_loss_by_step", [])
+    return [float(step["loss"]) for step in msgspec.json.decode(metrics_file.read_bytes())["train"]]
