@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from omegaconf import open_dict
 
-from nemo_steerlm.core.errors import UsageError, shown
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer, restore_nemo, save_nemo
 from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights
@@ -17,35 +16,24 @@ from nemo_steerlm.megatron.hf_config import LlamaConfig
 from nemo_steerlm.megatron.hf_export import export_hf
 from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 
-PRECISIONS = {
-    "32": torch.float32,
-    "16": torch.float16,
-    "16-mixed": torch.float16,
-    "bf16": torch.bfloat16,
-    "bf16-mixed": torch.bfloat16,
-}
-"""NeMo's ``--precision`` and what weights are stored as under it."""
-
+_DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 _PRECISION_OF = {"float32": "32", "float16": "16", "bfloat16": "bf16"}
 
 
 def convert_hf_to_nemo(source: str | Path, out: str | Path, *, precision: str | None = None, tokens: ChatTokens | None = None) -> None:
     """Write the Llama in ``source`` (a Hugging Face folder or a ``.gguf``) as a ``.nemo`` that any TP and PP can load.
 
-    ``precision`` None keeps the checkpoint's own. ``tokens``' markers become single tokens of the vocabulary; None adds nothing.
+    ``precision`` is NeMo's (32, 16, bf16, or those with ``-mixed``); None keeps the checkpoint's own. ``tokens``' markers become single
+    tokens of the vocabulary; None adds nothing.
     """
     source, out = Path(source), Path(out)
-    if not source.exists():
-        raise UsageError(f"{source}: no such file or folder; download the model first and give its folder")
     config = LlamaConfig.load(source)
     precision = precision or _PRECISION_OF[config.dtype]
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision {shown(precision)}: known: {', '.join(PRECISIONS)}")
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer_files(source, folder, tokens.markers if tokens else ())
         cfg: dict[str, Any] = {**config.to_nemo(), "tokenizer": nemo_tokenizer_config(folder)}
         model = build_model(cfg, make_trainer())
-        model.to(PRECISIONS[precision])
+        model.to(_DTYPES[precision.removesuffix("-mixed")])
         load_hf_weights(model, source)
         with open_dict(model.cfg):
             model.cfg.precision = precision
