@@ -1,0 +1,106 @@
+"""How well predicted labels agree with human ones: one table of counts an attribute, from which every figure follows."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.files import atomic_write
+
+Counts = npt.NDArray[np.int64]
+"""[human value - low, predicted value - low]"""
+
+
+class Agreement:
+    """Counts of (human, predicted) pairs, attribute by attribute. Its size does not grow with the number of records."""
+
+    def __init__(self, schema: AttributeSchema) -> None:
+        self.schema = schema
+        self.counts: dict[str, Counts] = {a.name: np.zeros((len(a.values), len(a.values)), dtype=np.int64) for a in schema.attributes}
+        self.languages: collections.Counter[bool] = collections.Counter()
+        """How often the language was right, and wrong."""
+
+    def add(self, human: str, predicted: str) -> None:
+        """Count one turn. What the human label does not say, or says in values that the schema does not have, is left out."""
+        said, found = _fields(human), _fields(predicted)
+        for attribute in self.schema.attributes:
+            pair = [fields.get(attribute.name, "") for fields in (said, found)]
+            if all(text.lstrip("-").isdigit() and int(text) in attribute.values for text in pair):
+                row, column = (int(text) - attribute.low for text in pair)
+                self.counts[attribute.name][row, column] += 1
+        if said.get(LANGUAGE_KEY) and found.get(LANGUAGE_KEY):
+            self.languages[said[LANGUAGE_KEY] == found[LANGUAGE_KEY]] += 1
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """For each attribute that was compared: number of turns, accuracy, mean absolute error, Spearman correlation, the counts."""
+        found = {
+            name: {**_figures(counts), "low": self.schema[name].low, "confusion": counts.tolist()}
+            for name, counts in self.counts.items()
+            if counts.any()
+        }
+        if self.languages:
+            found[LANGUAGE_KEY] = {"turns": self.languages.total(), "accuracy": self.languages[True] / self.languages.total()}
+        return found
+
+
+def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw each attribute's confusion counts as a square, rows adding up to 1. Raises UsageError where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("--confusion needs matplotlib: pip install 'nemo_steerlm[report]'") from error
+    tables = {name: np.array(found["confusion"]) for name, found in figures.items() if "confusion" in found}
+    columns = min(4, max(1, len(tables)))
+    rows = max(1, -(-len(tables) // columns))
+    figure = Figure(figsize=(3 * columns, 3 * rows), layout="constrained")
+    for place, (name, counts) in enumerate(tables.items(), 1):
+        axes = figure.add_subplot(rows, columns, place)
+        axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues", origin="lower")
+        low = figures[name]["low"]
+        axes.set(title=name, xlabel="predicted", ylabel="human", xticks=range(len(counts)), yticks=range(len(counts)))
+        axes.set_xticklabels([str(low + i) for i in range(len(counts))])
+        axes.set_yticklabels([str(low + i) for i in range(len(counts))])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def _fields(label: str) -> Mapping[str, str]:
+    return dict(part.partition(":")[::2] for part in label.split(","))
+
+
+def _figures(counts: Counts) -> dict[str, float | int | None]:
+    total = int(counts.sum())
+    distance = np.abs(np.subtract.outer(np.arange(len(counts)), np.arange(len(counts))))
+    rho = spearman(counts)
+    return {
+        "turns": total,
+        "accuracy": round(float(np.trace(counts)) / total, 6),
+        "mae": round(float((counts * distance).sum()) / total, 6),
+        "spearman": None if rho is None else round(rho, 6),
+    }
+
+
+def spearman(counts: Counts) -> float | None:
+    """Spearman's rank correlation of the pairs counted in a table, ties at their mean rank. None where a side never changes."""
+    total = counts.sum()
+    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
+    # Mean rank of each value, counted from the middle of all ranks.
+    x = np.cumsum(rows) - rows / 2 - total / 2
+    y = np.cumsum(columns) - columns / 2 - total / 2
+    spread = float((rows * x * x).sum()) * float((columns * y * y).sum())
+    return float((counts * np.outer(x, y)).sum() / spread**0.5) if spread else None
+
+
+def write_figures(path: Path, figures: Mapping[str, Any]) -> None:
+    """Write ``figures`` as JSON, whole or not at all."""
+    import json
+
+    with atomic_write(path) as file:
+        file.write(json.dumps(figures, indent=2) + "\n")

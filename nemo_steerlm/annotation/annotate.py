@@ -1,0 +1,269 @@
+"""Label a file of conversations through inference servers: each record exactly once, whatever is killed on the way.
+
+The input is read as a stream, labels go to a journal (``OUTPUT.journal``) as they are found, and the output is written in input order,
+whole, at the end. A run that was stopped goes on where it was when it is started again. Upstream: attribute_annotate.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import msgspec
+
+from nemo_steerlm.annotation.announcement import Announcement
+from nemo_steerlm.annotation.client import Labelling, Reading, Turns, advance
+from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
+from nemo_steerlm.annotation.results import ResultWriter, Shard, Summary, disk_errors, labelled_record, require_confidence
+from nemo_steerlm.annotation.retry import RequestFailed, RetryPolicy
+from nemo_steerlm.annotation.servers import ServerPool
+from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where
+from nemo_steerlm.core.template import Template
+from nemo_steerlm.data.records import parse_line, raw_lines
+from nemo_steerlm.data.rejects import OnError
+
+Progress = Callable[[int, int], None]
+"""Called with records done and records in all."""
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """How a file is labelled."""
+
+    turns: Turns = "unmasked"
+    languages: bool = True
+    """Whether the language is labelled too, where the schema has languages (upstream: process_lang)."""
+    batch_size: int = 1
+    """Conversations a request."""
+    max_in_flight: int = 32
+    """Requests at once to one server, at most; how many are sent below that adapts to what it takes."""
+    shard: Shard = Shard()
+    on_error: OnError = "fail"
+    """What a broken input record does: end the run before it starts, or join the rejects."""
+    confidence: bool = False
+    """Write the probability of each value beside the label."""
+    min_confidence: float = 0.0
+    """Records with a value less probable than this join the rejects."""
+    restart: bool = False
+    """Throw away what an earlier run has found."""
+    attributes: str = "oasst"
+    """Attribute preset of servers that announce none."""
+    label_source: str = "unknown"
+    """What ``label_source`` says where the server announces no model."""
+    policy: RetryPolicy = RetryPolicy()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= 128:
+            raise UsageError(f"batch size {self.batch_size}: use 1 to 128, which is the most that upstream's server takes")
+        if self.max_in_flight < 1:
+            raise UsageError(f"{self.max_in_flight} requests in flight: use at least 1")
+        if not 0.0 <= self.min_confidence <= 1.0:
+            raise UsageError(f"minimum confidence {self.min_confidence}: use a probability from 0 to 1")
+        if not 0 <= self.shard.index < self.shard.count:
+            raise UsageError(f"shard {self.shard}: count from 0, so the last of {self.shard.count} is {self.shard.count - 1}")
+
+
+class Item(NamedTuple):
+    """One input record."""
+
+    position: int
+    line: int
+    raw: bytes
+
+
+def annotate(
+    input_file: str | Path,
+    output_file: str | Path,
+    servers: Sequence[str],
+    options: Options | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Summary:
+    """Label ``input_file`` into ``output_file`` through ``servers``. What cannot be labelled is in ``OUTPUT.rejected.jsonl``.
+
+    The caller must look at ``Summary.complete``: a run with rejects returns as well.
+    Raises DataError for a broken record, or one that changed since an earlier run; ConfigError for servers of different models or a
+    journal of another one; UnavailableError when no server answers for ``policy.patience``; TryAgainError for a full disk.
+    """
+    run = _Run(Path(input_file), Path(output_file), options or Options(), progress or (lambda _done, _total: None))
+    return asyncio.run(run.run(servers))
+
+
+class _Run:
+    """One call of ``annotate``."""
+
+    def __init__(self, source: Path, output: Path, options: Options, progress: Progress) -> None:
+        self.source, self.options, self.progress = source, options, progress
+        self.output = options.shard.path(output)
+        self.began = time.monotonic()
+        self.total = 0
+        """Records of this shard, broken ones included."""
+        self.broken: dict[int, DataError] = {}
+        self.failed: dict[int, str] = {}
+
+    async def run(self, urls: Sequence[str]) -> Summary:
+        self._survey()
+        policy = self.options.policy
+        timeout = httpx.Timeout(policy.timeout, connect=policy.connect_timeout)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_in_flight * len(urls))
+        async with (
+            httpx.AsyncClient(timeout=timeout, limits=limits, headers=credentials(), mounts=DIRECT) as client,
+            ServerPool(urls, client, policy, max_in_flight=self.options.max_in_flight) as pool,
+        ):
+            reading = self._reading(await pool.announcement())
+            with disk_errors(self.output):
+                self.output.parent.mkdir(parents=True, exist_ok=True)
+            with Journal(self._journal_path(), self._header(reading), restart=self.options.restart) as journal:
+                self._check_unchanged(journal)
+                resumed = len(journal)
+                await self._label(journal, pool, reading)
+                summary = self._write(journal, reading, resumed)
+                if summary.complete:
+                    journal.remove()
+                return summary
+
+    def _journal_path(self) -> Path:
+        return self.output.with_name(f"{self.output.name}.journal")
+
+    def _items(self) -> Iterator[Item]:
+        for position, (line, raw) in enumerate(raw_lines(self.source)):
+            if position in self.options.shard:
+                yield Item(position, line, raw)
+
+    def _where(self, item: Item) -> Where:
+        return Where(file=str(self.source), line=item.line)
+
+    def _conversation(self, item: Item) -> Conversation:
+        where = self._where(item)
+        return Conversation.from_record(parse_line(item.raw, where), where)
+
+    def _survey(self) -> None:
+        """Count the records and find the broken ones, before any server is asked."""
+        for item in self._items():
+            self.total += 1
+            try:
+                self._conversation(item)
+            except DataError as error:
+                if self.options.on_error == "fail":
+                    raise
+                self.broken[item.position] = error
+
+    def _reading(self, announced: Announcement) -> Reading:
+        info, options = announced.info, self.options
+        if info and info.kind != "value":
+            raise ConfigError(f"the servers have a {info.kind} model, which writes under attributes; labelling needs a value model")
+        wants_confidence = options.confidence or options.min_confidence > 0
+        if wants_confidence and not announced.scores:
+            raise ConfigError("the servers have no POST /v1/attributes, so they give no probabilities: leave confidence out")
+        schema = info.attributes if info else preset(options.attributes)
+        return Reading(
+            schema=schema if options.languages else msgspec.structs.replace(schema, languages=()),
+            # A server that announces nothing is upstream's, and so is its prompt.
+            template=info.template() if info else Template(layout="nemo-annotate"),
+            turns=options.turns,
+            fingerprint=announced.fingerprint,
+            confidence=wants_confidence,
+        )
+
+    def _source(self, reading: Reading) -> str:
+        return reading.fingerprint or self.options.label_source
+
+    def _header(self, reading: Reading) -> Header:
+        return Header(
+            model=self._source(reading),
+            turns=reading.turns,
+            languages=bool(reading.schema.languages),
+            shard=str(self.options.shard),
+        )
+
+    def _check_unchanged(self, journal: Journal) -> None:
+        if not len(journal):
+            return
+        last = -1
+        for item in self._items():
+            journal.check(item.position, record_digest(item.raw), self._where(item))
+            last = item.position
+        if max(journal.positions) > last:
+            raise DataError(
+                f"fewer records than {journal.path} has labels for",
+                where=Where(file=str(self.source)),
+                instead="bring the old input back, or give --restart to label anew",
+            )
+
+    async def _label(self, journal: Journal, pool: ServerPool, reading: Reading) -> None:
+        """Bring every record into the journal or among the failed."""
+        pending = (i for i in self._items() if i.position not in journal and i.position not in self.broken)
+        workers = min(self.options.max_in_flight * len(pool.servers), self.total)
+        self._report(journal)
+
+        async def work() -> None:
+            while batch := list(itertools.islice(pending, self.options.batch_size)):
+                await self._label_batch(batch, journal, pool, reading)
+                self._report(journal)
+
+        tasks = [asyncio.create_task(work()) for _ in range(workers)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _label_batch(self, batch: Sequence[Item], journal: Journal, pool: ServerPool, reading: Reading) -> None:
+        work = [Labelling(self._conversation(item), reading) for item in batch]
+        try:
+            await self._finish(work, pool)
+        except RequestFailed as failure:
+            if len(batch) == 1:
+                self.failed[batch[0].position] = failure.reason
+                return
+            # One bad record must not take its neighbours along: each by itself shows which it is.
+            for item in batch:
+                await self._label_batch([item], journal, pool, reading)
+            return
+        for item, labelling in zip(batch, work, strict=True):
+            labels = tuple(labelling.labels[i] for i in labelling.targets)
+            journal.append(Entry(at=item.position, digest=record_digest(item.raw), labels=labels))
+
+    async def _finish(self, work: Sequence[Labelling], pool: ServerPool) -> None:
+        while any(not labelling.done for labelling in work):
+            await pool.call(lambda server: advance(work, server, pool.client, pool.policy))
+
+    def _report(self, journal: Journal) -> None:
+        self.progress(len(journal) + len(self.failed) + len(self.broken), self.total)
+
+    def _write(self, journal: Journal, reading: Reading, resumed: int) -> Summary:
+        source = self._source(reading)
+        with ResultWriter(self.output, reading.schema) as writer:
+            for item in self._items():
+                where = self._where(item)
+                entry = journal.get(item.position)
+                if entry is None:
+                    reason = self.broken.get(item.position) or DataError(self.failed[item.position], where=where)
+                    writer.reject(reason, item.raw)
+                    continue
+                try:
+                    require_confidence(entry.labels, self.options.min_confidence, where)
+                except DataError as error:
+                    writer.reject(error, item.raw, unsure=True)
+                    continue
+                record = parse_line(item.raw, where)
+                writer.write(labelled_record(record, entry.labels, source, confidence=self.options.confidence))
+        return writer.summary(model=source, total=self.total, resumed=resumed, seconds=time.monotonic() - self.began)
+
+
+DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {"all://127.0.0.1": None, "all://localhost": None}
+"""Addresses that no proxy of the environment is asked for."""
+
+
+def credentials() -> dict[str, str]:
+    """Headers with the servers' key, where ``STEERLM_API_KEY`` has one."""
+    key = os.environ.get("STEERLM_API_KEY")
+    return {"Authorization": f"Bearer {key}"} if key else {}

@@ -1,0 +1,229 @@
+"""The labels found so far, in a file that survives a kill at any byte: one checksummed line a record, only ever appended to.
+
+The first line says which model and options the labels belong to. Each other line has the record's position in the input and a digest
+of its text, so labels are never given to another record. A torn last line is cut off; a line whose checksum does not fit is dropped and
+its record labelled again. Lines are handed to the system one by one (a killed process loses none) and to the disk once a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+import msgspec
+
+from nemo_steerlm.annotation.client import TurnLabel
+from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, Where
+
+VERSION = 1
+SYNC_SECONDS = 1.0
+
+
+class Header(msgspec.Struct, frozen=True, kw_only=True):
+    """What all labels of a journal have in common."""
+
+    model: str
+    turns: str
+    languages: bool
+    shard: str
+    version: int = VERSION
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """The labels of one record."""
+
+    at: int
+    """Position in the input, from 0, blank lines not counted."""
+    digest: str
+    labels: tuple[TurnLabel, ...]
+
+
+def record_digest(raw: bytes) -> str:
+    """A digest of one input line, white space at its ends left out."""
+    return hashlib.blake2b(raw.strip(), digest_size=12).hexdigest()
+
+
+class Journal:
+    """An open journal. A context manager that holds the file's lock: a second process that wants it gets TryAgainError."""
+
+    def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
+        """Open or create ``path``. Raises ConfigError where it belongs to another model or other options (and not ``restart``)."""
+        self.path = path
+        self.header = header
+        self._places: dict[int, tuple[int, int]] = {}
+        """Of each position's line: where it starts, and its length."""
+        self._synced = time.monotonic()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = _locked(path)
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._file.close)
+            if restart:
+                self._file.truncate(0)
+            self._read()
+            stack.pop_all()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with contextlib.suppress(OSError):
+            os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __contains__(self, position: int) -> bool:
+        return position in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def positions(self) -> Iterator[int]:
+        """Of every labelled record, in no order."""
+        return iter(self._places)
+
+    def get(self, position: int) -> Entry | None:
+        """The entry of the record at ``position``, if it has one."""
+        return msgspec.json.decode(self._line_of(position)[9:], type=Entry) if position in self._places else None
+
+    def _line_of(self, position: int) -> bytes:
+        start, length = self._places[position]
+        return os.pread(self._file.fileno(), length, start)
+
+    def check(self, position: int, digest: str, where: Where) -> bool:
+        """Whether the record at ``position`` is labelled. Raises DataError where it was another record when it was labelled."""
+        entry = self.get(position)
+        if entry and entry.digest != digest:
+            raise DataError(
+                f"the record differs from the one that {self.path} has labels for",
+                where=where,
+                instead="bring the old input back, or give --restart to label anew",
+            )
+        return entry is not None
+
+    def append(self, entry: Entry) -> None:
+        """Add one entry. Raises TryAgainError where the disk takes it not whole; the journal then ends before it."""
+        line = _line(msgspec.json.encode(entry))
+        self._places[entry.at] = (self._write(line), len(line))
+        if time.monotonic() - self._synced > SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def remove(self) -> None:
+        """Delete the file: its labels are in the output now."""
+        self.path.unlink(missing_ok=True)
+
+    def compact(self) -> None:
+        """Rewrite the file without dropped and double lines, whole or not at all. The lock moves with it."""
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        with contextlib.ExitStack() as stack:
+            fresh = stack.enter_context(temporary.open("w+b", buffering=0))
+            fcntl.flock(fresh, fcntl.LOCK_EX)
+            stack.callback(temporary.unlink, missing_ok=True)
+            places: dict[int, tuple[int, int]] = {}
+            try:
+                _write_all(fresh, _line(msgspec.json.encode(self.header)))
+                for position in sorted(self._places):
+                    line = self._line_of(position)
+                    places[position] = (fresh.tell(), len(line))
+                    _write_all(fresh, line)
+                os.fsync(fresh.fileno())
+            except OSError as error:
+                raise _disk_error(self.path, error) from error
+            os.replace(temporary, self.path)
+            stack.pop_all()
+        self._file.close()
+        self._file, self._places = fresh, places
+
+    def _read(self) -> None:
+        """Index the file, cut its torn end, drop what is damaged, and write the header where there is none."""
+        end = lines = 0
+        header = None
+        self._file.seek(0)
+        for number, raw in enumerate(_buffered(self._file)):
+            body = _checked(raw)
+            if body is not None:
+                if number == 0:
+                    header = self._check_header(body)
+                else:
+                    self._places[msgspec.json.decode(body, type=Entry).at] = (end, len(raw))
+                lines += 1
+            elif number == 0 and raw.endswith(b"\n"):
+                raise ConfigError(f"{self.path} is not a journal, or its first line is damaged; give --restart to label anew")
+            damaged = body is None and raw.endswith(b"\n")
+            lines += damaged
+            if body is None and not damaged:
+                break
+            end += len(raw)
+        self._file.truncate(end)
+        if header is None:
+            self._write(_line(msgspec.json.encode(self.header)))
+        elif lines > len(self._places) + 1:
+            self.compact()
+
+    def _check_header(self, body: bytes) -> Header:
+        try:
+            header = msgspec.json.decode(body, type=Header)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{self.path} is not a journal; move it away, or give --restart") from error
+        for field in Header.__struct_fields__:
+            was, now = getattr(header, field), getattr(self.header, field)
+            if was != now:
+                raise ConfigError(f"{self.path} has labels for {field} {was!r}, this run has {now!r}; give --restart to label anew")
+        return header
+
+    def _write(self, line: bytes) -> int:
+        start = self._file.seek(0, os.SEEK_END)
+        try:
+            _write_all(self._file, line)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(start)
+            raise _disk_error(self.path, error) from error
+        return start
+
+
+def _locked(path: Path) -> IO[bytes]:
+    while True:
+        file = path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.close()
+            raise TryAgainError(f"{path} is in use: another process is labelling into this output") from error
+        # Between opening and locking, its holder may have finished and removed it.
+        if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
+            return file
+        file.close()
+
+
+def _buffered(file: IO[bytes]) -> Iterator[bytes]:
+    with open(file.fileno(), "rb", closefd=False) as lines:
+        yield from lines
+
+
+def _line(body: bytes) -> bytes:
+    return b"%08x %b\n" % (zlib.crc32(body), body)
+
+
+def _checked(raw: bytes) -> bytes | None:
+    """What a line says, None where it is torn or damaged."""
+    body = raw[9:-1]
+    return body if raw == _line(body) else None
+
+
+def _write_all(file: IO[bytes], line: bytes) -> None:
+    # One call a line, unless the disk is nearly full: then the call for the rest says why.
+    while line:
+        line = line[file.write(line) :]
+
+
+def _disk_error(path: Path, error: OSError) -> TryAgainError:
+    return TryAgainError(f"{path} cannot be written: {error.strerror}; make room and run the same command again")

@@ -1,0 +1,171 @@
+"""From labels to files: the labelled records in input order, the rejects with their reasons, and what a run amounted to."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nemo_steerlm.annotation.agreement import Agreement
+from nemo_steerlm.annotation.client import TurnLabel
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.errors import DataError, TryAgainError, Where
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.data.records import Record, dump
+from nemo_steerlm.data.rejects import Rejects
+
+
+class Shard(msgspec.Struct, frozen=True, kw_only=True):
+    """Every ``count``-th record of the input, from number ``index`` on."""
+
+    index: int = 0
+    count: int = 1
+
+    def __contains__(self, position: int) -> bool:
+        return position % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def path(self, output: Path) -> Path:
+        """Where this part of ``output`` is written; ``output`` itself where there is one part only."""
+        return output if self.count == 1 else output.with_name(f"{output.name}.shard-{self.index}-of-{self.count}")
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run did, and how its labels agree with those people gave."""
+
+    model: str
+    """The ``label_source`` of the labels."""
+    total: int
+    labelled: int
+    """Records in the output."""
+    failed: int
+    """Records that no server could label or that are broken: in the rejects. 0 where the output is complete."""
+    unsure: int
+    """Records set aside because of ``min_confidence``: in the rejects as well."""
+    turns: int
+    """Turns with a predicted label in the output."""
+    resumed: int
+    """Records whose labels an earlier run had found."""
+    seconds: float
+    output: str
+    rejects: str | None
+    """The file of what is not in the output; None where nothing is missing."""
+    reasons: dict[str, int] = {}
+    """Why records are in the rejects."""
+    agreement: dict[str, Any] = {}
+    """By attribute: ``turns, accuracy, mae, spearman, confusion``, where human labels are there to compare."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every record was labelled."""
+        return self.failed == 0
+
+
+def labelled_record(record: Record, labels: Sequence[TurnLabel], source: str, *, confidence: bool = False) -> Record:
+    """``record`` with predictions in ``label``, the human's label (if any) in ``gt_label``, and ``label_source`` in each labelled turn.
+
+    Other keys and their order stay. Upstream: attribute_annotate.py, which has no ``label_source``. In a record that was labelled
+    before, an earlier prediction is replaced and never taken for a human's label.
+    """
+    turns = list(record["conversations"])
+    for found in labels:
+        turn = dict(turns[found.index])
+        human = turn.get("gt_label") if "label_source" in turn or "gt_label" in turn else turn.get("label")
+        turn["label"] = found.label
+        if human is not None:
+            turn["gt_label"] = human
+        turn["label_source"] = source
+        turn.pop("confidence", None)
+        if confidence:
+            turn["confidence"] = found.confidence
+        turns[found.index] = turn
+    return {**record, "conversations": turns}
+
+
+def require_confidence(labels: Sequence[TurnLabel], least: float, where: Where) -> None:
+    """Raise DataError where a chosen value's probability is under ``least``."""
+    for found in labels:
+        for name, probability in (found.confidence or {}).items():
+            if probability < least:
+                raise DataError(
+                    f"{name} is below --min-confidence",
+                    where=where.at(f"conversations[{found.index}].label"),
+                    instead=f"probability {probability:.3f}, wanted {least:g}",
+                )
+
+
+class ResultWriter:
+    """Writes output and rejects, counting as it goes. Both files appear whole when its block ends well."""
+
+    def __init__(self, output: Path, schema: AttributeSchema) -> None:
+        self.output = output
+        self.agreement = Agreement(schema)
+        self.rejects = Rejects(output, "skip")
+        self.labelled = self.turns = self.failed = self.unsure = 0
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> ResultWriter:
+        with disk_errors(self.output):
+            self._stack.enter_context(self.rejects)
+            self._file = self._stack.enter_context(atomic_write(self.output))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        with disk_errors(self.output):
+            self._stack.__exit__(kind, error, trace)
+
+    def write(self, record: Record) -> None:
+        """Add a labelled record, and compare it with its human labels."""
+        with disk_errors(self.output):
+            self._file.write(dump(record))
+        self.labelled += 1
+        for turn in record["conversations"]:
+            if "label_source" in turn:
+                self.turns += 1
+                if isinstance(human := turn.get("gt_label"), str):
+                    self.agreement.add(human, turn["label"])
+
+    def reject(self, error: DataError, raw: bytes | str, *, unsure: bool = False) -> None:
+        """Set a record aside with the reason why."""
+        with disk_errors(self.output):
+            self.rejects.add(error, raw)
+        self.unsure += unsure
+        self.failed += not unsure
+
+    def summary(self, *, model: str, total: int, resumed: int, seconds: float) -> Summary:
+        """What was written. Raises AssertionError where it is not what came in: no caller may report that as success."""
+        assert self.labelled + self.failed + self.unsure == total, f"{total} records, but {self.labelled} + {self.failed} + {self.unsure}"
+        return Summary(
+            model=model,
+            total=total,
+            labelled=self.labelled,
+            failed=self.failed,
+            unsure=self.unsure,
+            turns=self.turns,
+            resumed=resumed,
+            seconds=round(seconds, 3),
+            output=str(self.output),
+            rejects=str(self.rejects.path) if self.rejects.count else None,
+            reasons=dict(self.rejects.counts),
+            agreement=self.agreement.figures(),
+        )
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses into TryAgainError."""
+    try:
+        yield
+    except OSError as error:
+        raise TryAgainError(f"{path} cannot be written: {error.strerror or error}; make room and run the same command again") from error
+
+
+def summary_json(summary: Summary) -> Mapping[str, Any]:
+    """``summary`` as plain data."""
+    data: dict[str, Any] = msgspec.to_builtins(summary)
+    return {**data, "records_per_second": round(summary.total / summary.seconds, 3) if summary.seconds else None}

@@ -1,0 +1,186 @@
+"""``steerlm annotate`` and examples/attribute_annotate.py: label conversations through inference servers."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from nemo_steerlm.cli.preprocess import OnErrorChoice
+
+if TYPE_CHECKING:
+    from nemo_steerlm.annotation.annotate import Options
+    from nemo_steerlm.annotation.results import Shard, Summary
+
+
+class TurnsChoice(str, enum.Enum):
+    """Which turns are labelled."""
+
+    UNMASKED = "unmasked"
+    ALL = "all"
+
+
+class ProgressChoice(str, enum.Enum):
+    """How progress is shown."""
+
+    AUTO = "auto"
+    JSON = "json"
+    NONE = "none"
+
+
+def annotate(
+    input_file: Path = typer.Argument(help="Conversations, .jsonl or .jsonl.gz."),
+    output_file: Path = typer.Argument(help="The same with predicted labels; rejects are in OUTPUT_FILE.rejected.jsonl."),
+    server: list[str] = typer.Option([], help="http://HOST:PORT of a server; give it several times for several."),
+    turns: TurnsChoice = typer.Option(TurnsChoice.UNMASKED, help="Turns to label: those the model learned on, or all."),
+    lang: bool = typer.Option(True, help="Label the language too, where the model has languages."),
+    batch_size: int = typer.Option(1, help="Conversations a request."),
+    max_in_flight: int = typer.Option(32, help="Requests at once to one server, at most."),
+    shard: str | None = typer.Option(None, help="INDEX/COUNT, INDEX from 0: label every COUNT-th record only, into a part of OUTPUT_FILE."),
+    merge: int = typer.Option(0, help="Put the parts of so many shards together; no server is needed."),
+    confidence: bool = typer.Option(False, "--confidence", help="Write each value's probability beside the label."),
+    min_confidence: float = typer.Option(0.0, help="Set records aside that have a value less probable than this."),
+    summary: Path | None = typer.Option(None, help="Write counts and agreement with human labels as JSON into this file."),
+    confusion: Path | None = typer.Option(None, help="Draw predicted against human values into this picture (.png, .svg)."),
+    on_error: OnErrorChoice = typer.Option(OnErrorChoice.FAIL, help="fail: stop at a broken record; skip: set it aside."),
+    restart: bool = typer.Option(False, "--restart", help="Throw away what an interrupted run has found."),
+    attributes: str = typer.Option("oasst", help="Attribute preset of servers that announce none."),
+    label_source: str = typer.Option("unknown", help="Name of the model of servers that announce none."),
+    attempts: int = typer.Option(8, help="Tries before a record is rejected; waiting for servers that are down is not one."),
+    timeout: float = typer.Option(120.0, help="Seconds one request may take."),
+    patience: float = typer.Option(600.0, help="Seconds without an answer from any server before the run ends with exit code 69."),
+    progress: ProgressChoice = typer.Option(ProgressChoice.AUTO, help="auto: a bar on a terminal; json: one line a second; none."),
+) -> None:
+    """Label conversations through inference servers: every record once, in input order, however often it is interrupted.
+
+    Exit code 0: every record is labelled. 1: some are in the rejects; run again to try them again. 130, 143: stopped by Ctrl-C or
+    SIGTERM; the same command goes on. A server's key is read from STEERLM_API_KEY.
+    """
+    from nemo_steerlm.annotation.annotate import Options
+    from nemo_steerlm.annotation.results import Shard
+    from nemo_steerlm.annotation.retry import RetryPolicy
+
+    if merge:
+        from nemo_steerlm.annotation.shards import merge as merge_shards
+        from nemo_steerlm.core.attributes import preset
+
+        finish(merge_shards(input_file, output_file, merge, attributes=preset(attributes)), summary, confusion)
+        return
+    options = Options(
+        turns=turns.value,
+        languages=lang,
+        batch_size=batch_size,
+        max_in_flight=max_in_flight,
+        shard=_shard(shard) if shard else Shard(),
+        on_error=on_error.value,
+        confidence=confidence,
+        min_confidence=min_confidence,
+        restart=restart,
+        attributes=attributes,
+        label_source=label_source,
+        policy=RetryPolicy(attempts=attempts, timeout=timeout, patience=patience),
+    )
+    finish(label_file(input_file, output_file, server, options, progress), summary, confusion)
+
+
+def label_file(
+    input_file: Path, output_file: Path, servers: list[str], options: Options, progress: ProgressChoice = ProgressChoice.AUTO
+) -> Summary:
+    """Call the annotator with progress shown. SIGTERM ends it with 143 and Ctrl-C with 130, the journal whole."""
+    import logging
+
+    from nemo_steerlm.annotation.annotate import annotate as label
+    from nemo_steerlm.pipeline.processes import exit_on_sigterm
+
+    exit_on_sigterm()
+    # Its warning for each retry would drown the progress; reasons that matter are in the rejects.
+    logging.getLogger("stamina").setLevel(logging.ERROR)
+    try:
+        with _shown(progress) as report:
+            return label(input_file, output_file, servers, options, progress=report)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        print(f"stopped; the same command goes on from {options.shard.path(output_file)}.journal", file=sys.stderr)
+        raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
+
+
+def finish(summary: Summary, summary_file: Path | None = None, confusion: Path | None = None) -> None:
+    """Say what was done, write what was asked for, and exit with 1 where a record is missing from the output."""
+    from nemo_steerlm.annotation.agreement import plot, write_figures
+    from nemo_steerlm.annotation.results import summary_json
+
+    if summary_file:
+        write_figures(summary_file, summary_json(summary))
+    if confusion:
+        plot(summary.agreement, confusion)
+    for name, figures in summary.agreement.items():
+        mae, rho = figures.get("mae"), figures.get("spearman")
+        rest = "" if mae is None else f"  MAE {mae:.3f}  Spearman {'n/a' if rho is None else format(rho, '.3f')}"
+        print(f"  {name:<18} accuracy {figures['accuracy']:.3f}{rest}  ({figures['turns']} turns)")
+    unsure = f", {summary.unsure} below the minimum confidence set aside" if summary.unsure else ""
+    where = f"; rejects are in {summary.rejects}" if summary.rejects else ""
+    print(f"{summary.labelled} of {summary.total} records labelled in {summary.output}{unsure}{where}")
+    if not summary.complete:
+        for reason, count in sorted(summary.reasons.items(), key=lambda item: -item[1])[:5]:
+            print(f"  {count}  {reason}", file=sys.stderr)
+        print(f"INCOMPLETE: {summary.failed} of {summary.total} records are not labelled; run again to try them again", file=sys.stderr)
+        raise SystemExit(1)
+
+
+def _shard(text: str) -> Shard:
+    from nemo_steerlm.annotation.results import Shard
+    from nemo_steerlm.core.errors import UsageError, shown
+
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit()):
+        raise UsageError(f"--shard {shown(text)}: write INDEX/COUNT, 0/16 to 15/16")
+    return Shard(index=int(index), count=int(count))
+
+
+@contextlib.contextmanager
+def _shown(progress: ProgressChoice) -> Iterator[Callable[[int, int], None]]:
+    if progress is ProgressChoice.JSON:
+        yield _json_lines()
+    elif progress is ProgressChoice.AUTO and sys.stderr.isatty():
+        with _bar() as report:
+            yield report
+    else:
+        yield lambda _done, _total: None
+
+
+def _json_lines() -> Callable[[int, int], None]:
+    last = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1.0 or done == total:
+            last = now
+            print(json.dumps({"steerlm": "progress", "stage": "annotate", "done": done, "total": total}), flush=True)
+
+    return report
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("annotate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} records/s"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("annotate", total=None, rate=0.0)
+        began, first = time.monotonic(), -1
+
+        def report(done: int, total: int) -> None:
+            nonlocal first
+            first = done if first < 0 else first
+            rate = (done - first) / max(time.monotonic() - began, 1e-9)
+            bar.update(task, completed=done, total=total, rate=rate)
+
+        yield report
