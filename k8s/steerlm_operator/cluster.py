@@ -1,4 +1,4 @@
-"""Requests to the API server: few verbs, JSON in and out, errors as one exception. No client library: that alone would double the memory."""
+"""Requests to the API server: few verbs, JSON both ways, one exception. No client library: that alone would double the memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from typing import Any
 import aiohttp
 import kopf
 
-from nemo_steerlm.pipeline.crd import PLURAL
 from nemo_steerlm.pipeline.manifest import API_VERSION
 from steerlm_operator import metrics, names
 from steerlm_operator.models import Object
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 30
 LOG_TAIL_BYTES = 64 << 10
 PLURALS = {
-    "SteerLMPipeline": PLURAL,
+    "SteerLMPipeline": "steerlmpipelines",
     "ConfigMap": "configmaps",
     "Deployment": "deployments",
     "Event": "events",
@@ -174,7 +173,8 @@ class Cluster:
     async def _text(
         self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None, content_type: str = "application/json"
     ) -> str:
-        assert self._session is not None  # used inside ``async with``
+        if self._session is None:
+            raise ApiError(0, "not connected: use it as a context manager")
         headers = {"Accept": "application/json", "Content-Type": content_type}
         if self._connection.token:
             headers["Authorization"] = f"Bearer {self._connection.token}"
@@ -185,7 +185,7 @@ class Cluster:
                 status = response.status
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             metrics.API_REQUESTS.labels(method, "unreachable").inc()
-            raise ApiError(0, f"the API server cannot be reached: {error or type(error).__name__}") from error
+            raise ApiError(0, f"the API server cannot be reached: {type(error).__name__}: {error}") from error
         metrics.API_REQUESTS.labels(method, str(status)).inc()
         if status >= 400:
             raise ApiError(status, _message(text))

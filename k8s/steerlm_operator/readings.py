@@ -46,7 +46,11 @@ def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, cre
         return _read_success(conditions["Complete"], pods, now)
     if "Failed" in conditions:
         return _read_failure(conditions["Failed"], pods)
-    if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
+    return _read_active(job, pods, creation_failure, suspended="Suspended" in conditions)
+
+
+def _read_active(job: Object, pods: Sequence[Object], creation_failure: str, *, suspended: bool) -> Reading:
+    if suspended or job.get("spec", {}).get("suspend"):
         return Reading(state="Waiting", reason="AwaitingAdmission", message="the queue has not admitted it yet")
     waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
     if waiting:
@@ -92,28 +96,31 @@ def _read_failure(condition: Object, pods: Sequence[Object]) -> Reading:
     """Why a Job failed. Its own message outlives its pods; the pods know more."""
     reason, message = condition.get("reason", ""), condition.get("message", "")
     endings = [(pod, ended) for pod in pods if (ended := _terminated(pod)) and ended.get("exitCode") != 0]
+    endings.sort(key=lambda found: found[1].get("finishedAt") or "")
     if reason in ("FailedIndexes", "MaxFailedIndexesExceeded"):
         return _read_failed_shards(message, endings)
-    # Out of memory first: the kill looks like any other, and the pods beside it die of it.
-    for _, ended in endings:
-        if ended.get("reason") == "OOMKilled":
-            said = "killed for using more memory than its limit; raise spec.resources, or lower microBatchSize"
-            return Reading(state="Failed", reason="OutOfMemory", message=said, permanent=True)
-    for pod, ended in endings:
-        if ended.get("exitCode") in PERMANENT_EXIT_CODES:
-            return _exited(pod, ended)
-    disrupted = next(
-        (c for pod in pods for c in _pod_conditions(pod) if c.get("type") == "DisruptionTarget" and c.get("status") == "True"), None
-    )
+    own_fault = _own_fault(endings)
+    if own_fault:
+        return own_fault
+    conditions = (c for pod in pods for c in _pod_conditions(pod))
+    disrupted = next((c for c in conditions if c.get("type") == "DisruptionTarget" and c.get("status") == "True"), None)
     if disrupted or "DisruptionTarget" in message:
         said = (disrupted or {}).get("message") or message
         return Reading(state="Failed", reason="Disrupted", message=shorten(f"a pod was taken away: {said}"), counted=False)
-    # A rank that lost another one fails too: the exit that is nobody's consequence is the first.
-    for pod, ended in sorted(endings, key=lambda found: found[1].get("finishedAt") or ""):
-        return _exited(pod, ended)
+    if endings:
+        # A rank that lost another one fails too: the exit that is nobody's consequence is the first.
+        return _exited(*endings[0])
     if match := _RULE_EXIT.search(message):
         return _exit_reading(int(match[1]), message)
     return Reading(state="Failed", reason=reason or "JobFailed", message=shorten(message or "the Job failed"))
+
+
+def _own_fault(endings: Sequence[tuple[Object, Object]]) -> Reading | None:
+    """Failures that no disruption explains. Out of memory first: the pods beside it die of it."""
+    if any(ended.get("reason") == "OOMKilled" for _, ended in endings):
+        said = "killed for using more memory than its limit; raise spec.resources, or lower microBatchSize"
+        return Reading(state="Failed", reason="OutOfMemory", message=said, permanent=True)
+    return next((_exited(pod, ended) for pod, ended in endings if ended.get("exitCode") in PERMANENT_EXIT_CODES), None)
 
 
 def _read_failed_shards(message: str, endings: Sequence[tuple[Object, Object]]) -> Reading:
@@ -184,49 +191,50 @@ def read_servers(deployment: Object, pods: Sequence[Object]) -> ServersReading:
     if ready:
         return ServersReading(ready=ready, reason="ServersReady", message=f"{ready} of {deployment['spec'].get('replicas', 1)} answer")
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    refused = conditions.get("ReplicaFailure")
-    if refused and refused.get("status") == "True":
+    refused = conditions.get("ReplicaFailure", {})
+    if refused.get("status") == "True":
         reason, message = classify_refusal(403, refused.get("message", ""))
         return ServersReading(reason=reason, message=message, blocked=True)
-    for pod in pods:
-        for container in pod.get("status", {}).get("containerStatuses") or ():
-            ended = container.get("lastState", {}).get("terminated") or container.get("state", {}).get("terminated")
-            if ended and ended.get("exitCode") in PERMANENT_EXIT_CODES:
-                why = _exited(pod, ended)
-                return ServersReading(reason=why.reason, message=why.message, failed=True, permanent=True)
-    progressing = conditions.get("Progressing", {})
-    if progressing.get("reason") == "ProgressDeadlineExceeded":
-        ended = next((e for pod in pods for e in _last_endings(pod)), None)
-        said = (
-            f"; the last one ended with exit code {ended.get('exitCode')}: {(ended.get('message') or '').strip()[-300:]}" if ended else ""
-        )
-        return ServersReading(reason="ServersNotReady", message=shorten(f"no server answered in time{said}"), failed=True)
-    if waiting := next((reading for pod in pods if (reading := _waits_for(pod))), None):
-        return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked)
-    return ServersReading()
+    if failed := _server_failure(conditions.get("Progressing", {}), pods):
+        return failed
+    waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
+    return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked) if waiting else ServersReading()
+
+
+def _server_failure(progressing: Object, pods: Sequence[Object]) -> ServersReading | None:
+    endings = [(pod, ended) for pod in pods for ended in _last_endings(pod)]
+    wrong = next((_exited(pod, ended) for pod, ended in endings if ended.get("exitCode") in PERMANENT_EXIT_CODES), None)
+    if wrong:
+        return ServersReading(reason=wrong.reason, message=wrong.message, failed=True, permanent=True)
+    if progressing.get("reason") != "ProgressDeadlineExceeded":
+        return None
+    said = f"; the last one: {_exited(*endings[-1]).message}" if endings else ""
+    return ServersReading(reason="ServersNotReady", message=shorten(f"no server answered in time{said}"), failed=True)
 
 
 def _last_endings(pod: Object) -> list[Object]:
-    found = [c.get("lastState", {}).get("terminated") for c in pod.get("status", {}).get("containerStatuses") or ()]
-    return [ended for ended in found if ended]
+    states = [
+        c.get(state, {}).get("terminated") for c in pod.get("status", {}).get("containerStatuses") or () for state in ("lastState", "state")
+    ]
+    return [ended for ended in states if ended]
+
+
+_REFUSED_WORDS = {
+    "exceeded quota": "QuotaExceeded",
+    "must specify limits": "QuotaExceeded",
+    "violates PodSecurity": "AdmissionRefused",
+    "admission webhook": "AdmissionRefused",
+    "ValidatingAdmissionPolicy": "AdmissionRefused",
+    "is being terminated": "NamespaceTerminating",
+    "Only one reference can have Controller set to true": "NameConflict",
+}
+_REFUSED_STATUS = {400: "InvalidObject", 403: "Forbidden", 404: "KindNotInstalled", 409: "NameConflict", 422: "InvalidObject"}
 
 
 def classify_refusal(status: int, message: str) -> tuple[str, str]:
     """A reason and a sentence for what the API server refused."""
-    text = shorten(" ".join(message.split()))
-    if "exceeded quota" in message or "must specify limits" in message:
-        return "QuotaExceeded", text
-    if "violates PodSecurity" in message or "admission webhook" in message or "ValidatingAdmissionPolicy" in message:
-        return "AdmissionRefused", text
-    if "Only one reference can have Controller set to true" in message or status == 409:
-        return "NameConflict", text
-    if status == 403:
-        return "Forbidden", text
-    if status == 404:
-        return "KindNotInstalled", text
-    if status in (400, 422):
-        return "InvalidObject", text
-    return "ServerError", text
+    known = next((reason for words, reason in _REFUSED_WORDS.items() if words in message), None)
+    return known or _REFUSED_STATUS.get(status, "ServerError"), shorten(" ".join(message.split()))
 
 
 def completed(indexes: str) -> int:
