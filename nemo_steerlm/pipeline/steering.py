@@ -23,7 +23,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     """Ends with the turn to answer."""
-    attributes: dict[str, int]
+    attributes: dict[str, int | str]
+    """Values by name, and ``lang`` where the schema has languages."""
     seed: int
 
 

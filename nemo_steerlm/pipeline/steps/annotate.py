@@ -1,3 +1,94 @@
-"""stub until annotation lands"""
-def annotate(run): raise SystemExit("later")
-def label_and_clean(run, files): raise SystemExit("later")
+"""The annotate stage: the value model labels the conversations that the SteerLM model will train on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from nemo_steerlm.annotation import shards
+from nemo_steerlm.annotation.annotate import Options, annotate as label
+from nemo_steerlm.annotation.results import Shard, Summary
+from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.data.cleaning import Rules, clean
+from nemo_steerlm.data.records import Record, read_lines, write_records
+from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.steps.prepare import SPLITS, tokenizer_choice
+
+IN_FLIGHT = 64
+"""Requests at once to a server at most: enough to fill its batches; the client sends fewer where it is busy."""
+
+
+def annotate(run: Run) -> dict[str, Any] | None:
+    """Write ``train.jsonl``, ``val.jsonl`` and ``summary.json``. A shard writes its part only and returns None; merging ends the stage."""
+    return label_and_clean(run, {split: run.input("prepare", f"annotate_{split}.jsonl") for split in SPLITS})
+
+
+def label_and_clean(run: Run, files: Mapping[str, Path]) -> dict[str, Any] | None:
+    """Label each file into the stage's folder and keep what still fits the length with its new labels. Returns the metrics."""
+    totals = {name: sum(1 for _ in read_lines(path)) for name, path in files.items()}
+    summaries: dict[str, Summary] = {}
+    before = 0
+    for name, path in files.items():
+        labelled = run.folder / f"labelled_{name}.jsonl"
+        if run.merge:
+            summaries[name] = shards.merge(path, labelled, run.pipeline.spec.annotate.shards, attributes=run.pipeline.spec.attributes.schema_())
+        else:
+            summaries[name] = _label(run, path, labelled, before, sum(totals.values()))
+        _require_complete(summaries[name])
+        before += totals[name]
+    if run.shard is not None:
+        return None
+    metrics = {name: _finish(run, name) for name in files}
+    with atomic_write(run.folder / "summary.json") as file:
+        figures = {name: {**msgspec.to_builtins(summary), "seconds": None, "resumed": None} for name, summary in summaries.items()}
+        file.write(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode() + "\n")
+    return metrics
+
+
+def _label(run: Run, source: Path, target: Path, before: int, total: int) -> Summary:
+    options = Options(
+        turns=run.pipeline.spec.annotate.turns,
+        max_in_flight=IN_FLIGHT,
+        shard=Shard(index=run.shard.index, count=run.shard.count) if run.shard else Shard(),
+        # The stage's own marker says whether what is here belongs to the same inputs.
+        restart=False,
+    )
+    return label(source, target, run.servers["value"], options, progress=lambda done, _: run.progress(before + done, total))
+
+
+def _require_complete(summary: Summary) -> None:
+    if not summary.complete:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in summary.reasons.items())
+        raise DataError(
+            f"{summary.failed} of {summary.total} records could not be labelled: {reasons}",
+            where=Where(file=summary.rejects),
+            instead="see that file; running the stage again tries only them",
+        )
+
+
+def _finish(run: Run, name: str) -> dict[str, Any]:
+    spec = run.pipeline.spec
+    rules = Rules(spec.model.max_sequence_length, spec.model.chat_tokens.tokens(), spec.model.layout, spec.attributes.schema_())
+    labelled, ready = run.folder / f"labelled_{name}.jsonl", run.folder / f".ready_{name}.jsonl"
+    write_records(ready, _without_unread_labels(labelled))
+    cleaned = clean(ready, run.folder / f"{name}.jsonl", tokenizer_choice(run.input("prepare", "tokenizer")), rules)
+    ready.unlink()
+    labelled.unlink()
+    return {"records": cleaned.kept, "removed": cleaned.removed}
+
+
+def _without_unread_labels(path: Path) -> Iterator[Record]:
+    """Records whose labels are all predictions: a person's label on a turn that was not read moves to ``gt_label``.
+
+    Nobody labels the user's turns when the model is asked, so it must not learn to expect that.
+    """
+    for line in read_lines(path):
+        turns = [dict(turn) for turn in line.record["conversations"]]
+        for turn in turns:
+            if "label" in turn and "label_source" not in turn:
+                turn.setdefault("gt_label", turn.pop("label"))
+        yield {**line.record, "conversations": turns}

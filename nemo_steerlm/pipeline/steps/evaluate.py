@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
@@ -111,7 +111,7 @@ def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Samp
             for i in spread(questions, how.samples_per_level, how.seed):
                 plan.append((name, level, questions[i]))
     asks = [
-        Ask(conversation=q, attributes={**schema.defaults(), **how.base, name: level}, seed=how.seed + i)
+        Ask(conversation=q, attributes={**_base(schema, how.base), name: level}, seed=how.seed + i)
         for i, (name, level, q) in enumerate(plan)
     ]
     total = 2 * len(asks)
@@ -131,6 +131,12 @@ def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Samp
         )
         for (name, level, q), text, values in zip(plan, texts, read, strict=True)
     ]
+
+
+def _base(schema: AttributeSchema, values: Mapping[str, int]) -> dict[str, int | str]:
+    """What is asked for besides the steered attribute; training labels end in a language where the schema has languages."""
+    language = {LANGUAGE_KEY: "en" if "en" in schema.languages else schema.languages[0]} if schema.languages else {}
+    return {**schema.defaults(), **values, **language}
 
 
 def _answered(asked: Conversation, text: str) -> Conversation:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema, Label
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.data.records import Record, read_lines, write_records
@@ -33,7 +33,7 @@ def sample(run: Run) -> dict[str, Any]:
     asked = draw.sample(questions, min(how.prompts, len(questions)))
     schema = spec.attributes.schema_()
     asks = [
-        Ask(conversation=q, attributes=schema.parse(draw.choice(combinations)).values, seed=draw.randrange(2**31))
+        Ask(conversation=q, attributes=_as_asked(schema.parse(draw.choice(combinations))), seed=draw.randrange(2**31))
         for q in asked
         for _ in range(how.samples_per_prompt)
     ]
@@ -49,13 +49,18 @@ def sample(run: Run) -> dict[str, Any]:
 
 
 def good_labels(conversation: Conversation, require: dict[str, int], schema: AttributeSchema) -> Iterator[str]:
-    """The attribute combinations of a conversation's learned turns that have the required values, as label strings without language."""
+    """The attribute combinations of a conversation's learned turns that have the required values, as label strings."""
     for turn in conversation.turns:
         if turn.label is None or turn.speaker == conversation.mask:
             continue
-        values = schema.parse(turn.label).values
+        parsed = schema.parse(turn.label)
+        values = parsed.values
         if all(values.get(name) == value for name, value in require.items()):
-            yield schema.encode(values)
+            yield schema.encode(values, parsed.language)
+
+
+def _as_asked(label: Label) -> dict[str, int | str]:
+    return {**label.values, **({LANGUAGE_KEY: label.language} if label.language else {})}
 
 
 def _record(ask: Ask, text: str) -> Record:
