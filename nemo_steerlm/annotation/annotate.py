@@ -246,7 +246,8 @@ class _Run:
                 where = self._where(item)
                 entry = journal.get(item.position)
                 if entry is None:
-                    reason = self.broken.get(item.position) or DataError(self.failed[item.position], where=where)
+                    why = self.failed.get(item.position, "the input changed while it was labelled")
+                    reason = self.broken.get(item.position) or DataError(why, where=where)
                     writer.reject(reason, item.raw)
                     continue
                 try:

@@ -35,7 +35,7 @@ async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPo
     try:
         body = await send(client, client.build_request("GET", f"{url}/v1/models"), policy.timeout)
     except RequestFailed as failure:
-        await _require_generate(url, client, policy, failure)
+        await _require_generate(url, client, failure)
         return Announcement()
     try:
         models = msgspec.json.decode(body)["data"]
@@ -52,7 +52,7 @@ async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPo
     return Announcement(info=info, scores=bool(metadata.get("scores", models[0].get("scores", False))))
 
 
-async def _require_generate(url: str, client: httpx.AsyncClient, policy: RetryPolicy, failure: RequestFailed) -> None:
+async def _require_generate(url: str, client: httpx.AsyncClient, failure: RequestFailed) -> None:
     if "HTTP 401" in failure.reason or "HTTP 403" in failure.reason:
         raise ConfigError(f"{url} refuses this client ({failure.reason}); put its key in STEERLM_API_KEY") from failure
     if not failure.reason.startswith(("HTTP 404", "HTTP 405")):

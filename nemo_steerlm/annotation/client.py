@@ -86,10 +86,10 @@ class Labelling:
         """Read the next value from upstream's answer, prompt and completion. Raises RequestFailed where it is none."""
         field = self._field()
         # Some tokenizers drop control tokens or white space when decoding, so the prompt may not come back to the letter.
-        found, marker, completion = ("", ":", sentence[len(prompt) :]) if sentence.startswith(prompt) else sentence.rpartition(f"{field}:")
-        if not marker:
+        at = len(prompt) if sentence.startswith(prompt) else sentence.rfind(f"{field}:") + len(field) + 1
+        if at < len(field) + 1:
             raise RequestFailed(Fault.ATTEMPT, f"answer has no {field}: {shown(sentence[-60:])}")
-        text = completion.split(",")[0].split("\n")[0].strip()
+        text = sentence[at:].split(",", maxsplit=1)[0].split("\n", maxsplit=1)[0].strip()
         so_far = self.reading.schema.encode(self._values)
         try:
             label = self.reading.schema.parse(f"{so_far}{',' if so_far else ''}{field}:{text}")
@@ -180,7 +180,8 @@ async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncC
 
 def _record(conversation: Conversation) -> dict[str, Any]:
     turns = [
-        {"from": turn.speaker, "value": turn.text} | ({"label": turn.label} if turn.label is not None else {}) for turn in conversation.turns
+        {"from": turn.speaker, "value": turn.text} | ({} if turn.label is None else {"label": turn.label})
+        for turn in conversation.turns
     ]
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask}
 
@@ -220,11 +221,6 @@ async def _generate(work: Sequence[Labelling], server: Server, client: httpx.Asy
         raise RequestFailed(Fault.ATTEMPT, f"not an answer of /generate: {shown(raw[:60])}") from error
     if len(sentences) != len(prompts):
         raise RequestFailed(Fault.ATTEMPT, f"{len(sentences)} sentences for {len(prompts)} prompts")
-    failure = None
+    # Values before a wrong one are kept: the next try asks for those that are still missing.
     for item, prompt, sentence in zip(work, prompts, sentences, strict=True):
-        try:
-            item.take(sentence, prompt)
-        except RequestFailed as wrong:
-            failure = wrong
-    if failure:
-        raise failure
+        item.take(sentence, prompt)

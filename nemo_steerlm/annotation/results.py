@@ -138,8 +138,9 @@ class ResultWriter:
         self.failed += not unsure
 
     def summary(self, *, model: str, total: int, resumed: int, seconds: float) -> Summary:
-        """What was written. Raises AssertionError where it is not what came in: no caller may report that as success."""
-        assert self.labelled + self.failed + self.unsure == total, f"{total} records, but {self.labelled} + {self.failed} + {self.unsure}"
+        """What was written. Raises TryAgainError where it is not what came in, as when the input changes meanwhile."""
+        if self.labelled + self.failed + self.unsure != total:
+            raise TryAgainError(f"{self.output} has {self.labelled} records and {self.failed + self.unsure} rejects of {total}; run again")
         return Summary(
             model=model,
             total=total,

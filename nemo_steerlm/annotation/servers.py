@@ -76,8 +76,7 @@ class ServerPool:
         """What the servers say of their model, as soon as one is ready. Raises UnavailableError when patience ends before."""
         server = await self._acquire(set())
         self._release(server)
-        assert server.announcement is not None  # it is ready
-        return server.announcement
+        return server.announcement or Announcement()
 
     async def call(self, send: Callable[[Server], Awaitable[T]]) -> T:
         """The result of ``send`` from the first server that gives one.
@@ -184,9 +183,8 @@ class ServerPool:
     def _check_same(self, server: Server, announcement: Announcement) -> None:
         for other in self.servers:
             if other is not server and other.announcement and other.announcement.fingerprint != announcement.fingerprint:
-                raise ConfigError(
-                    f"{server.url} serves {announcement.name}, {other.url} serves {other.announcement.name}; one file is labelled by one model"
-                )
+                both = f"{server.url} serves {announcement.name}, {other.url} {other.announcement.name}"
+                raise ConfigError(f"{both}; one file is labelled by one model")
         if server.announcement and server.announcement.fingerprint != announcement.fingerprint:
             raise ConfigError(f"{server.url} now serves {announcement.name}, before it was {server.announcement.name}")
 

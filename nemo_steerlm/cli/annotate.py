@@ -90,6 +90,32 @@ def annotate(
     finish(label_file(input_file, output_file, server, options, progress), summary, confusion)
 
 
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def attribute_annotate(
+    batch_size: int = typer.Option(1, "--batch_size", "--batch-size", help="Conversations a request."),
+    host: str = typer.Option("localhost", "--host"),
+    input_file_name: Path = typer.Option(Path("input.jsonl"), "--input_file_name", "--input-file-name"),
+    output_file_name: Path = typer.Option(Path("output.jsonl"), "--output_file_name", "--output-file-name"),
+    port_num: int = typer.Option(1424, "--port_num", "--port-num"),
+    process_lang: str = typer.Option("True", "--process_lang", "--process-lang", help="True or False: label the language too."),
+    server: list[str] = typer.Option([], help="http://HOST:PORT, instead of host and port; several times for several servers."),
+    turns: TurnsChoice = typer.Option(TurnsChoice.ALL, help="Turns to label: all, as upstream, or those the model learned on."),
+) -> None:
+    """Label conversations through inference servers, with the flags and defaults of upstream's attribute_annotate.py.
+
+    Stopped at any moment it goes on when it is started again. Exit code 1: some records are in OUTPUT_FILE_NAME.rejected.jsonl.
+    """
+    from nemo_steerlm.annotation.annotate import Options
+    from nemo_steerlm.core.errors import UsageError
+
+    if process_lang.lower() not in _WORDS:
+        raise UsageError(f"--process_lang {process_lang}: write True or False")
+    options = Options(batch_size=batch_size, languages=_WORDS[process_lang.lower()], turns=turns.value)
+    finish(label_file(input_file_name, output_file_name, server or [f"http://{host}:{port_num}"], options))
+
+
 def label_file(
     input_file: Path, output_file: Path, servers: list[str], options: Options, progress: ProgressChoice = ProgressChoice.AUTO
 ) -> Summary:
@@ -172,7 +198,8 @@ def _bar() -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn("annotate"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:.1f} records/s"), TimeRemainingColumn())
+    rate_column = TextColumn("{task.fields[rate]:.1f} records/s")
+    columns = (TextColumn("annotate"), BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("annotate", total=None, rate=0.0)
         began, first = time.monotonic(), -1

@@ -1,0 +1,9 @@
+"""Step 10 of the tutorial: ask a SteerLM model under chosen attributes. From Python: ``nemo_steerlm.annotation.answer.get_answer``."""
+
+import typer
+
+from nemo_steerlm.cli.answer import answer
+from nemo_steerlm.cli.main import run_and_exit
+
+if __name__ == "__main__":
+    run_and_exit(lambda: typer.run(answer), program="get_answer.py")

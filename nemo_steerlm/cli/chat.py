@@ -1,0 +1,105 @@
+"""``steerlm chat``: talk to a model in the terminal, and change its attributes while doing so."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from nemo_steerlm.annotation.answer import Chat
+
+HELP = "/set quality=0 humor=2   /show   /reset (forget what was said)   /quit"
+
+
+def chat(
+    model: str = typer.Argument(help="http://HOST:PORT of a server, or a model folder or finished pipeline to start one for."),
+    attribute: list[str] = typer.Option([], "--set", help="Attribute to write under, as quality=4. Repeatable."),
+    max_tokens: int = typer.Option(512, help="Tokens of an answer at most."),
+    temperature: float = typer.Option(0.0, min=0.0, help="0: always the most probable token."),
+    system: str | None = typer.Option(None, help="System prompt; by default the model's own."),
+    startup_timeout: float = typer.Option(300.0, help="Seconds a server that is started here may take to load."),
+) -> None:
+    """Talk to a model under chosen attributes. A server that is started for it is stopped at the end."""
+    from nemo_steerlm.annotation.answer import Chat
+    from nemo_steerlm.cli.serve import read_attributes
+    from nemo_steerlm.pipeline.processes import exit_on_sigterm
+
+    exit_on_sigterm()
+    with contextlib.ExitStack() as stack:
+        url = model if model.startswith(("http://", "https://")) else stack.enter_context(_started(Path(model), startup_timeout))
+        talk = stack.enter_context(Chat(url, read_attributes(attribute), max_tokens=max_tokens, temperature=temperature, system=system))
+        print(HELP, file=sys.stderr)
+        for text in _lines():
+            if text.startswith("/"):
+                if not _command(talk, text):
+                    break
+            elif text:
+                _reply(talk, text)
+
+
+@contextlib.contextmanager
+def _started(model: Path, timeout: float) -> Iterator[str]:
+    from nemo_steerlm.pipeline.processes import Child
+
+    if not model.exists():
+        raise UsageError(f"{model}: no such folder; give http://HOST:PORT for a running server")
+    with tempfile.TemporaryDirectory(prefix="steerlm-chat-") as folder:
+        command = [sys.executable, "-m", "nemo_steerlm.cli.main", "serve", str(model), "--port", "0"]
+        with Child(command, log=Path(folder) / "server.log") as server:
+            message = server.await_message("serving", timeout)
+            if message is None:
+                state = "did not answer in time" if server.running else f"ended with exit code {server.wait()}"
+                raise UnavailableError(f"the server for {model} {state}\n{server.tail()}")
+            yield str(message["url"])
+
+
+def _lines() -> Iterator[str]:
+    prompt = "> " if sys.stdin.isatty() else ""
+    if prompt:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - editing and history for input()
+    with contextlib.suppress(EOFError):
+        while True:
+            yield input(prompt).strip()
+
+
+def _reply(talk: Chat, text: str) -> None:
+    try:
+        for piece in talk.say(text):
+            print(piece, end="", flush=True)
+    except SteerLMError as error:
+        # A refused or broken answer ends the answer, not the chat.
+        print(f"steerlm chat: {error}", file=sys.stderr, end="")
+    except KeyboardInterrupt:
+        print(" [stopped]", end="")
+    print(flush=True)
+
+
+def _command(talk: Chat, text: str) -> bool:
+    """Do what a line that begins with ``/`` says. False: end the chat."""
+    from nemo_steerlm.cli.serve import read_attributes
+
+    name, *words = text.split()
+    if name in ("/quit", "/exit"):
+        return False
+    if name == "/reset":
+        talk.reset()
+    elif name == "/set" and words:
+        try:
+            talk.set(read_attributes(words))
+        except SteerLMError as error:
+            print(error, file=sys.stderr)
+    elif name != "/show":
+        print(HELP, file=sys.stderr)
+        return True
+    shown = {**talk.schema.defaults(), **talk.attributes}
+    print(f"[{len(talk.messages)} messages; {', '.join(f'{k}={v}' for k, v in shown.items())}]", flush=True)
+    return True
