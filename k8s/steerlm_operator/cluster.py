@@ -11,7 +11,7 @@ import json
 import logging
 import ssl
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def url_path(api_version: str, kind: str, namespace: str, name: str = "", subres
 class Cluster:
     """One connection pool to one API server, with the credentials that kopf found."""
 
-    def __init__(self, connection: kopf.ConnectionInfo) -> None:
+    def __init__(self, connection: kopf.ConnectionInfo, login: Callable[[], kopf.ConnectionInfo | None] = lambda: None) -> None:
+        self._login = login
         self._server = connection.server.rstrip("/")
         self._connection = connection
         self._session: aiohttp.ClientSession | None = None
@@ -175,21 +176,31 @@ class Cluster:
     ) -> str:
         if self._session is None:
             raise ApiError(0, "not connected: use it as a context manager")
+        status, text = await self._send(self._session, method, path, body, query, content_type)
+        if status == 401 and (connection := self._login()):
+            # Service account tokens are replaced on disk before they run out.
+            self.renew(connection)
+            status, text = await self._send(self._session, method, path, body, query, content_type)
+        if status >= 400:
+            raise ApiError(status, _message(text))
+        return text
+
+    async def _send(
+        self, session: aiohttp.ClientSession, method: str, path: str, body: object, query: Mapping[str, str] | None, content_type: str
+    ) -> tuple[int, str]:
         headers = {"Accept": "application/json", "Content-Type": content_type}
         if self._connection.token:
             headers["Authorization"] = f"Bearer {self._connection.token}"
         data = json.dumps(body).encode() if body is not None else None
         try:
-            async with self._session.request(method, f"{self._server}{path}", params=query, data=data, headers=headers) as response:
+            async with session.request(method, f"{self._server}{path}", params=query, data=data, headers=headers) as response:
                 text = await response.text(errors="replace")
                 status = response.status
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             metrics.API_REQUESTS.labels(method, "unreachable").inc()
             raise ApiError(0, f"the API server cannot be reached: {type(error).__name__}: {error}") from error
         metrics.API_REQUESTS.labels(method, str(status)).inc()
-        if status >= 400:
-            raise ApiError(status, _message(text))
-        return text
+        return status, text
 
 
 def _message(text: str) -> str:

@@ -1,0 +1,399 @@
+"""The loop around ``plan``: a queue of pipelines, what is remembered between two looks, and the order of the writes.
+
+A status is written before anything is made or deleted for it, and only over the very version of the resource that was read. So a decision
+from a stale cache can do nothing: its status is refused, or, where it would write none, the resource is read again first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from nemo_steerlm.pipeline.cluster_status import PipelineStatus
+from steerlm_operator import metrics, names
+from steerlm_operator.cluster import ApiError, Cluster
+from steerlm_operator.config import OperatorConfig
+from steerlm_operator.draft import Decision, Key, Observed, Refusal, holds
+from steerlm_operator.models import Object
+from steerlm_operator.readings import classify_refusal
+from steerlm_operator.reconcile import plan
+
+logger = logging.getLogger(__name__)
+
+Name = tuple[str, str]
+"""Namespace and name of a pipeline."""
+
+STUCK_SECONDS = 300.0
+"""A pipeline that waits in the queue for so long means that reconciling has stopped."""
+LONGEST_BACKOFF_SECONDS = 120.0
+CONFLICT_TRIES = 5
+
+
+class Caches(Protocol):
+    """What the watches brought. Reads only; ``handlers`` fills it."""
+
+    def pipelines(self) -> list[Name]:
+        """All pipelines."""
+
+    def pipeline(self, name: Name) -> Object | None:
+        """One pipeline's resource."""
+
+    def children(self, name: Name) -> list[Object]:
+        """Objects labelled with a pipeline's name, pods left out, each with ``kind``."""
+
+    def pods(self, name: Name) -> list[Object]:
+        """Pods labelled with a pipeline's name."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Memory:
+    """What is known about one pipeline beside the watches. Losing it costs a few requests, nothing else."""
+
+    refusals: dict[Key, Refusal] = dataclasses.field(default_factory=dict)
+    creation_failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    progress: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    watch: tuple[str, ...] = ()
+    """Pods whose output is read."""
+    superseded: set[str] = dataclasses.field(default_factory=set)
+    """Versions of the resource that were written over."""
+    latest: Object | None = None
+    """What was written over them."""
+    look_at_claim: bool = True
+    errors: int = 0
+    """In a row."""
+
+
+class Controller:
+    """Looks at pipelines, one at a time each, several side by side."""
+
+    def __init__(self, config: OperatorConfig, caches: Caches, clock: Callable[[], datetime.datetime] | None = None) -> None:
+        self.config = config
+        self.caches = caches
+        self.cluster: Cluster | None = None
+        self.apis: frozenset[str] | None = None
+        self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
+        self._memory: dict[Name, Memory] = {}
+        self._queue: asyncio.Queue[Name] = asyncio.Queue()
+        self._waiting: dict[Name, float] = {}
+        self._busy: dict[Name, float] = {}
+        self._timers: dict[Name, asyncio.TimerHandle] = {}
+        self._phases: dict[Name, str] = {}
+        self._last_resync = time.monotonic()
+
+    def enqueue(self, name: Name) -> None:
+        """Look at a pipeline soon. Asking twice is asking once; asking while it is looked at is asking for another look."""
+        if name not in self._waiting:
+            self._waiting[name] = time.monotonic()
+            metrics.QUEUE_LENGTH.set(len(self._waiting))
+            self._queue.put_nowait(name)
+
+    def enqueue_after(self, name: Name, seconds: float) -> None:
+        """Look at a pipeline after so long at the latest."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        timer = self._timers.get(name)
+        if timer and not timer.cancelled() and loop.time() < timer.when() <= due:
+            return
+        if timer:
+            timer.cancel()
+        self._timers[name] = loop.call_later(seconds, self.enqueue, name)
+
+    def problem(self) -> str | None:
+        """Why the operator should be restarted, or None."""
+        now = time.monotonic()
+        late = [
+            f"{namespace}/{name}" for (namespace, name), since in {**self._waiting, **self._busy}.items() if now - since > STUCK_SECONDS
+        ]
+        if late:
+            return f"{len(late)} pipelines wait for more than {STUCK_SECONDS:.0f} s, {late[0]} among them"
+        if now - self._last_resync > 2 * self.config.resync_seconds + STUCK_SECONDS:
+            return "the regular look at every pipeline has stopped"
+        return None
+
+    async def work(self) -> None:
+        """Take pipelines from the queue forever."""
+        while True:
+            name = await self._queue.get()
+            if name in self._busy:  # another worker has it: let that one finish first
+                self._waiting.pop(name, None)
+                self.enqueue_after(name, 0.2)
+                continue
+            self._waiting.pop(name, None)
+            self._busy[name] = time.monotonic()
+            metrics.QUEUE_LENGTH.set(len(self._waiting))
+            try:
+                with metrics.RECONCILE_SECONDS.time():
+                    await self._look(name)
+                self._memory.get(name, Memory()).errors = 0
+            except Exception as error:  # noqa: BLE001 - one pipeline's trouble must not stop the others
+                self._note_error(name, error)
+            finally:
+                self._busy.pop(name, None)
+                metrics.LAST_RECONCILE.set_to_current_time()
+
+    def _note_error(self, name: Name, error: Exception) -> None:
+        memory = self._memory.setdefault(name, Memory())
+        memory.errors += 1
+        delay = min(0.5 * 2 ** min(memory.errors, 10), LONGEST_BACKOFF_SECONDS)
+        known = isinstance(error, ApiError)
+        metrics.RECONCILE_ERRORS.labels(f"http-{error.status}" if isinstance(error, ApiError) else type(error).__name__).inc()
+        logger.warning("%s/%s: %s; again in %.0f s", *name, error, delay, exc_info=None if known else error)
+        self.enqueue_after(name, delay)
+
+    async def resync(self) -> None:
+        """Look at everything now and then: at what no watch tells, such as a claim or a newly installed API."""
+        while True:
+            if self.cluster:
+                try:
+                    self.apis = await self.cluster.api_groups()
+                except ApiError as error:
+                    logger.warning("cannot list API groups: %s", error)
+            for name in self.caches.pipelines():
+                self._memory.setdefault(name, Memory()).look_at_claim = True
+                self.enqueue(name)
+            self._last_resync = time.monotonic()
+            # Until the first API groups are known, look again soon.
+            await asyncio.sleep(self.config.resync_seconds if self.apis is not None else 1)
+
+    async def follow(self) -> None:
+        """Read what running stages print, and hand it on where it changed."""
+        while True:
+            await asyncio.sleep(self.config.progress_seconds)
+            watched = [(name, pod) for name, memory in self._memory.items() for pod in memory.watch]
+            for start in range(0, len(watched), 16):
+                await asyncio.gather(*(self._read_progress(name, pod) for name, pod in watched[start : start + 16]))
+
+    async def _read_progress(self, name: Name, pod: str) -> None:
+        memory = self._memory.get(name)
+        if self.cluster is None or memory is None:
+            return
+        try:
+            found = last_progress(await self.cluster.log_tail(name[0], pod))
+        except ApiError as error:
+            logger.debug("%s/%s: no output of %s: %s", *name, pod, error)
+            return
+        if found and memory.progress.get(pod) != found:
+            memory.progress = {pod: found}
+            self.enqueue(name)
+
+    async def _look(self, name: Name) -> None:
+        if self.cluster is None:
+            self.enqueue_after(name, 1)
+            return
+        memory = self._memory.setdefault(name, Memory())
+        resource = self._newest(name, memory)
+        if resource is None:
+            self._forget(name)
+            return
+        for _ in range(CONFLICT_TRIES):
+            decision = await self._decide(name, resource, memory)
+            written = dump(decision.status)
+            if written != normalized(resource.get("status")):
+                fresh = await self._write(resource, written, decision, memory)
+            elif decision.apply or decision.delete or decision.delete_self:
+                fresh = await self._reread(resource)
+                if fresh and fresh["metadata"]["resourceVersion"] != resource["metadata"]["resourceVersion"]:
+                    resource = fresh
+                    continue
+            else:
+                fresh = resource
+            if fresh is None:  # changed or gone meanwhile
+                resource = await self._reread(resource)
+                if resource is None:
+                    self._forget(name)
+                    return
+                continue
+            await self._act(name, fresh, decision, memory)
+            return
+        self.enqueue_after(name, 1)
+
+    def _newest(self, name: Name, memory: Memory) -> Object | None:
+        resource = self.caches.pipeline(name)
+        if resource is None or memory.latest is None:
+            return resource
+        if resource["metadata"]["uid"] != memory.latest["metadata"]["uid"]:
+            self._memory[name] = Memory()
+            return resource
+        if resource["metadata"]["resourceVersion"] in memory.superseded:
+            return memory.latest
+        memory.superseded.clear()
+        memory.latest = None
+        return resource
+
+    def _forget(self, name: Name) -> None:
+        self._memory.pop(name, None)
+        if timer := self._timers.pop(name, None):
+            timer.cancel()
+        if phase := self._phases.pop(name, None):
+            metrics.PIPELINES.labels(phase).dec()
+        with contextlib.suppress(KeyError):
+            metrics.SERVERS_READY.remove(*name)
+
+    async def _decide(self, name: Name, resource: Object, memory: Memory) -> Decision:
+        status = PipelineStatus.model_validate(resource.get("status") or {})
+        ended = holds(status, "Complete") or holds(status, "Failed")
+        claim: Object | None = None
+        if not ended and (memory.look_at_claim or not holds(status, "StorageReady")):
+            claim = await self._claim(resource)
+            memory.look_at_claim = False
+        pods = self.caches.pods(name)
+        present = {pod["metadata"]["name"] for pod in pods}
+        memory.progress = {pod: said for pod, said in memory.progress.items() if pod in present}
+        observed = Observed(
+            children={(child["kind"], child["metadata"]["name"]): child for child in self.caches.children(name)},
+            pods=pods,
+            claim=claim,
+            apis=self.apis,
+            refusals=memory.refusals,
+            creation_failures=memory.creation_failures,
+            progress=memory.progress,
+        )
+        return plan(resource, observed, self.config, self._clock())
+
+    async def _claim(self, resource: Object) -> Object:
+        if self.cluster is None:
+            return {}
+        storage = (resource.get("spec") or {}).get("storage") or {}
+        claim = storage.get("claimName")
+        if not claim and not storage.get("claimTemplate"):
+            claim = self.config.storage.claim_name
+        metadata = resource["metadata"]
+        found = await self.cluster.get("v1", "PersistentVolumeClaim", metadata["namespace"], claim or names.claim(metadata["name"]))
+        return found or {}
+
+    async def _write(self, resource: Object, status: Object, decision: Decision, memory: Memory) -> Object | None:
+        """The resource with the new status, or None where it had changed."""
+        if self.cluster is None:
+            return None
+        try:
+            written = await self.cluster.write_status(resource, status)
+        except ApiError as error:
+            metrics.STATUS_WRITES.labels(str(error.status)).inc()
+            if error.status in (404, 409):
+                return None
+            raise
+        metrics.STATUS_WRITES.labels("200").inc()
+        memory.superseded.add(resource["metadata"]["resourceVersion"])
+        memory.latest = written
+        before = PipelineStatus.model_validate(resource.get("status") or {})
+        self._count(resource, before, decision.status)
+        for event in decision.events:
+            logger.info("%s/%s: %s: %s", resource["metadata"]["namespace"], resource["metadata"]["name"], event.reason, event.message)
+            try:
+                await self.cluster.post_event(written, event.type, event.reason, event.message)
+            except ApiError as error:
+                logger.warning("event %s not posted: %s", event.reason, error)
+        return written
+
+    async def _reread(self, resource: Object) -> Object | None:
+        if self.cluster is None:
+            return None
+        metadata = resource["metadata"]
+        found = await self.cluster.get(resource["apiVersion"], resource["kind"], metadata["namespace"], metadata["name"])
+        return found if found and found["metadata"]["uid"] == metadata["uid"] else None
+
+    async def _act(self, name: Name, resource: Object, decision: Decision, memory: Memory) -> None:
+        cluster = self.cluster
+        if cluster is None:
+            return
+        for child in decision.delete:
+            await cluster.delete(child.api_version, child.kind, name[0], child.name, child.uid)
+        memory.watch = tuple(decision.watch)
+        if not await self._apply(name, decision, memory):
+            await self._write_refusal(name, resource, memory)
+            return
+        if decision.delete_self:
+            await cluster.delete(resource["apiVersion"], resource["kind"], *name, resource["metadata"]["uid"])
+            return
+        for job in decision.inspect:
+            said = await cluster.creation_failure(name[0], job)
+            if said and memory.creation_failures.get(job) != said:
+                memory.creation_failures = {job: said}
+                self.enqueue(name)
+        if decision.again is not None:
+            self.enqueue_after(name, max(decision.again, 0.1))
+
+    async def _apply(self, name: Name, decision: Decision, memory: Memory) -> bool:
+        """Whether the API server took everything. Raises ApiError for trouble that is not about the objects."""
+        if self.cluster is None:
+            return False
+        seen = {(child["kind"], child["metadata"]["name"]) for child in self.caches.children(name)}
+        for wanted in decision.apply:
+            key = (wanted["kind"], wanted["metadata"]["name"])
+            try:
+                # An object that was not there is not taken over from somebody else who just made it.
+                await self.cluster.apply(wanted, force=key in seen)
+            except ApiError as error:
+                if error.status in (0, 429) or error.status >= 500:
+                    raise
+                reason, message = classify_refusal(error.status, error.message)
+                before = memory.refusals.get(key)
+                memory.refusals = {key: Refusal(reason=reason, message=message, count=before.count + 1 if before else 1)}
+                logger.warning("%s/%s: %s %s refused: %s", *name, *key, message)
+                return False
+            memory.refusals.pop(key, None)
+        return True
+
+    async def _write_refusal(self, name: Name, resource: Object, memory: Memory) -> None:
+        """Say in the status what was refused; the next try comes after a while."""
+        decision = await self._decide(name, resource, memory)
+        written = dump(decision.status)
+        if written != normalized(resource.get("status")) and await self._write(resource, written, decision, memory) is None:
+            self.enqueue(name)
+        self.enqueue_after(name, decision.again or LONGEST_BACKOFF_SECONDS)
+
+    def _count(self, resource: Object, before: PipelineStatus, after: PipelineStatus) -> None:
+        name = (resource["metadata"]["namespace"], resource["metadata"]["name"])
+        if (old := self._phases.get(name)) != after.phase:
+            if old:
+                metrics.PIPELINES.labels(old).dec()
+            metrics.PIPELINES.labels(after.phase).inc()
+            self._phases[name] = after.phase
+        if after.annotation:
+            metrics.SERVERS_READY.labels(*name).set(after.annotation.servers_ready)
+        known = {entry.name: entry for entry in before.stages}
+        for entry in after.stages:
+            family = metrics.stage_family(entry.name)
+            old_entry = known.get(entry.name)
+            if entry.attempt > (old_entry.attempt if old_entry else 0):
+                metrics.STAGE_ATTEMPTS.labels(family).inc()
+            if old_entry and entry.phase == old_entry.phase:
+                continue
+            if entry.done or entry.phase in ("Failed", "Retrying"):
+                metrics.STAGE_RESULTS.labels(family, entry.phase).inc()
+            if entry.phase == "CacheHit":
+                metrics.CACHE_HITS.labels(family).inc()
+            elif entry.done and entry.start_time and entry.completion_time:
+                start, end = (datetime.datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (entry.start_time, entry.completion_time))
+                metrics.STAGE_SECONDS.labels(family).observe((end - start).total_seconds())
+
+
+def dump(status: PipelineStatus) -> Object:
+    """A status as it is written: what has no value is left out."""
+    dumped: Object = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    return dumped
+
+
+def normalized(status: Mapping[str, Any] | None) -> Object | None:
+    """A status that was read, as ``dump`` would have written it; None for one that was never written."""
+    return dump(PipelineStatus.model_validate(status)) if status else None
+
+
+def last_progress(text: str) -> dict[str, Any] | None:
+    """The last progress message in a process's output."""
+    for line in reversed(text.splitlines()):
+        start = line.find('{"steerlm"')
+        if start < 0:
+            continue
+        with contextlib.suppress(ValueError):
+            message = json.loads(line[start:])
+            if message.get("steerlm") == "progress":
+                return dict(message)
+    return None
