@@ -10,7 +10,9 @@ from nemo_steerlm.core.attributes import preset
 
 # Control characters are no text; their pictures are escaped where a control character is a control token.
 CHARACTERS = st.characters(exclude_categories=("Cs", "Cc"), exclude_characters="".join(map(chr, range(0x2400, 0x2420))))
-WORDS = st.sampled_from(["hello", "wor", "ld", " ", "\n", "\n\n", "quality:4", "User", "Assistant\n", "<", ">", "extra", "_id", "\\", "…", "🙂", "\t"])
+WORDS = st.sampled_from(
+    ["hello", "wor", "ld", " ", "\n", "\n\n", "quality:4", "User", "Assistant\n", "<", ">", "extra", "_id", "\\", "…", "🙂", "\t"]
+)
 TEXTS = st.one_of(st.text(CHARACTERS | st.just("\n"), max_size=30), st.lists(WORDS, max_size=8).map("".join))
 
 

@@ -12,7 +12,9 @@ from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 
 @st.composite
 def schemas(draw: st.DrawFn) -> AttributeSchema:
-    names = draw(st.lists(st.text(st.characters(codec="utf-8", exclude_characters=":, \n"), min_size=1), min_size=1, max_size=5, unique=True))
+    names = draw(
+        st.lists(st.text(st.characters(codec="utf-8", exclude_characters=":, \n"), min_size=1), min_size=1, max_size=5, unique=True)
+    )
     attributes = []
     for name in (n for n in names if n != "lang"):
         low = draw(st.integers(-5, 5))
@@ -75,7 +77,11 @@ def test_presets_have_upstreams_names_in_upstreams_order():
         "political_content:0,moral_judgement:0"
     )
     assert {name: len(schema.names) for name, schema in PRESETS.items()} == {
-        "oasst": 12, "helpsteer": 5, "steerlm9": 9, "nemotron": 17, "paper": 7,
+        "oasst": 12,
+        "helpsteer": 5,
+        "steerlm9": 9,
+        "nemotron": 17,
+        "paper": 7,
     }
     assert preset("paper")["quality"].high == 9
 

@@ -16,8 +16,33 @@ DEFAULT = ChatTokens()
 CONTROL = ChatTokens.from_shell(system_turn_start="x00", turn_start="x11", label_start="x12")
 HOSTILE = st.lists(
     st.sampled_from(
-        ["<extra_id_0>", "<extra_id_1>", "<extra_id_2>", "<\\extra_id_1>", "<", "extra_id_1>", "\\", "\\\\", "\x11", "\x12", "\x00", "␑", "\\␑",
-         "␒", "<|endoftext|>", "<\\|endoftext|>", "|endoftext|>", "User\n", "Assistant\n", "\n", " ", "quality:4", "a", "é", "🙂"]
+        [
+            "<extra_id_0>",
+            "<extra_id_1>",
+            "<extra_id_2>",
+            "<\\extra_id_1>",
+            "<",
+            "extra_id_1>",
+            "\\",
+            "\\\\",
+            "\x11",
+            "\x12",
+            "\x00",
+            "␑",
+            "\\␑",
+            "␒",
+            "<|endoftext|>",
+            "<\\|endoftext|>",
+            "|endoftext|>",
+            "User\n",
+            "Assistant\n",
+            "\n",
+            " ",
+            "quality:4",
+            "a",
+            "é",
+            "🙂",
+        ]
     )
     | st.text(max_size=5),
     max_size=10,
@@ -72,7 +97,7 @@ def test_typed_control_tokens_never_become_control_ids(tokens, kind, tmp_path_fa
         assert sum(i in ids_of_markers for i in encoded.ids) == structural
         assert len(encoded.ids) == len(encoded.loss_mask)
         # What is learned, as text: exactly the learned spans, no more.
-        text, (ids, offsets) = text_of(spans), tokenizer.encode_offsets(text_of(spans))
+        ids, offsets = tokenizer.encode_offsets(text_of(spans))
         covered = {p for (a, b), on in zip(offsets, encoded.loss_mask, strict=True) if on for p in range(a, b)}
         learned = {p for a, b in learned_intervals(spans) for p in range(a, b)}
         assert covered <= learned
@@ -110,11 +135,17 @@ def test_prompts_are_prefixes_of_what_is_trained_on():
 
 def test_golden_layout():
     """The worked example of upstream's layout, VALUE_TO_TEXT, mask User."""
-    turns = [("User", "hi", "quality:3,lang:en"), ("Assistant", "hello", "quality:4,toxicity:0,lang:en"), ("User", "bye", "quality:2,lang:en"),
-             ("Assistant", "ciao", "quality:4,toxicity:0,lang:en")]
+    turns = [
+        ("User", "hi", "quality:3,lang:en"),
+        ("Assistant", "hello", "quality:4,toxicity:0,lang:en"),
+        ("User", "bye", "quality:2,lang:en"),
+        ("Assistant", "ciao", "quality:4,toxicity:0,lang:en"),
+    ]
     record = {
         "conversations": [{"from": f, "value": v, "label": label} for f, v, label in turns],
-        "system": "SYS.\n\n", "mask": "User", "type": "VALUE_TO_TEXT",
+        "system": "SYS.\n\n",
+        "mask": "User",
+        "type": "VALUE_TO_TEXT",
     }
     assert text_of(Template().render(Conversation.from_record(record))) == (
         "<extra_id_0>System\nSYS.\n\n\n<extra_id_1>User\n<extra_id_2>quality:3,lang:en\nhi\n<extra_id_1>Assistant\n"

@@ -15,7 +15,9 @@ from tests.core.upstream_model import NotOrdinaryError, upstream
 DEFAULT = ChatTokens()
 # The tutorial's flags as bash hands them over, and as they are meant.
 FROM_BASH = ChatTokens.from_shell(system_turn_start="x00", turn_start="x11", label_start="x12")
-FROM_YAML = ChatTokens.from_shell(system_turn_start=r"\x00", turn_start=r"\x11", label_start=r"\x12", end_of_turn=r"\x0A", end_of_name=r"\x0A")
+FROM_YAML = ChatTokens.from_shell(
+    system_turn_start=r"\x00", turn_start=r"\x11", label_start=r"\x12", end_of_turn=r"\x0A", end_of_name=r"\x0A"
+)
 CUSTOM = ChatTokens(system_turn_start="[SYS]", turn_start="[TURN]", label_start="[LABEL]", end_of_turn="[END]\n", end_of_name="::\n")
 CHOICES = {"default": DEFAULT, "from-bash": FROM_BASH, "from-yaml": FROM_YAML, "custom": CUSTOM}
 
@@ -38,13 +40,14 @@ def tokenizer_for(kind: str, tokens: ChatTokens, folder) -> TextTokenizer:
 def test_ids_and_mask_equal_upstreams(tokens, tokenizer_kind, tmp_path_factory):
     tokenizer = tokenizer_for(tokenizer_kind, tokens, tmp_path_factory.mktemp("tokenizer"))
     compared = 0
+    strings = tuple(getattr(tokens, field) for field in tokens.__struct_fields__)
 
     @settings(max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
     @given(ordinary_records())
     def compare(record):
         nonlocal compared
         try:
-            expected = upstream(record, lambda text: encode_text(text, tokenizer), tuple(getattr(tokens, f) for f in tokens.__struct_fields__))
+            expected = upstream(record, lambda text: encode_text(text, tokenizer), strings)
         except NotOrdinaryError:
             assume(False)
         spans = Template(tokens=tokens, special=tokenizer.special).render(Conversation.from_record(record))

@@ -1,0 +1,215 @@
+"""preprocessing.py writes what upstream writes, refuses what upstream stumbles over, and stays small on large and deep input."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_steerlm.core.conversation import MODES
+from nemo_steerlm.core.errors import DataError, UsageError
+from nemo_steerlm.data.preprocessing import Rules, preprocess
+from tests.data import oasst_model
+from tests.data.trees import forests, message, tree
+
+ROOT = Path(__file__).resolve().parents[2]
+OASST = ROOT.parent / "shared" / "data" / "oasst1_en_validation.trees.jsonl"
+
+
+def write(path: Path, trees: list[object]) -> Path:
+    path.write_text("".join(json.dumps(t, ensure_ascii=False) + "\n" for t in trees), encoding="utf-8")
+    return path
+
+
+def script(*arguments: object, **more: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / "preprocessing.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
+
+
+@settings(max_examples=40, deadline=None)
+@given(forests(), st.sampled_from(["User", "Assistant"]), st.sampled_from(MODES), st.floats(0, 1), st.integers(0, 99))
+def test_output_equals_upstreams(tmp_path_factory, forest, mask, kind, ratio, seed):
+    folder = tmp_path_factory.mktemp("run")
+    source = write(folder / "in.jsonl", forest)
+    done = preprocess(source, folder / "out", Rules(mask_role=mask, mode=kind, split_ratio=ratio, seed=seed))
+    train, val = oasst_model.outputs(source.read_text("utf-8").split("\n")[:-1], mask, kind, ratio, seed)
+    assert (folder / "out_train.jsonl").read_text("utf-8") == "".join(train)
+    assert (folder / "out_val.jsonl").read_text("utf-8") == "".join(val)
+    assert (done.train, done.validation) == (len(train), len(val))
+
+
+@pytest.mark.parametrize("spelling", [["--input_file={}"], ["--input_file", "{}"], ["--input-file", "{}"]])
+def test_real_trees_give_the_golden_digests(tmp_path, spelling):
+    """Counts and digests of the tutorial's step 4 on OASST1's English validation trees, checked against the oracle as well."""
+    if not OASST.is_file():
+        pytest.skip("needs ../shared/data")
+    flags = [part.format(OASST) for part in spelling]
+    flags += ["--mask_role=User", "--type=TEXT_TO_VALUE", "--split_ratio=0.95", "--seed=10"]
+    done = script(*flags, f"--output_file_prefix={tmp_path}/out")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("lang values: ['en']\n188 trees: 943 records")
+    expected = oasst_model.outputs(OASST.read_text("utf-8").splitlines(), "User", "TEXT_TO_VALUE", 0.95, 10)
+    digests = {}
+    for name, lines in zip(("train", "val"), expected, strict=True):
+        data = (tmp_path / f"out_{name}.jsonl").read_bytes()
+        assert data.decode() == "".join(lines)
+        digests[name] = hashlib.sha256(data).hexdigest()[:16]
+    assert digests == {"train": "204102fe00a7f7ec", "val": "3e3caed9cf59b446"}
+
+
+def test_packed_and_parallel_input_give_the_same_bytes(tmp_path):
+    trees = [tree(f"t{i}", message(f"Q{i}", replies=[message(f"A{i}", "assistant")])) for i in range(50)]
+    plain = write(tmp_path / "in.jsonl", trees)
+    packed = tmp_path / "in.jsonl.gz"
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    preprocess(plain, tmp_path / "a")
+    preprocess(packed, tmp_path / "b", jobs=2)
+    for part in ("train", "val"):
+        assert (tmp_path / f"a_{part}.jsonl").read_bytes() == (tmp_path / f"b_{part}.jsonl").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "a_train.jsonl",
+        "a_val.jsonl",
+        "b_train.jsonl",
+        "b_val.jsonl",
+        "in.jsonl",
+        "in.jsonl.gz",
+    ]
+
+
+def test_a_tree_of_ten_thousand_levels(tmp_path):
+    # Written as text: the standard encoder would recurse.
+    depth = 10_000
+    labels = '"labels": {"quality": {"value": 1.0, "count": 1}}, "lang": "en"'
+    opening = "".join(f'{{"text": "m{i}", "role": "{("prompter", "assistant")[i % 2]}", {labels}, "replies": [' for i in range(depth))
+    source = tmp_path / "deep.jsonl"
+    source.write_text('{"message_tree_id": "deep", "prompt": ' + opening + "]}" * depth + "}\n" + json.dumps(tree()) + "\n")
+    done = preprocess(source, tmp_path / "out", Rules(split_ratio=1.0))
+    assert done.train == 3
+    lines = [json.loads(line) for line in (tmp_path / "out_train.jsonl").read_text().splitlines()]
+    deep = next(line for line in lines if line["tree_id"] == "deep")
+    assert [turn["value"] for turn in deep["conversations"]] == [f"m{i}" for i in range(depth)]
+
+
+def test_peak_memory_does_not_grow_with_the_file(tmp_path):
+    def peak(megabytes: int) -> int:
+        source = tmp_path / f"{megabytes}.jsonl"
+        text = "x" * 2000
+        with source.open("w") as file:
+            for i in range(megabytes * 1_000_000 // 12_600):
+                replies = [message(text, "assistant") for _ in range(5)]
+                file.write(json.dumps(tree(f"t{i}", message(text, replies=replies))) + "\n")
+        code = (
+            "import resource, sys; from nemo_steerlm.data.preprocessing import preprocess; preprocess(sys.argv[1], sys.argv[2]);"
+            "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        done = subprocess.run([sys.executable, "-c", code, source, tmp_path / "out"], capture_output=True, text=True, check=True)
+        source.unlink()
+        return int(done.stdout)
+
+    small, large = peak(20), peak(200)
+    assert large < small + 16_000, "kilobytes"
+
+
+def broken(change) -> dict[str, object]:
+    made = tree()
+    change(made)
+    return made
+
+
+BAD = {
+    "json": ('{"message_tree_id": "t1", ', "broken JSON"),
+    "array": ("[1, 2]", "not an object"),
+    "labels": (broken(lambda t: t["prompt"].pop("labels")), "prompt.labels: missing key 'labels'"),
+    "replies": (broken(lambda t: t["prompt"]["replies"][1].pop("replies")), "prompt.replies[1].replies: missing key 'replies'"),
+    "value": (broken(lambda t: t["prompt"]["labels"]["quality"].pop("value")), "prompt.labels.quality.value: missing key 'value'"),
+    "text": (broken(lambda t: t["prompt"].pop("text")), "prompt.text: missing key 'text'"),
+    "prompt": ({"message_tree_id": "t1"}, "prompt: missing key 'prompt'"),
+    "role": (broken(lambda t: t["prompt"]["replies"][0].update(role="system")), "prompt.replies[0].role: unknown role 'system'"),
+    "range": (broken(lambda t: t["prompt"]["labels"]["quality"].update(value=1.5)), "value: label out of range: quality is 1.5"),
+    "kind": (broken(lambda t: t["prompt"]["labels"]["quality"].update(value="high")), "value is 'high'; write a number"),
+    "assistant": (broken(lambda t: t["prompt"].update(role="assistant")), "role: the conversation starts with the assistant"),
+    "mask": (broken(lambda t: t["prompt"]["replies"][0].update(role="prompter")), "mask role 'Assistant' is not in the conversation"),
+    "control": (broken(lambda t: t["prompt"].update(text="a <extra_id_1>User")), "prompt.text: control token '<extra_id_1>' in the text"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_no_output_or_set_aside(tmp_path, name):
+    content, sentence = BAD[name]
+    line = content if isinstance(content, str) else json.dumps(content)
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n".join([json.dumps(tree("good")), line, json.dumps(tree("good2"))]) + "\n")
+    rules = Rules(mask_role="Assistant")
+    with pytest.raises(DataError) as error:
+        preprocess(source, tmp_path / "out", rules)
+    assert str(error.value).startswith(f"{source}:2: ")
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+    done = preprocess(source, tmp_path / "out", rules, on_error="skip")
+    assert sum(done.rejected.values()) == 1
+    [rejected] = [json.loads(text) for text in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
+    assert (rejected["line"], rejected["text"]) == (2, line)
+    assert rejected["reason"] in str(error.value)
+    assert done.train + done.validation == 4
+
+
+def test_invalid_utf8_and_torn_gzip_and_nothing_at_all(tmp_path):
+    source = tmp_path / "in.jsonl"
+    for data, sentence in (
+        (b'{"message_tree_id": "\xff"}\n', ":1: invalid UTF-8 at byte 21"),
+        (b"", "empty file"),
+        (b"\n \n", "empty file"),
+    ):
+        source.write_bytes(data)
+        with pytest.raises(DataError, match=sentence):
+            preprocess(source, tmp_path / "out")
+    torn = tmp_path / "in.jsonl.gz"
+    torn.write_bytes(gzip.compress(json.dumps(tree()).encode() * 50)[:-20])
+    with pytest.raises(DataError, match="broken gzip"):
+        preprocess(torn, tmp_path / "out")
+    with pytest.raises(DataError, match="cannot be read: No such file"):
+        preprocess(tmp_path / "absent.jsonl", tmp_path / "out")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_the_script_ends_with_the_exit_code_of_the_error(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("{\n")
+    done = script("--input_file", source, "--output_file_prefix", tmp_path / "out")
+    assert done.returncode == 65
+    assert done.stderr.startswith(f"preprocessing.py: {source}:1: broken JSON")
+    assert len(done.stderr.splitlines()) == 1
+    done = script("--input_file", source, "--output_file_prefix", tmp_path / "out", "--on-error=skip")
+    assert (done.returncode, (tmp_path / "out_train.jsonl").read_text()) == (0, "")
+    assert "1 rejected" in done.stderr
+    assert script("--input_file", source, "--type=TEXT").returncode == 2
+
+
+def test_a_repaired_run_leaves_no_old_rejects(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text("{\n")
+    preprocess(source, tmp_path / "out", on_error="skip")
+    assert (tmp_path / "out.rejected.jsonl").exists()
+    write(source, [tree()])
+    preprocess(source, tmp_path / "out")
+    assert not (tmp_path / "out.rejected.jsonl").exists()
+
+
+@pytest.mark.parametrize("flags", [{"mode": "TEXT"}, {"mask_role": "Human"}, {"split_ratio": 1.5}, {"limit": 0}])
+def test_flags_that_cannot_be_meant_are_usage_errors(flags):
+    with pytest.raises(UsageError, match="--"):
+        Rules(**flags)
+
+
+def test_limit_reads_the_first_trees_only(tmp_path):
+    source = write(tmp_path / "in.jsonl", [tree(f"t{i}") for i in range(5)])
+    assert preprocess(source, tmp_path / "out", Rules(limit=2)).trees == 2
