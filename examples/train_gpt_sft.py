@@ -1,4 +1,4 @@
-"""Train a value model (step 6 of the tutorial) or a SteerLM model (step 9): train_gpt_sft.py key=value …
+"""Train a value model (step 6 of the tutorial) or a SteerLM model (step 9): ``train_gpt_sft.py key=value``.
 
 Takes the keys of NeMo-Aligner's gpt_sft.yaml; see nemo_steerlm/megatron/conf/gpt_sft.yaml. The same as
 ``python -m nemo_steerlm.megatron.train``.

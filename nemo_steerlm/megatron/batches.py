@@ -14,8 +14,10 @@ from nemo_steerlm.megatron.chat_dataset import ChatDataset
 
 
 class MicroBatch(dict[str, Tensor]):
-    """What one forward pass takes: ``tokens``, ``labels``, ``position_ids`` and ``loss_mask``, each ``[micro_batch, seq]``, and the
-    scalar ``loss_scale`` (see ``SteerLMGPTSFTModel.get_forward_output_and_loss_func``)."""
+    """What one forward pass takes: ``tokens``, ``labels``, ``position_ids`` and ``loss_mask``, each ``[micro_batch, seq]``.
+
+    And the scalar ``loss_scale``; see ``SteerLMGPTSFTModel.get_forward_output_and_loss_func``.
+    """
 
     records: tuple[int, ...] = ()
     """Index of each row's record in the data set; -1 for a row of padding."""

@@ -14,7 +14,7 @@ from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation, Mode
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.template import Role, Span, Template, text_of
-from nemo_steerlm.core.tokenization import TextTokenizer, loss_mask, require_learned
+from nemo_steerlm.core.tokenization import Encoded, TextTokenizer, loss_mask, require_learned
 from nemo_steerlm.data.records import read_lines
 
 
@@ -64,8 +64,11 @@ class ChatDataset:
 
 
 def read_dataset(file: str | Path, template: Template, tokenizer: TextTokenizer, max_seq_length: int) -> ChatDataset:
-    """Read, render and tokenize a JSONL file. Raises DataError naming the line that is malformed, that teaches another thing than the
-    lines before it, or that has nothing to learn within ``max_seq_length`` tokens."""
+    """Read, render and tokenize a JSONL file.
+
+    Raises DataError naming the line that is malformed, that teaches another thing than the lines before it, or that has nothing to
+    learn within ``max_seq_length`` tokens.
+    """
     modes: dict[Mode | None, int] = {}
     systems: dict[str, int] = {}
     labels: dict[str, set[int]] = {}
@@ -87,7 +90,8 @@ def read_dataset(file: str | Path, template: Template, tokenizer: TextTokenizer,
         tokens, offsets = tokenizer.encode_offsets(text_of(spans))
         mask = loss_mask(spans, offsets)
         try:
-            require_learned_after_first(tokens, mask, max_seq_length)
+            # A learned first token does not count: nothing comes before it that could predict it.
+            require_learned(Encoded(tokens, [0, *mask[1:]]), max_seq_length)
         except DataError as error:
             raise error.located(file=str(file), line=line.number) from error
         systems[conversation.system] = systems.get(conversation.system, 0) + 1
@@ -108,13 +112,6 @@ def read_dataset(file: str | Path, template: Template, tokenizer: TextTokenizer,
         languages=frozenset(languages),
         max_seq_length=max_seq_length,
     )
-
-
-def require_learned_after_first(ids: list[int], mask: list[int], max_length: int) -> None:
-    """As ``require_learned``; a learned first token does not count, for nothing predicts it."""
-    from nemo_steerlm.core.tokenization import Encoded
-
-    require_learned(Encoded(ids, [0, *mask[1:]]), max_length)
 
 
 def _collect(label: str | None, labels: dict[str, set[int]], languages: set[str]) -> None:

@@ -9,13 +9,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
+from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.optimizer.clip_grads import get_grad_norm_fp32
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
@@ -66,6 +67,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
         compat.activate()
         start_distributed(cfg, trainer)
+        destroy_num_microbatches_calculator()  # NeMo refuses a second model of other batch sizes in one process
         super().__init__(_fitted(cfg), trainer=trainer)
 
     @property
@@ -121,7 +123,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         """Put back what ``trainable_sharded_state_dict`` had saved."""
         state = {name.removeprefix("model."): weight for name, weight in weights.items()}
         _, unexpected = self.get_model_module_list()[0].load_state_dict(state, strict=not self.use_peft)
-        assert not unexpected
+        if unexpected:
+            raise ConfigError(f"the checkpoint has weights that the model has not: {unexpected[0]}")
 
     def sharded_training_state(self, *, loading: bool) -> dict[str, Any]:
         """See ``optimization.sharded_state``."""
@@ -297,9 +300,7 @@ def make_trainer(*, devices: int = 1, num_nodes: int = 1, precision: str | int =
 
 def build_model(cfg: DictConfig | dict[str, Any], trainer: Trainer | None = None) -> SteerLMGPTSFTModel:
     """A model with random weights from NeMo's ``model`` config; keys left out come from ``conf/model.yaml``."""
-    merged = OmegaConf.merge(OmegaConf.load(DEFAULTS), cfg)
-    assert isinstance(merged, DictConfig)
-    return SteerLMGPTSFTModel(merged, trainer or make_trainer())
+    return SteerLMGPTSFTModel(cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), cfg)), trainer or make_trainer())
 
 
 def save_nemo(model: SteerLMGPTSFTModel, path: str | Path) -> None:
@@ -321,11 +322,12 @@ def nemo_config(path: str | Path) -> DictConfig:
     return config
 
 
-def restore_nemo(path: str | Path, trainer: Trainer | None = None, overrides: dict[str, Any] | DictConfig | None = None) -> SteerLMGPTSFTModel:
+def restore_nemo(
+    path: str | Path, trainer: Trainer | None = None, overrides: dict[str, Any] | DictConfig | None = None
+) -> SteerLMGPTSFTModel:
     """Load a ``.nemo`` under any parallel layout; ``overrides`` are merged into its config."""
     trainer = trainer or make_trainer()
-    cfg = OmegaConf.merge(OmegaConf.load(DEFAULTS), nemo_config(path), overrides or {})
-    assert isinstance(cfg, DictConfig)
+    cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), nemo_config(path), overrides or {}))
     compat.activate()
     start_distributed(cfg, trainer)
     model: SteerLMGPTSFTModel = SteerLMGPTSFTModel.restore_from(

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule, on GPUs as NeMo builds them and elsewhere torch's fused AdamW, and their state as shards of the model's."""
+"""The optimizer and its schedule, as NeMo builds them or torch's fused AdamW, and their state in shards like the model's."""
 
 from __future__ import annotations
 
@@ -38,12 +38,11 @@ def set_up(model: SteerLMGPTSFTModel, max_steps: int) -> None:
     """Give ``model`` its optimizer and schedule from ``model.optim``. Raises ConfigError for one that does not exist."""
     cfg: DictConfig = model.cfg.optim
     sched = cfg.get("sched")
+    if sched is not None:
+        _fit_schedule(sched, max_steps)
     if cfg.name == "adamw" and model.megatron_amp_O2:
         raise ConfigError("model.megatron_amp_O2=True needs model.optim.name=distributed_fused_adam and apex")
     if cfg.name != "adamw":
-        with open_dict(cfg):
-            if sched is not None:
-                sched.max_steps = max_steps
         if model.use_mcore_dist_optim:
             model.setup_mcore_distributed_parallel()
         model.configure_optimizers()
@@ -59,10 +58,28 @@ def set_up(model: SteerLMGPTSFTModel, max_steps: int) -> None:
     )
     model._scheduler = None
     if sched is not None:
-        settings = {**OmegaConf.to_container(sched), "max_steps": max_steps}
-        model._scheduler = prepare_lr_scheduler(model._optimizer, settings)
+        model._scheduler = prepare_lr_scheduler(model._optimizer, OmegaConf.to_container(sched))
         if model._scheduler is None:
             raise ConfigError(f"model.optim.sched.name={sched.get('name')}: no such schedule in NeMo")
+
+
+def _fit_schedule(sched: DictConfig, max_steps: int) -> None:
+    """A training shorter than its warm-up and its constant end has a shorter warm-up and no such end.
+
+    Upstream's schedule would be at ``min_lr`` for all of the training but its warm-up: gpt_sft.yaml's ``constant_steps`` is 1000.
+    """
+    with open_dict(sched):
+        sched.max_steps = max_steps
+        warmup, constant = sched.get("warmup_steps") or 0, sched.get("constant_steps") or 0
+        if warmup + constant >= max_steps:
+            sched.constant_steps, sched.warmup_steps = 0, min(warmup, max_steps // 10)
+            logger.info(
+                "%d steps are fewer than warmup_steps=%d and constant_steps=%d: %d and 0 take their place",
+                max_steps,
+                warmup,
+                constant,
+                sched.warmup_steps,
+            )
 
 
 def sharded_state(model: SteerLMGPTSFTModel, *, loading: bool) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
@@ -65,17 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.getLogger("nemo_steerlm").setLevel(logging.INFO)
     for noisy in ("megatron", "nemo_logger", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    stop = StopSignal()
-    with tempfile.TemporaryDirectory(prefix="steerlm-tokenizer-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="steerlm-tokenizer-") as scratch, StopSignal() as stop:
         run(plan(train_config.compose(sys.argv[1:] if arguments is None else arguments), Path(scratch)), stop)
 
 
 class StopSignal:
-    """Remembers that SIGTERM came; the loop asks between steps."""
+    """Remembers, while it is entered, that SIGTERM came; the loop asks between steps."""
 
     def __init__(self) -> None:
         self.came = False
-        signal.signal(signal.SIGTERM, self._note)
+
+    def __enter__(self) -> StopSignal:
+        self._before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        signal.signal(signal.SIGTERM, self._before)
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         self.came = True
@@ -169,9 +174,7 @@ def _merged(base: DictConfig, cfg: DictConfig) -> DictConfig:
         if ours.activations_checkpoint_granularity == "selective":
             # Command lines carry method=uniform beside it; Megatron-Core wants the rest unset.
             ours.activations_checkpoint_method = ours.activations_checkpoint_num_layers = None
-    merged = OmegaConf.merge(OmegaConf.load(train_config.CONF / "model.yaml"), base, ours)
-    assert isinstance(merged, DictConfig)
-    return merged
+    return cast(DictConfig, OmegaConf.merge(OmegaConf.load(train_config.CONF / "model.yaml"), base, ours))
 
 
 def run(plan: Plan, stop: StopSignal) -> None:

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from omegaconf import DictConfig, OmegaConf
@@ -291,8 +291,7 @@ def nemo_archive(path: str | Path) -> tuple[DictConfig, TextTokenizer]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             _extract(path, Path(folder))
-            cfg = OmegaConf.load(Path(folder) / "model_config.yaml")
-            assert isinstance(cfg, DictConfig)
+            cfg = cast(DictConfig, OmegaConf.load(Path(folder) / "model_config.yaml"))
             return cfg, _archived_tokenizer(cfg.tokenizer, Path(folder))
     except (OSError, tarfile.TarError) as error:
         raise UsageError(f"model.restore_from_path: {path}: not a .nemo ({error})") from error
