@@ -347,4 +347,7 @@ def _fitted(cfg: DictConfig) -> DictConfig:
             cfg.update(CPU_SETTINGS)
         if not compat.HAVE_TRANSFORMER_ENGINE:
             cfg.update(LOCAL_LAYER_SETTINGS)
+            if cfg.get("activations_checkpoint_granularity") == "selective":
+                # It recomputes core attention, which torch's fused attention does by itself.
+                cfg.activations_checkpoint_granularity = None
     return cfg
