@@ -15,7 +15,7 @@ from nemo_steerlm import __version__
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
-from nemo_steerlm.serving.limits import BodyTooLargeError, Gate
+from nemo_steerlm.serving.limits import Gate
 from nemo_steerlm.serving.scheduler import QueueFullError
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
 
@@ -84,17 +84,13 @@ def _add_errors(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101  as above
-        return _error(error.status_code, "http", str(error.detail), dict(error.headers or {}))
-
-    async def too_large(request: Request, _: Exception) -> Response:
-        limit = request.app.state.service.settings.max_body_bytes
-        return _error(413, "too_large", f"bodies may have {limit} bytes")
+        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
+        return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
         SteerLMError: known,
         RequestValidationError: invalid,
         HTTPException: http,
-        BodyTooLargeError: too_large,
     }
     for kind, handler in handlers.items():
         app.add_exception_handler(kind, handler)

@@ -29,7 +29,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/attributes", summary="Read the attributes of conversations")
     async def attributes(body: AttributesBody, request: Request) -> Response:
         if plan is None:
-            raise UsageError("this is a steer model: it writes under attributes (POST /v1/chat/completions); serve the value model to score")
+            raise UsageError("this is a steer model: it writes (POST /v1/chat/completions); serve the value model to score")
         requests = await run_in_threadpool(_requests, service, plan, body)
         service.require_open(len(requests))
         scored = await service.within(request, service.scheduler.score(requests))
@@ -53,11 +53,10 @@ def _requests(service: Service, plan: LabelPlan, body: AttributesBody) -> list[t
 
 def _conversation(record: Mapping[str, Any], where: Where) -> Conversation:
     conversation = Conversation.from_record(record, where)
-    for text in (conversation.system, *(t for turn in conversation.turns for t in (turn.speaker, turn.text, turn.label or ""))):
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise DataError("text has an unpaired surrogate", where=where) from error
+    try:
+        "".join((conversation.system, *(t for turn in conversation.turns for t in (turn.speaker, turn.text, turn.label or "")))).encode()
+    except UnicodeEncodeError as error:
+        raise DataError("text has an unpaired surrogate", where=where) from error
     return conversation
 
 

@@ -13,21 +13,20 @@ from typing import Any, NamedTuple
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
+from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError
-from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling
+from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.scheduler import Generation
 from nemo_steerlm.serving.service import Service
 from nemo_steerlm.serving.text_stream import AnswerText
 
 logger = logging.getLogger(__name__)
 
-ALLOWED_KEYS = frozenset(
-    "all_probs sentences task_ids tokens_to_generate temperature add_BOS greedy top_k top_p neighbors repetition_penalty "
-    "min_tokens_to_generate end_strings compute_logprob random_seed".split()
-)
 MAX_SENTENCES = 128
+_BOS = ("<s>", "<|begin_of_text|>", "<bos>")
+"""What ``add_BOS`` puts in front; models without one (GPT-2) use end of text."""
 
 
 def _whole(value: Any) -> bool:
@@ -73,10 +72,9 @@ _RULES = (
     _Rule("min_tokens_to_generate", 0, lambda v: _whole(v) and v >= 0, "min_tokens_to_generate must be an integer no less than 0"),
     _Rule("neighbors", None, lambda v: _whole(v) and v >= 0, "num of neighbors must be an integer no less than 0"),
     _Rule("compute_logprob", False, lambda v: isinstance(v, bool), "compute_logprob must be a boolean value"),
-    _Rule(
-        "random_seed", None, lambda v: v is None or (_whole(v) and v >= 0), "random_seed must be a positive integer number or None"
-    ),
+    _Rule("random_seed", None, lambda v: v is None or (_whole(v) and v >= 0), "random_seed must be a positive integer number or None"),
 )
+ALLOWED_KEYS = frozenset({"sentences", "task_ids", *(rule.key for rule in _RULES)})
 _TASK_IDS = (
     "Input at 'sentences' must by a tuple of two tensors like:                    "
     "(context_tokens_tensor, context_length_tensor) if task ids are given"
@@ -122,7 +120,7 @@ async def _generate(service: Service, request: Request, body: Mapping[str, Any])
     if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and _encodable(s) for s in sentences):
         return _reply("sentences must be a list of strings", 400)
     try:
-        generations = [_generation(service, sentence, options) for sentence in sentences]
+        generations = await run_in_threadpool(lambda: [_generation(service, sentence, options) for sentence in sentences])
     except DataError as error:
         return _reply(str(error), 400)
     service.require_open(len(generations))
@@ -134,7 +132,7 @@ async def _generate(service: Service, request: Request, body: Mapping[str, Any])
                 tokens[index].append(delta.token)
 
     await service.within(request, complete())
-    return _reply(_answer(service.engine.tokenizer, [g.request.prompt for g in generations], tokens, options))
+    return _reply(_answer(service.prompts, [g.request.prompt for g in generations], tokens, options))
 
 
 def _encodable(text: str) -> bool:
@@ -148,6 +146,9 @@ def _encodable(text: str) -> bool:
 def _generation(service: Service, sentence: str, options: Mapping[str, Any]) -> Generation:
     tokenizer = service.engine.tokenizer
     prompt = service.prompts.raw(sentence)
+    if options["add_BOS"]:
+        named = (tokenizer.token_id(token) for token in _BOS)
+        prompt = [next((i for i in named if i is not None), tokenizer.eos_id), *prompt]
     room = service.prompts.room(prompt, options["tokens_to_generate"])
     end_ids = {tokenizer.eos_id}
     strings = []
@@ -175,13 +176,13 @@ def _generation(service: Service, sentence: str, options: Mapping[str, Any]) -> 
 
 
 def _answer(
-    tokenizer: TextTokenizer, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[NextToken]], options: Mapping[str, Any]
+    how: Prompts, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[NextToken]], options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Upstream's fields. ``logprob`` and ``full_logprob`` have one entry a token but the first."""
     ids = [[*prompt, *(t.token for t in tokens)] for prompt, tokens in zip(prompts, generated, strict=True)]
-    texts = [[tokenizer.decode([i]) for i in row] for row in ids]
+    texts = [[how.token_text(i) for i in row] for row in ids]
     answer: dict[str, Any] = {
-        "sentences": [tokenizer.decode(row) for row in ids],
+        "sentences": [how.tokenizer.decode(row) for row in ids],
         "tokens": texts,
         "logprob": None,
         "token_ids": ids,

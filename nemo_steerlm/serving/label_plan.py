@@ -93,10 +93,9 @@ def compile_label(info: ModelInfo, tokenizer: TextTokenizer) -> LabelPlan:
     fields = {a.name: tuple(map(str, a.values)) for a in info.attributes.attributes}
     if info.attributes.languages:
         fields[LANGUAGE_KEY] = info.attributes.languages
-    pieces = {name: {value: _pieces(info, tokenizer, fields, k, value) for value in values} for k, (name, values) in enumerate(fields.items())}
     slots = []
-    for k, name in enumerate(fields):
-        found = pieces[name]
+    for k, (name, allowed) in enumerate(fields.items()):
+        found = {value: _pieces(info, tokenizer, fields, k, value) for value in allowed}
         befores, afters = {p.before for p in found.values()}, {p.after for p in found.values()}
         if len(befores) > 1 or len(afters) > 1:
             raise ConfigError(f"this tokenizer writes the label differently around different values of {name}: values cannot be scored")
@@ -126,7 +125,8 @@ def _pieces(info: ModelInfo, tokenizer: TextTokenizer, fields: dict[str, tuple[s
     ids, offsets = tokenizer.encode_offsets(text)
     for _, (a, b) in zip(ids, offsets, strict=True):
         if any(a < edge < b for edge in (len(head), start, end)):
-            raise ConfigError(f"this tokenizer merges the value in {shown(parts[k])} with its neighbours ({shown(text[a:b])}): it cannot be scored")
+            merged = f"the value in {shown(parts[k])} with its neighbours ({shown(text[a:b])})"
+            raise ConfigError(f"this tokenizer merges {merged}: it cannot be scored")
     edges = [a for a, _ in offsets]
     first, last, body = (next((i for i, a in enumerate(edges) if a >= x), len(ids)) for x in (start, end, len(head)))
     return _Pieces(tuple(ids[body:first]), tuple(ids[first:last]), tuple(ids[last:]))
@@ -139,4 +139,3 @@ def _previous_end(info: ModelInfo, tokenizer: TextTokenizer, fields: dict[str, t
     name = list(fields)[k - 1]
     piece = _pieces(info, tokenizer, fields, k - 1, fields[name][0])
     return len(piece.before) + len(piece.value)
-

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nemo_steerlm.serving.service import Service
@@ -17,8 +18,11 @@ _OPEN = ("/health/live", "/health/ready")
 """Paths that need no token: whoever restarts servers has none."""
 
 
-class BodyTooLargeError(Exception):
+class BodyTooLargeError(HTTPException):
     """Raised into the route that reads a body beyond the limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(413, f"bodies may have {limit} bytes")
 
 
 class Gate:
@@ -53,7 +57,7 @@ class Gate:
             message = await receive()
             size += len(message.get("body", b""))
             if size > self._settings.max_body_bytes:
-                raise BodyTooLargeError
+                raise BodyTooLargeError(self._settings.max_body_bytes)
             if self._settings.log_prompts:
                 read.extend(message.get("body", b""))
             return message

@@ -20,9 +20,7 @@ class Metrics:
         self.prompt_tokens = Counter("steerlm_prompt_tokens", "Prompt tokens read for generation", registry=registry)
         self.generated_tokens = Counter("steerlm_generated_tokens", "Tokens generated", registry=registry)
         self.scored_turns = Counter("steerlm_scored_turns", "Turns labelled", registry=registry)
-        self.first_token = Histogram(
-            "steerlm_first_token_seconds", "From arrival to the first token", buckets=_SECONDS, registry=registry
-        )
+        self.first_token = Histogram("steerlm_first_token_seconds", "From arrival to the first token", buckets=_SECONDS, registry=registry)
         self.latency = Histogram(
             "steerlm_request_seconds", "From request to the end of its answer", ["path", "status"], buckets=_SECONDS, registry=registry
         )

@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
 from nemo_steerlm.serving.scheduler import Delta, Generation
-from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, _Sampled
+from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, SampledBody
 from nemo_steerlm.serving.service import Service
 from nemo_steerlm.serving.text_stream import AnswerText
 
@@ -25,14 +26,14 @@ _COMPLETION_TOKENS = 16
 class _Answer:
     """One choice, as far as it has come."""
 
-    def __init__(self, prompt: Sequence[int], prompt_number: int) -> None:
+    def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
-        self.prompt_number = prompt_number
         self.text = ""
         self.tokens: list[NextToken] = []
         self.finish: str | None = None
 
     def take(self, delta: Delta) -> None:
+        """Add one step."""
         self.text += delta.text
         self.finish = delta.finish
         if delta.token is not None:
@@ -55,13 +56,13 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/completions", summary="Continue a raw prompt")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        return await Completions(service, body).respond(request)
+        return await (await run_in_threadpool(_Completions, service, body)).respond(request)
 
     @routes.post("/chat/completions", summary="Answer under attributes")
     async def chat(body: ChatBody, request: Request) -> Response:
         if service.scores:
             raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
-        return await Chat(service, body).respond(request)
+        return await (await run_in_threadpool(_Chat, service, body)).respond(request)
 
     return routes
 
@@ -86,7 +87,7 @@ class _Endpoint:
     chunk_name: str
     prefix: str
 
-    def __init__(self, service: Service, body: _Sampled) -> None:
+    def __init__(self, service: Service, body: SampledBody) -> None:
         self.service = service
         self.body = body
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
@@ -107,7 +108,7 @@ class _Endpoint:
             seed=None if body.seed is None else body.seed + n,
         )
 
-    def add(self, prompt: list[int], number: int, max_tokens: int | None, text: dict[str, Any], **wanted: Any) -> None:
+    def add(self, prompt: list[int], max_tokens: int | None, text: dict[str, Any], **wanted: Any) -> None:
         """``n`` rows for one prompt."""
         room = self.service.prompts.room(prompt, max_tokens)
         for n in range(self.body.n or 1):
@@ -116,7 +117,7 @@ class _Endpoint:
             )
             answer = AnswerText(self.service.engine.tokenizer, prompt, stops=self.body.stop or (), **text)
             self.generations.append(Generation(request, max_tokens=room, text=answer))
-            self.answers.append(_Answer(prompt, number))
+            self.answers.append(_Answer(prompt))
 
     async def respond(self, request: Request) -> Response:
         """The whole answer, or a stream of events."""
@@ -142,7 +143,7 @@ class _Endpoint:
                 answer = self.answers[index]
                 answer.take(delta)
                 if delta.text or delta.finish or self.shows_tokens():
-                    yield _event(head | {"choices": [{"index": index, **self.step(answer, delta)}]})
+                    yield _event(head | {"choices": [{"index": index, **self.step(delta)}]})
             if (self.body.stream_options or {}).get("include_usage"):
                 yield _event(head | {"choices": [], "usage": self.usage()})
             yield "data: [DONE]\n\n"
@@ -166,14 +167,11 @@ class _Endpoint:
     def choice(self, answer: _Answer) -> dict[str, Any]:
         raise NotImplementedError
 
-    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, delta: Delta) -> dict[str, Any]:
         raise NotImplementedError
 
-    def token_text(self, token: int) -> str:
-        return self.service.engine.tokenizer.decode([token])
 
-
-class Completions(_Endpoint):
+class _Completions(_Endpoint):
     """``/v1/completions``."""
 
     object_name = chunk_name = "text_completion"
@@ -187,16 +185,10 @@ class Completions(_Endpoint):
         wanted = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         if wanted == 0 and not body.echo:
             raise DataError("max_tokens is 0", instead="ask for a token, or for the prompt with echo")
-        for number, prompt in enumerate(prompts):
-            self.add(
-                service.prompts.raw(prompt),
-                number,
-                max(wanted, 1),
-                {},
-                stop_ids=stop_ids,
-                logprobs=body.logprobs,
-                prompt_logprobs=bool(body.echo) and body.logprobs is not None,
-            )
+        for prompt in prompts:
+            echoed = bool(body.echo) and body.logprobs is not None
+            rows = {"stop_ids": stop_ids, "logprobs": body.logprobs, "prompt_logprobs": echoed}
+            self.add(service.prompts.raw(prompt), max(wanted, 1), {}, **rows)
         self.echo_only = wanted == 0
 
     def shows_tokens(self) -> bool:
@@ -205,43 +197,48 @@ class Completions(_Endpoint):
     def opening(self) -> list[dict[str, Any]]:
         if not self.completion.echo:
             return []
-        return [{"index": i, "text": self._prompt_text(a), "logprobs": None, "finish_reason": None} for i, a in enumerate(self.answers)]
+        return [{"index": i, "text": self.prompt_text(a), "logprobs": None, "finish_reason": None} for i, a in enumerate(self.answers)]
 
     def choice(self, answer: _Answer) -> dict[str, Any]:
         tokens = [] if self.echo_only else answer.tokens
         text = "" if self.echo_only else answer.text
         if self.completion.echo:
-            text = self._prompt_text(answer) + text
-        return {"text": text, "logprobs": self._logprobs(answer, tokens), "finish_reason": "length" if self.echo_only else answer.finish}
+            text = self.prompt_text(answer) + text
+        return {
+            "text": text,
+            "logprobs": self._logprobs(tokens, answer if self.completion.echo else None),
+            "finish_reason": "length" if self.echo_only else answer.finish,
+        }
 
-    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, delta: Delta) -> dict[str, Any]:
         tokens = [delta.token] if delta.token and not self.echo_only else []
         text = "" if self.echo_only else delta.text
-        return {"text": text, "logprobs": self._logprobs(answer, tokens, whole=False), "finish_reason": delta.finish}
+        return {"text": text, "logprobs": self._logprobs(tokens), "finish_reason": delta.finish}
 
-    def _prompt_text(self, answer: _Answer) -> str:
+    def prompt_text(self, answer: _Answer) -> str:
         return self.service.engine.tokenizer.decode(answer.prompt)
 
-    def _logprobs(self, answer: _Answer, tokens: Sequence[NextToken], *, whole: bool = True) -> dict[str, Any] | None:
+    def _logprobs(self, tokens: Sequence[NextToken], echoed: _Answer | None = None) -> dict[str, Any] | None:
         if self.completion.logprobs is None:
             return None
         entries: list[tuple[int, TokenLogprob | None]] = [(t.token, t.logprob) for t in tokens]
-        if self.completion.echo and whole:
-            first = answer.tokens[0].prompt or []
-            entries = [*zip(answer.prompt, [None, *first], strict=False), *entries]
-        texts = [self.token_text(token) for token, _ in entries]
-        offsets = [sum(map(len, texts[:0]))]
+        if echoed is not None:
+            predicted = echoed.tokens[0].prompt or []
+            entries = [*zip(echoed.prompt, [None, *predicted], strict=True), *entries]
+        text_of = self.service.prompts.token_text
+        texts = [text_of(token) for token, _ in entries]
+        offsets = [0]
         for text in texts[:-1]:
             offsets.append(offsets[-1] + len(text))
         return {
             "tokens": texts,
             "token_logprobs": [found.logprob if found else None for _, found in entries],
-            "top_logprobs": [{self.token_text(t): p for t, p in reversed(found.top)} if found else None for _, found in entries],
+            "top_logprobs": [{text_of(t): p for t, p in reversed(found.top)} if found else None for _, found in entries],
             "text_offset": offsets[: len(texts)],
         }
 
 
-class Chat(_Endpoint):
+class _Chat(_Endpoint):
     """``/v1/chat/completions``."""
 
     object_name = "chat.completion"
@@ -255,7 +252,6 @@ class Chat(_Endpoint):
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         self.add(
             service.prompts.chat(body.messages, body.attributes or {}),
-            0,
             None if wanted is None else max(wanted, 1),
             {"template": service.prompts.template, "control_stops": control},
             stop_ids=stop_ids,
@@ -273,7 +269,7 @@ class Chat(_Endpoint):
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         return {"message": message, "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
 
-    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, delta: Delta) -> dict[str, Any]:
         content = {"content": delta.text} if delta.text else {}
         return {"delta": content, "logprobs": self._logprobs([delta.token] if delta.token else []), "finish_reason": delta.finish}
 
@@ -288,7 +284,7 @@ class Chat(_Endpoint):
         return {"content": content, "refusal": None}
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.token_text(token)
+        text = self.service.prompts.token_text(token)
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
 
 

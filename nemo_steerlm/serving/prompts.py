@@ -23,6 +23,8 @@ class Prompts:
         self.max_length = max_length
         self.template: Template = info.template(tokenizer.special)
         self._defaults: dict[str, int | str] = {**info.attributes.defaults(), **(defaults or {})}
+        marker = tokenizer.token_id(info.tokens.turn_start)
+        self._anchor = [marker] if marker is not None else [0]
         self.label({})
 
     @property
@@ -87,6 +89,11 @@ class Prompts:
             if not 0 <= token < self.tokenizer.vocab_size:
                 raise DataError(f"token id {token} does not exist", instead=f"ids go from 0 to {self.tokenizer.vocab_size - 1}")
         return ids
+
+    def token_text(self, token: int) -> str:
+        """One token as text, the space before a word included (a decoder drops it at the start)."""
+        anchor = self._anchor
+        return self.tokenizer.decode([*anchor, token])[len(self.tokenizer.decode(anchor)) :]
 
     def room(self, prompt: Sequence[int], wanted: int | None) -> int:
         """Tokens to generate: ``wanted``, or as many as fit. Raises DataError where not even one does."""

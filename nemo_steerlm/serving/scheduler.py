@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Literal, NamedTuple
 
 from nemo_steerlm.core.errors import SteerLMError
@@ -60,11 +60,11 @@ class Generation:
         if token.token in self.request.stop_ids:
             return Delta(self.text.flush(ended=True), token, "stop")
         text = self.text.push(token.token)
-        if self.text.stopped:
+        if self.text.stopped():
             return Delta(text, token, "stop")
         if self.generated >= self.max_tokens:
             text += self.text.flush(ended=False)
-            return Delta(text, token, "stop" if self.text.stopped else "length")
+            return Delta(text, token, "stop" if self.text.stopped() else "length")
         return Delta(text, token)
 
 
@@ -171,7 +171,7 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._closed or self._generations or self._scores or self._running)
+                self._changed.wait_for(self._wanted)
                 if self._closed:
                     return
                 self._scores = [job for job in self._scores if not job.cancelled]
@@ -181,12 +181,15 @@ class Scheduler:
                 self._observe()
             if batch:
                 self._score(batch)
-            self._guarded(lambda gone=gone, admitted=admitted: self._step(gone, admitted))  # type: ignore[misc]
+            self._guarded_step(gone, admitted)
 
-    def _guarded(self, action: Callable[[], None]) -> None:
+    def _wanted(self) -> bool:
+        return bool(self._closed or self._generations or self._scores or self._running)
+
+    def _guarded_step(self, gone: list[int], admitted: list[_Job]) -> None:
         """An engine error ends the rows it hit, not the server."""
         try:
-            action()
+            self._step(gone, admitted)
         except Exception:
             logger.exception("engine step failed")
             for row, job in list(self._running.items()):
@@ -194,7 +197,7 @@ class Scheduler:
                 self._forget(row)
 
     def _admitted(self) -> list[_Job]:
-        jobs = []
+        jobs: list[_Job] = []
         while self._generations and len(self._running) + len(jobs) < self._engine.max_rows:
             job = self._generations.popleft()
             if not job.cancelled:

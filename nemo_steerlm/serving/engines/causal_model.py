@@ -21,13 +21,13 @@ _GROUPED = "steerlm_grouped_sdpa"
 
 
 def grouped_sdpa(
-    module: torch.nn.Module,
+    _module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
-    **_: Any,
+    **_kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention with grouped keys and values read in place; transformers 4.51 copies them once per query head.
 
@@ -61,14 +61,15 @@ class RowCache(Cache):
         self.values: list[torch.Tensor] = []
         self.visible = torch.zeros(rows, 0, dtype=torch.bool)
         self.length = 0
-        self._active: torch.Tensor | None = None
+        self.active: torch.Tensor | None = None
+        """The rows that the forward under way is for; None: all."""
 
     @property
     def rows(self) -> int:
         """How many rows there are."""
         return self.visible.shape[0]
 
-    def get_seq_length(self, layer_idx: int | None = 0) -> int:
+    def get_seq_length(self, layer_idx: int | None = 0) -> int:  # noqa: ARG002  transformers' signature
         """Columns in use (what transformers calls it)."""
         return self.length
 
@@ -77,7 +78,11 @@ class RowCache(Cache):
         return None
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        cache_kwargs: Any = None,  # noqa: ARG002  as above
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a block behind the columns in use and return everything so far, of the active rows."""
         end = self.length + key_states.shape[2]
@@ -89,13 +94,13 @@ class RowCache(Cache):
             self.keys[layer_idx] = _grown(self.keys[layer_idx], self.length, end + _GROW)
             self.values[layer_idx] = _grown(self.values[layer_idx], self.length, end + _GROW)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if self._active is None:
+        if self.active is None:
             keys[:, :, self.length : end] = key_states
             values[:, :, self.length : end] = value_states
             return keys[:, :, :end], values[:, :, :end]
-        keys[self._active, :, self.length : end] = key_states
-        values[self._active, :, self.length : end] = value_states
-        return keys[self._active, :, :end], values[self._active, :, :end]
+        keys[self.active, :, self.length : end] = key_states
+        values[self.active, :, self.length : end] = value_states
+        return keys[self.active, :, :end], values[self.active, :, :end]
 
     def select(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may be named more than once. Columns nobody sees any more are dropped."""
@@ -172,7 +177,7 @@ class CausalModel:
             raise UsageError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
         self.model: Any = model.to(self.device).eval()
         if config.model_type == "llama":
-            self.model.config._attn_implementation = _GROUPED
+            self.model.config._attn_implementation = _GROUPED  # noqa: SLF001  4.51 has no public way for a loaded model
         self.body: Any = getattr(model, model.base_model_prefix)
         self.head: torch.nn.Linear = model.get_output_embeddings()
         self.dtype = dtype
@@ -185,7 +190,7 @@ class CausalModel:
         ``active`` names the cache rows that the block is for, all of them if None; the others get invisible columns.
         """
         index = None if active is None or len(active) == cache.rows else torch.tensor(active)
-        cache._active = None if index is None else index.to(self.device)
+        cache.active = None if index is None else index.to(self.device)
         seen = cache.visible if index is None else cache.visible[index]
         new = block.tokens.shape[1]
         hidden = self.body(
@@ -203,7 +208,7 @@ class CausalModel:
             added[index] = block.visible
         cache.visible = torch.cat([cache.visible, added], dim=1)
         cache.length += new
-        cache._active = None
+        cache.active = None
         return hidden
 
     def _mask(self, seen: torch.Tensor, block: Block) -> torch.Tensor:

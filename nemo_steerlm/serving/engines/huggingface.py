@@ -120,13 +120,14 @@ class HuggingFaceEngine:
     def _prompt_logprobs(self, row: _Running, hidden: torch.Tensor) -> list[TokenLogprob]:
         found = []
         for at, token in enumerate(row.ids[1:]):
-            logs = self._model.logits(hidden[at]).log_softmax(-1)
+            logs = self._model.logits(hidden[at])[: self.tokenizer.vocab_size].log_softmax(-1)
             found.append(_logprob(logs, token, row.request))
         return found
 
     def _choose(self, rows: list[_Running], hidden: torch.Tensor) -> dict[int, NextToken]:
         logits = self._model.logits(hidden).cpu()
-        logits[:, self.tokenizer.vocab_size :] = -torch.inf
+        # What a padded vocabulary has beyond the tokenizer's is never meant.
+        logits = logits[:, : self.tokenizer.vocab_size]
         raw = logits.log_softmax(-1) if any(r.request.logprobs is not None or r.request.full_logprobs for r in rows) else None
         if raw is not None and any(r.request.sampling.repetition_penalty != 1.0 or r.request.min_tokens for r in rows):
             logits = logits.clone()

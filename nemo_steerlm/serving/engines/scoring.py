@@ -21,6 +21,9 @@ from nemo_steerlm.serving.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.serving.engines.causal_model import Block, CausalModel, RowCache
 from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
 
+_FORWARD_COST = {False: 40, True: 4000}
+"""What one forward costs beside its tokens, in tokens: on a CPU, on a GPU (which is idle while few tokens pass)."""
+
 
 class _Row:
     """One conversation on its way through the model."""
@@ -62,6 +65,7 @@ class AttributeScorer:
         self._tokenizer = tokenizer
         self._template: Template = info.template(tokenizer.special)
         self.plan: LabelPlan = compile_label(info, tokenizer)
+        self._forward_cost = _FORWARD_COST[model.device.type == "cuda"]
         self._habits = [dict[str, Counter[str]]() for _ in self.plan.slots]
         """For each slot: how often each value followed a value of the slot before."""
         tokens = sorted({token for slot in self.plan.slots for node in slot.tree.nodes for token in node.children})
@@ -156,11 +160,16 @@ class AttributeScorer:
 
     def _verify(self, cache: RowCache, rows: list[_Row], active: list[int]) -> None:
         """One forward for the active rows: pending tokens and guesses in, as many values out as the guesses hold."""
-        plans = [self._guess(rows[i]) for i in active]
+        plans = [self._guess(rows[i], len(active)) for i in active]
         block = _block([rows[i] for i in active], plans)
         start = cache.length
         hidden = self._model.forward(cache, block, active)
-        reads = [(n, block.padding(n) + at) for n, p in enumerate(plans) for k in range(len(p.roots)) for at in (p.roots[k], *p.branches[k])]
+        reads = [
+            (n, block.padding(n) + at)
+            for n, plan in enumerate(plans)
+            for root, branches in zip(plan.roots, plan.branches, strict=True)
+            for at in (root, *branches)
+        ]
         which = torch.tensor(reads, device=hidden.device)
         scores = iter(self._model.logits(hidden[which[:, 0], which[:, 1]], self._tokens).cpu())
         for n, (i, plan) in enumerate(zip(active, plans, strict=True)):
@@ -189,8 +198,10 @@ class AttributeScorer:
                 last = self.plan.slots[len(row.values) - 1]
                 row.pending = [*last.values[row.values[-1]], *self.plan.slots[len(row.values)].forced]
 
-    def _guess(self, row: _Row) -> _Plan:
-        """Pending tokens, then as much of the label as is worth guessing."""
+    def _guess(self, row: _Row, rows: int) -> _Plan:
+        """Pending tokens, then as much of the label as is worth guessing: a wrong guess wastes its tokens in every row, a right one
+        saves a forward.
+        """
         plan = _Plan()
         plan.chain = list(row.pending)
         slots = self.plan.slots
@@ -198,14 +209,19 @@ class AttributeScorer:
         if k == 0:
             plan.chain += slots[0].forced
         previous = row.values[-1] if row.values else ""
+        chance = 1.0
         while True:
             slot = slots[k]
             plan.roots.append(len(plan.chain) - 1)
-            value = self._likely(row, k, previous)
+            value, likely = self._likely(k, previous)
             plan.guess.append(value)
             plan.branches.append([])
             k += 1
             if k == len(slots):
+                break
+            chance *= likely
+            cost = rows * (1 + len(slots[k].forced))
+            if chance * self._forward_cost <= (1 - chance) * cost:
                 break
             plan.chain += [*slot.values[value], *slots[k].forced]
             previous = value
@@ -219,11 +235,13 @@ class AttributeScorer:
                 plan.inner.append((node.token, root, at[node.parent], node.depth))
         return plan
 
-    def _likely(self, row: _Row, k: int, previous: str) -> str:
+    def _likely(self, k: int, previous: str) -> tuple[str, float]:
+        """The value that most often followed ``previous``, and how often it did. What was never seen is not guessed."""
         counts = self._habits[k].get(previous)
-        if counts:
-            return counts.most_common(1)[0][0]
-        return next(iter(self.plan.slots[k].values))
+        if not counts:
+            return "", 0.0
+        value, count = counts.most_common(1)[0]
+        return value, count / (counts.total() + 1)
 
     def _choose(self, slot: Slot, outputs: list[torch.Tensor]) -> Choice:
         """Probabilities of the slot's values from the scores at its tree's nodes."""

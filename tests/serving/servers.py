@@ -1,0 +1,47 @@
+"""Real server processes for tests."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+
+class Server(NamedTuple):
+    """A running ``steerlm serve``."""
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, timeout=60)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *options: str, command: tuple[str, ...] = ("-m", "nemo_steerlm.cli.main", "serve")) -> Iterator[Server]:
+    """A server of ``folder``, up when the block starts; it is stopped by SIGTERM and must exit 0."""
+    arguments = [sys.executable, *command, str(folder), "--threads", "1", *options] if command[0] == "-m" else [sys.executable, *command]
+    process = subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line, f"the server ended with {process.wait(10)}"
+        yield Server(process, json.loads(line)["url"])
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.tokenization import load_tokenizer
+from nemo_steerlm.serving.text_stream import AnswerText, Detokenizer, StopStrings, Unescape
+
+TEMPLATE = Template(special=("</s>", "\x11"))
+PIECES = st.sampled_from([*TEMPLATE.tokens.markers, "</s>", "<", "\\", "<\\", "extra_id_1>", "␑", "\x11", "a", "\n", "é"])
+
+
+def chunks(text: str, cuts: list[int]) -> list[str]:
+    edges = sorted({0, len(text), *(c % (len(text) + 1) for c in cuts)})
+    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+
+
+@given(st.lists(PIECES).map("".join), st.lists(st.integers(0, 1000)))
+def test_escaping_is_undone_in_any_chunks(text, cuts):
+    stream = Unescape(TEMPLATE)
+    got = "".join(map(stream.push, chunks(TEMPLATE.escape.apply(text), cuts))) + stream.flush()
+    assert got == text
+
+
+@given(st.text("ab<|", max_size=30), st.lists(st.integers(0, 1000)), st.lists(st.text("ab<|", min_size=1, max_size=4), max_size=3))
+def test_text_is_cut_before_the_first_stop_string_in_any_chunks(text, cuts, stops):
+    stream = StopStrings(stops)
+    got = ""
+    for chunk in chunks(text, cuts):
+        got += stream.push(chunk)
+        if stream.found:
+            break
+    got += stream.flush()
+    ends = [text.find(s) for s in stops if s in text]
+    # Of two that end at different places the one that is complete first wins, so the cut may lie behind the leftmost start.
+    assert stream.found == bool(ends)
+    assert text.startswith(got)
+    assert not any(s in got for s in stops)
+    if not ends:
+        assert got == text
+
+
+def test_tokens_come_out_as_the_whole_text(steer_folder):
+    tokenizer = load_tokenizer(steer_folder)
+    text = "Once upon a time 日本 naïve 🎈 end"
+    prompt, ids = tokenizer.encode_offsets("<extra_id_1>User\n")[0], tokenizer.encode_offsets("<extra_id_1>User\n" + text)[0]
+    assert ids[: len(prompt)] == prompt
+    stream = Detokenizer(tokenizer, prompt)
+    pieces = [stream.push(token) for token in ids[len(prompt) :]]
+    assert "".join(pieces) + stream.flush() == text
+    assert not any("�" in piece for piece in pieces)
+
+
+def test_the_end_of_the_turn_is_not_part_of_the_answer(steer_folder):
+    tokenizer = load_tokenizer(steer_folder)
+    prompt = tokenizer.encode_offsets("<extra_id_1>Assistant\n")[0]
+    ids = tokenizer.encode_offsets("<extra_id_1>Assistant\nOne\nTwo\n")[0][len(prompt) :]
+    for ended, expected in ((True, "One\nTwo"), (False, "One\nTwo\n")):
+        answer = AnswerText(tokenizer, prompt, template=TEMPLATE)
+        assert "".join(map(answer.push, ids)) + answer.flush(ended=ended) == expected
