@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from nemo_steerlm.core.errors import UsageError, shown
 
 if TYPE_CHECKING:
     from nemo_steerlm.serving.engine import Engine
+    from nemo_steerlm.serving.service import Settings
 
 _STEER = Path("train-steer") / "hf"
 _VALUE = Path("train-value") / "hf"
@@ -40,11 +43,8 @@ def serve(
     folder = model_path(model)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    from nemo_steerlm.serving.server import bind
-    from nemo_steerlm.serving.server import serve as serve_forever
-    from nemo_steerlm.serving.service import Service, Settings
+    from nemo_steerlm.serving.service import Settings
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s", force=True)
     settings = Settings(
         name=name or folder.stem,
         default_attributes=read_attributes(default),
@@ -55,9 +55,49 @@ def serve(
         cors_origins=tuple(cors_origin),
         log_prompts=log_prompts,
     )
+    run_server(lambda: load_engine(folder, max_rows=max_rows, device=device or None), settings, host, port, drain_seconds)
+
+
+def serve_with_nemo_flags(arguments: list[str]) -> None:
+    """What ``examples/megatron_gpt_eval.py`` does: NeMo's ``key=value`` flags, this project's server.
+
+    Raises UsageError for an unknown flag, ConfigError where the parallel sizes do not fit the devices.
+    """
+    from nemo_steerlm.serving.nemo_flags import read_flags
+    from nemo_steerlm.serving.service import Settings
+
+    flags = read_flags(arguments)
+    folder = model_path(Path(str(flags["gpt_model_file"])))
+    sizes = {key: flags[key] for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size")}
+    device = "cpu" if flags["trainer.accelerator"] == "cpu" else None
+    settings = Settings(name=folder.stem, max_waiting=1024)
+    run_server(lambda: load_engine(folder, max_rows=32, device=device, **sizes), settings, str(flags["host"]), flags["port"], 30.0)
+
+
+def run_server(load: Callable[[], Engine], settings: Settings, host: str, port: int, drain_seconds: float) -> None:
+    """Take the address, load the model, serve until SIGTERM."""
+    from nemo_steerlm.serving.server import bind
+    from nemo_steerlm.serving.server import serve as serve_forever
+    from nemo_steerlm.serving.service import Service
+
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    logging.getLogger().handlers[0].setFormatter(JSONLines())
     listener = bind(host, port)
-    service = Service(load_engine(folder, max_rows=max_rows, device=device or None), settings)
-    serve_forever(service, listener, drain_seconds=drain_seconds)
+    serve_forever(Service(load(), settings), listener, drain_seconds=drain_seconds)
+
+
+class JSONLines(logging.Formatter):
+    """One JSON object a line; what is JSON already (the request log) stays as it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        message = record.getMessage()
+        if record.name == "nemo_steerlm.serving.access":
+            return message
+        entry = {"event": "log", "level": record.levelname.lower(), "logger": record.name, "message": message}
+        if record.exc_info:
+            entry["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def model_path(given: Path) -> Path:
@@ -71,12 +111,12 @@ def model_path(given: Path) -> Path:
     return given
 
 
-def load_engine(path: Path, *, max_rows: int, device: str | None) -> Engine:
-    """The engine for a model folder or a ``.nemo`` file."""
+def load_engine(path: Path, *, max_rows: int, device: str | None, **parallel: int) -> Engine:
+    """The engine for a model folder or a ``.nemo`` file. ``parallel``: Megatron's parallel sizes, below 0 as the checkpoint has them."""
     if path.suffix == ".nemo":
         from nemo_steerlm.megatron.engine import load_megatron_engine
 
-        engine: Engine = load_megatron_engine(path)
+        engine: Engine = load_megatron_engine(path, **parallel)
         return engine
     from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 

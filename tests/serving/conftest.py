@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from nemo_steerlm.core.model_info import ModelKind
 from tests.serving.servers import Server, running
-from tests.serving.tiny_models import SHARED, STORIES, model_folder
+from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_labels
 
 
 @pytest.fixture(scope="session")
 def value_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _folder(tmp_path_factory.mktemp("value"), "value")
+    folder = _folder(tmp_path_factory.mktemp("value"), "value")
+    teach_labels(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +24,10 @@ def steer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _folder(tmp_path_factory.mktemp("steer"), "steer")
 
 
-def _folder(folder: Path, kind) -> Path:
+def _folder(folder: Path, kind: ModelKind) -> Path:
     if not STORIES.exists():
         pytest.skip(f"no model at {SHARED.name}/{STORIES.name}")
-    return model_folder(STORIES, folder, kind=kind, noise=0.4 if kind == "value" else 0.0)
+    return model_folder(STORIES, folder, kind=kind)
 
 
 @pytest.fixture(scope="session")

@@ -119,11 +119,12 @@ def test_the_likeliest_value_is_what_upstreams_protocol_reads(value_server, engi
                 answer = client.put("/generate", json=body).json()["sentences"][0][len(prompt) :]
                 choice = turns[0].choices[slot.name]
                 compared += 1
+                # "1" of "10" is one token of upstream's protocol, and no whole value.
                 if answer in choice.probabilities and not any(v != answer and v.startswith(answer) for v in choice.probabilities):
                     legal += 1
                     assert choice.value == answer
                 prompt += choice.value + ","
-    assert legal > compared / 4, "an untrained model writes some values at least"
+    assert legal > compared / 2, "the model was taught to write values"
 
 
 def test_the_api_tells_values_probabilities_and_expectations(value_server):

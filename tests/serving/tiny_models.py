@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -49,3 +50,33 @@ def model_folder(source: Path, folder: Path, *, kind: ModelKind, schema: Attribu
     vocabulary = tensors["model.embed_tokens.weight"].shape[0]
     (folder / "config.json").write_text(json.dumps(config | {"architectures": ["LlamaForCausalLM"], "vocab_size": vocabulary}))
     return folder
+
+
+def teach_labels(folder: Path, steps: int = 60) -> None:
+    """Train a value model for a few seconds, until it writes labels in the right form, with values that depend on the text."""
+    from transformers import AutoModelForCausalLM
+
+    from nemo_steerlm.core.conversation import Conversation, Turn
+    from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+
+    info, tokenizer = ModelInfo.load(folder), load_tokenizer(folder)
+    template = info.template(tokenizer.special)
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    draw = random.Random(0)
+    for _ in range(steps):
+        rows = []
+        for _ in range(8):
+            words = draw.choices("the cat sat on a red hat and ran home".split(), k=draw.randint(3, 12))
+            values = {a.name: (len(words) * (k + 2)) % (a.high + 1) for k, a in enumerate(info.attributes.attributes)}
+            label = info.attributes.encode(values, draw.choice(info.attributes.languages))
+            turns = (Turn(speaker="User", text="Say it"), Turn(speaker="Assistant", text=" ".join(words), label=label))
+            rows.append(encode_spans(template.render(Conversation(turns=turns, system="Be kind.\n"), "TEXT_TO_VALUE"), tokenizer))
+        width = max(len(row.ids) for row in rows)
+        ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
+        learned = torch.tensor([row.loss_mask + [0] * (width - len(row.ids)) for row in rows]).bool()
+        loss = torch.nn.functional.cross_entropy(model(ids).logits[:, :-1][learned[:, 1:]], ids[:, 1:][learned[:, 1:]])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, folder / "model.safetensors", metadata={"format": "pt"})

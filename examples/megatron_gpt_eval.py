@@ -1,0 +1,14 @@
+"""Tutorial steps 7 and 10: serve a model with NeMo's flags.
+
+python examples/megatron_gpt_eval.py gpt_model_file=value.nemo server=True port=1424 tensor_model_parallel_size=2 trainer.devices=2
+"""
+
+from __future__ import annotations
+
+import sys
+
+from nemo_steerlm.cli.main import run_and_exit
+from nemo_steerlm.cli.serve import serve_with_nemo_flags
+
+if __name__ == "__main__":
+    run_and_exit(lambda: serve_with_nemo_flags(sys.argv[1:]), "megatron_gpt_eval.py")

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+
+TEMPERATURE = "temperature must be a positive number less than or equal to 100.0"
+
+
+@pytest.fixture(scope="module")
+def put(steer_server):
+    with steer_server.client() as client:
+        yield lambda body: client.put("/generate", json=body)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"tokens_to_generate": 0}, "tokens_to_generate must be an integer greater than 0"),
+        ({"tokens_to_generate": 1.0}, "tokens_to_generate must be an integer greater than 0"),
+        ({"all_probs": 1}, "all_probs must be a boolean value"),
+        ({"temperature": 0}, TEMPERATURE),
+        ({"temperature": True}, TEMPERATURE),
+        ({"add_BOS": "no"}, "add_BOS must be a boolean value"),
+        ({"greedy": 1}, "greedy must be a boolean value"),
+        ({"top_k": -1}, "top_k must be a positive integer number"),
+        ({"top_p": 1.5}, "top_p must be a positive number less than or equal to 1.0"),
+        ({"repetition_penalty": 0.5}, "repetition_penalty must be a positive number no less than 1.0"),
+        ({"end_strings": "x"}, "expect end_strings to be a list of strings"),
+        ({"end_strings": [1]}, "expect end_strings to be a list of strings"),
+        ({"min_tokens_to_generate": -1}, "min_tokens_to_generate must be an integer no less than 0"),
+        ({"neighbors": "x"}, "num of neighbors must be an integer no less than 0"),
+        ({"compute_logprob": None}, "compute_logprob must be a boolean value"),
+        ({"random_seed": -1}, "random_seed must be a positive integer number or None"),
+    ],
+)
+def test_wrong_options_are_answered_as_upstream_answers_them(put, option, message):
+    answer = put({"sentences": ["a"], **option})
+    assert (answer.status_code, answer.json()) == (200, message)
+
+
+def test_status_codes(put):
+    assert (put({"sentences": ["a"] * 129}).status_code, put({"sentences": ["a"] * 129}).json()) == (
+        400,
+        "Maximum number of sentences is 128",
+    )
+    missing = put({"tokens_to_generate": 1})
+    assert (missing.status_code, missing.json()) == (500, {"message": "Internal Server Error"})
+    assert put({"sentences": ["a"], "task_ids": [1]}).json().startswith("Input at 'sentences' must by a tuple of two tensors like: ")
+    assert put({"sentences": "a"}).status_code == 400
+    assert put({"sentences": ["a"], "unknown": 1, "tokens_to_generate": True}).status_code == 200
+
+
+def test_greedy_text_is_what_transformers_generates_whatever_shares_the_batch(put, steer_folder):
+    model = AutoModelForCausalLM.from_pretrained(steer_folder, torch_dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(steer_folder)
+    sentences = ["Once upon a time", "The little dog was very happy because", "<extra_id_1>User\nHi"]
+    answer = put(
+        {"sentences": sentences, "tokens_to_generate": 24, "greedy": True, "end_strings": ["<never>"], "compute_logprob": True}
+    ).json()
+    assert sorted(answer) == ["logprob", "offsets", "sentences", "token_ids", "tokens"]
+    for sentence, ids, text, logs, words, offsets in zip(
+        sentences, *(answer[k] for k in ("token_ids", "sentences", "logprob", "tokens", "offsets")), strict=True
+    ):
+        prompt = torch.tensor([encode_text(sentence, tokenizer)])
+        expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24, pad_token_id=0)
+        assert ids == expected[0].tolist()
+        assert text.startswith(sentence)
+        with torch.inference_mode():
+            logits = model(expected).logits[0, :-1].log_softmax(-1)
+        assert logs == pytest.approx(logits[range(len(ids) - 1), ids[1:]].tolist(), abs=1e-3)
+        assert offsets == [sum(map(len, words[:i])) for i in range(len(words))]
+
+
+def test_seeds_make_sampling_repeatable(put):
+    body = {"sentences": ["Once upon a time"], "tokens_to_generate": 20, "top_k": 20, "top_p": 0.9, "temperature": 1.2}
+    first, again, other = (put({**body, "random_seed": seed}).json()["sentences"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_end_strings_stop_by_token_and_by_text(put):
+    body = {"sentences": ["Once upon a time"], "tokens_to_generate": 60, "greedy": True}
+    whole = put({**body, "end_strings": []}).json()["sentences"][0]
+    cut = put({**body, "end_strings": [whole[30:36]]}).json()["sentences"][0]
+    assert len(cut) < len(whole)
+    assert whole.startswith(cut)
+    assert whole[30:36] in cut, "upstream's answers contain the end string"
+
+
+def test_full_logprob_only_when_asked_for(put, steer_folder):
+    answer = put({"sentences": ["Once"], "tokens_to_generate": 2, "all_probs": True}).json()
+    assert len(answer["full_logprob"][0]) == len(answer["token_ids"][0]) - 1
+    assert len(answer["full_logprob"][0][0]) == load_tokenizer(steer_folder).vocab_size
