@@ -3,8 +3,8 @@
 Written against nemo_toolkit 2.4.1 and megatron-core 0.13.1. Every workaround below is active only where the piece it replaces is
 missing, and says when it can go. ``activate()`` applies them once a process; it has to run before a model is built.
 
-Not here, because no patch is needed: the layer spec without TransformerEngine (``layers.py``), the learning of parameter groups and
-the clipping of gradients without apex (``gpt_sft.py``), the optimizer that stands in for apex's (``train_config.py``).
+Not here, because no patch is needed: the layers without TransformerEngine (``layers.py``), parameter groups and gradient clipping
+without apex (``gpt_sft.py``), the optimizer that stands in for apex's (``optimization.py``).
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_en
 @functools.cache
 def activate() -> None:
     """Apply what this machine needs, and name each missing piece once in the log. Idempotent."""
+    from nemo.utils import logging as nemo_logging
+
+    nemo_logging.setLevel(nemo_logging.ERROR)  # it warns of every Megatron setting that a model config leaves at its default
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     _nvidia_container_version()
     if not HAVE_APEX:

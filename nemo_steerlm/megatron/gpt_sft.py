@@ -343,6 +343,9 @@ def _fitted(cfg: DictConfig) -> DictConfig:
         cfg.target = f"{SteerLMGPTSFTModel.__module__}.{SteerLMGPTSFTModel.__qualname__}"
         if cfg.get("mcore_gpt") is False:
             raise ConfigError("model.mcore_gpt=False: only Megatron-Core models are supported")
+        if cfg.tokenizer.get("library") == "sentencepiece":
+            # NeMo's legacy mode knows no ids of BOS and EOS. Prompts are encoded by core.tokenization in either case.
+            cfg.tokenizer.sentencepiece_legacy = cfg.tokenizer.get("sentencepiece_legacy", False)
         if not compat.HAVE_CUDA:
             cfg.update(CPU_SETTINGS)
         if not compat.HAVE_TRANSFORMER_ENGINE:

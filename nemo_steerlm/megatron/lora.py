@@ -63,8 +63,9 @@ class AdaptedMLP(MCoreMLPMixin):
         if adapters is not None:
             self._modules["adapter_layer"] = adapters
             for name, adapter in adapters.items():
-                state |= adapter.sharded_state_dict(f"{prefix}adapter_layer.{name}.", sharded_offsets, metadata)
-            outer = f"{prefix}adapter_layer.{AdapterName.LORA_Hto4H_ADAPTER}.linear_out.weight"
+                # Not by an f-string: names are members of an enumeration, which Python 3.10 and 3.11 format differently.
+                state |= adapter.sharded_state_dict(prefix + "adapter_layer." + name + ".", sharded_offsets, metadata)
+            outer = prefix + "adapter_layer." + AdapterName.LORA_Hto4H_ADAPTER + ".linear_out.weight"
             if outer in state and self.config.gated_linear_unit:
                 state[outer] = apply_swiglu_sharded_factory(state[outer], sharded_offsets)
         return state

@@ -144,7 +144,7 @@ def _base_model(cfg: DictConfig, tokens: ChatTokens, scratch: Path) -> tuple[Dic
         return OmegaConf.create({"tokenizer": section}), load_tokenizer(section.model)
     if not Path(path).exists():
         raise UsageError(f"model.restore_from_path: {path}: no such file")
-    if _is_nemo(path):
+    if is_nemo(path):
         return train_config.nemo_archive(path)
     from nemo_steerlm.megatron.hf_config import LlamaConfig
     from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
@@ -154,7 +154,8 @@ def _base_model(cfg: DictConfig, tokens: ChatTokens, scratch: Path) -> tuple[Dic
     return OmegaConf.create({**config, "tokenizer": nemo_tokenizer_config(scratch)}), tokenizer
 
 
-def _is_nemo(path: str) -> bool:
+def is_nemo(path: str) -> bool:
+    """Whether ``path`` is a ``.nemo``, packed or unpacked."""
     return path.endswith(".nemo") or (Path(path) / "model_config.yaml").is_file()
 
 

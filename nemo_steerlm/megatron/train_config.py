@@ -88,7 +88,7 @@ def _sentence(error: Exception, overrides: Sequence[str]) -> str:
 def _keys(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, DictConfig):
         return [prefix]
-    return [key for name in node for key in _keys(node._get_node(name), f"{prefix}.{name}" if prefix else str(name))]  # noqa: SLF001
+    return [key for name in node for key in _keys(node._get_node(name), f"{prefix}.{name}" if prefix else str(name))]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

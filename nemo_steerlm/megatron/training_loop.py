@@ -20,7 +20,7 @@ from nemo_steerlm.megatron import checkpoints, compat, lora, optimization
 from nemo_steerlm.megatron.batches import Collator, MicroBatch, TrainingOrder
 from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel, build_model, make_trainer, restore_nemo, save_nemo, start_distributed
 from nemo_steerlm.megatron.reporting import Reporter
-from nemo_steerlm.megatron.train import Plan, StopSignal
+from nemo_steerlm.megatron.train import Plan, StopSignal, is_nemo
 from nemo_steerlm.megatron.train_config import sizes_of
 from nemo_steerlm.megatron.validation import Validator, ValueTokens
 
@@ -185,7 +185,7 @@ class Training:
 def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
     """The model that training starts from, under this run's layout."""
     path = plan.cfg.model.restore_from_path
-    if path is not None and (str(path).endswith(".nemo") or (Path(path) / "model_config.yaml").is_file()):
+    if path is not None and is_nemo(path):
         overrides = OmegaConf.masked_copy(plan.model_config, [key for key in plan.model_config if key != "tokenizer"])
         return restore_nemo(path, trainer, overrides)
     model = build_model(plan.model_config, trainer)

@@ -14,7 +14,12 @@ import pytest
 
 from nemo_steerlm.core.errors import EXIT_TERMINATED, ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.tokenization import load_tokenizer
+from nemo_steerlm.megatron.batches import TrainingOrder
+from nemo_steerlm.megatron.chat_dataset import read_dataset
 from nemo_steerlm.megatron.train import main
+from nemo_steerlm.megatron.train_config import nemo_archive
 from tests.megatron.conftest import Records
 from tests.megatron.inputs import stories
 
@@ -117,12 +122,6 @@ def test_validation_weighs_tokens_and_agrees_with_training(base_nemo: Path, reco
     train = records(16)
     out = tmp_path / "run"
     main(settings(base_nemo, train, train, out, "model.optim.lr=1e-12", "model.optim.sched.min_lr=0"))
-    from nemo_steerlm.core.tokenization import load_tokenizer
-    from nemo_steerlm.megatron.batches import TrainingOrder
-    from nemo_steerlm.megatron.chat_dataset import read_dataset
-    from nemo_steerlm.megatron.train_config import nemo_archive
-    from nemo_steerlm.core.template import Template
-
     tokenizer = load_tokenizer(stories() / "tokenizer.model")
     counts = read_dataset(train, Template(special=tokenizer.special), tokenizer, 256).learned_counts()
     order = TrainingOrder(16, 8, 1234, shuffle=True)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from omegaconf import DictConfig
 
@@ -84,7 +85,7 @@ def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(
 def test_records_and_description_have_to_agree(tmp_path: Path, records: Records) -> None:
     info = ModelInfo(kind="steer", attributes=preset("oasst"))
     info.save(tmp_path)
-    with pytest.raises(ConfigError, match="describes a steer model, but .* teaches a value model"):
+    with pytest.raises(ConfigError, match=r"describes a steer model, but .* teaches a value model"):
         planned(tmp_path, overrides(records(40), steerlm__info=tmp_path / "steerlm.json"))
 
 
@@ -96,7 +97,7 @@ def test_training_and_validation_are_of_one_kind(tmp_path: Path, records: Record
 def test_tokens_given_twice_have_to_agree(tmp_path: Path) -> None:
     info = ModelInfo(kind="value", attributes=preset("oasst"), tokens=ChatTokens(turn_start="<t>"))
     cfg = train_config.compose(["model.data.chat_prompt_tokens.turn_start=<u>"])
-    with pytest.raises(ConfigError, match="differ from the tokens of steerlm.info"):
+    with pytest.raises(ConfigError, match=r"differ from the tokens of steerlm\.info"):
         train_config.chat_tokens(cfg, info)
     assert train_config.chat_tokens(train_config.compose([]), info) == info.tokens
 
@@ -114,7 +115,7 @@ def write_checkpoint(tmp_path: Path, found: Plan) -> Path:
     path = tmp_path / "log" / "checkpoints" / "step=00000003"
     path.mkdir(parents=True)
     found.state.step = 3
-    (path / checkpoints.STATE_FILE).write_bytes(__import__("msgspec").json.encode(found.state))
+    (path / checkpoints.STATE_FILE).write_bytes(msgspec.json.encode(found.state))
     return path
 
 
