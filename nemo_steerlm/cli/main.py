@@ -16,6 +16,7 @@ COMMANDS = {
     "run": "Run a pipeline on this machine.",
     "validate": "Check a pipeline file.",
     "status": "Show how far a pipeline's work directory is.",
+    "plan": "Show the stages, hashes and Kubernetes objects of a pipeline file.",
     "schema": "Print the JSON schema of a pipeline file.",
     "stage": "Run one stage of a pipeline (what executors call).",
     "preprocess": "Turn rated data into conversation records.",

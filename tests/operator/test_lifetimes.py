@@ -15,7 +15,6 @@ import json
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-
 from steerlm_operator import names
 from steerlm_operator.cluster import ApiError
 from steerlm_operator.config import OperatorConfig

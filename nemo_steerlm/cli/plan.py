@@ -1,0 +1,82 @@
+"""``steerlm plan``."""
+
+from __future__ import annotations
+
+import enum
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.pipeline import local
+from nemo_steerlm.pipeline import manifest as manifests
+from nemo_steerlm.pipeline.artifacts import WorkDirectory
+from nemo_steerlm.pipeline.crd import dump
+from nemo_steerlm.pipeline.running import input_hash
+
+RENDERERS = "nemo_steerlm.renderers"
+"""Entry point group: name ``kubernetes`` is a function (manifest text, namespace, operator's configuration file) -> list of objects."""
+
+
+class Output(str, enum.Enum):
+    """What to print."""
+
+    table = "table"
+    yaml = "yaml"
+    json = "json"
+
+
+def plan(
+    file: Path = typer.Argument(help="The pipeline file."),
+    workdir: Path | None = typer.Option(None, help="Its work directory.  [default: runs/NAME]"),
+    output: Output = typer.Option(Output.table, "--output", "-o", help="table: the stages; yaml or json: the Kubernetes objects."),
+    namespace: str = typer.Option("default", "--namespace", "-n", help="Namespace of the objects."),
+    operator_config: Path | None = typer.Option(None, help="The operator's configuration, for its defaults."),
+) -> None:
+    """Show what a run would do: stages, input hashes, what is done already, or the objects that a cluster would get."""
+    if output is Output.table:
+        _print_stages(file, workdir or local.default_workdir(file))
+        return
+    objects = render(file, namespace, operator_config)
+    if output is Output.yaml:
+        print("---\n".join(dump(item) for item in objects), end="")
+    else:
+        print(json.dumps(objects, indent=2))
+
+
+def render(file: Path, namespace: str, operator_config: Path | None) -> list[dict[str, Any]]:
+    """The objects of a pipeline. Raises UsageError where the operator is not installed beside this package."""
+    manifests.load(file)
+    found = list(importlib.metadata.entry_points(group=RENDERERS, name="kubernetes"))
+    if not found:
+        raise UsageError("the operator is not installed, so no objects can be shown: pip install 'nemo_steerlm[operator]'")
+    objects: list[dict[str, Any]] = found[0].load()(file, namespace, operator_config)
+    return objects
+
+
+def _print_stages(file: Path, workdir: Path) -> None:
+    pipeline = manifests.load(file)
+    work = WorkDirectory(workdir)
+    states = local.plan(file, workdir)
+    print(f"{pipeline.metadata.name}: {len(states)} stages, work directory {workdir}")
+    width = max(len(state.stage.name) for state in states)
+    for state in states:
+        print(f"  {state.stage.name:{width}}  {state.state:11}  {_hash(state, work, file):64}  {_needs(state)}".rstrip())
+    if pipeline.spec.serve.enabled:
+        print(f"  {'serve':{width}}  stays")
+
+
+def _hash(state: local.StageState, work: WorkDirectory, file: Path) -> str:
+    waits = [name for name in state.stage.after if work.success(name) is None]
+    return f"known once {', '.join(waits)} is done" if waits else input_hash(state.stage, work, file.absolute().parent)
+
+
+def _needs(state: local.StageState) -> str:
+    stage = state.stage
+    parts = [f"{stage.parallel.nodes} nodes x {stage.parallel.devices} devices"] if stage.kind == "train" else []
+    parts += [f"{stage.shards} shards"] if stage.shards > 1 else []
+    parts += [f"{need.replicas} {need.role} servers" for need in stage.servers]
+    return ", ".join(parts)
