@@ -14,7 +14,8 @@ Records = Callable[..., Path]
 
 def record(number: int, kind: str | None) -> dict[str, object]:
     """A conversation whose labels follow from its answer's length and its number."""
-    words = random.Random(number).choices(("once", "upon", "a", "time", "little", "girl", "boy", "dog", "happy", "sad"), k=3 + number * 7 % 22)
+    vocabulary = ("once", "upon", "a", "time", "little", "girl", "boy", "dog", "happy", "sad")
+    words = random.Random(number).choices(vocabulary, k=3 + number * 7 % 22)
     quality, toxicity = min(4, len(words) // 5), number % 2
     return {
         "conversations": [

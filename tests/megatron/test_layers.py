@@ -11,7 +11,7 @@ pytestmark = pytest.mark.megatron
 
 
 @pytest.fixture(scope="module")
-def model():  # noqa: ANN201 - importing its type imports NeMo
+def model():
     import torch
 
     torch.set_num_threads(1)
