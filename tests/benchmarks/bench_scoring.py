@@ -1,0 +1,114 @@
+"""Attribute scoring against one plain prefill of the same text, and against upstream's protocol, on SmolLM2-135M and real threads.
+
+CPU seconds of one thread are measured, in turns, so that other work on the machine changes nothing. The model is not trained to label: its
+labels vary as they happen to, and the first round is one in which nothing can be guessed yet.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.template import text_of
+from nemo_steerlm.core.tokenization import encode_text
+from nemo_steerlm.data.packages import local_path
+from nemo_steerlm.serving.engine import GenerationRequest, Sampling, ScoreRequest
+from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from tests.serving.tiny_models import SHARED, SMOLLM2, model_folder
+
+
+class Bench:
+    """One model, three ways to get labels out of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.engine = HuggingFaceEngine(folder, device="cpu")
+        self.plain_model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+        self.template = self.engine.info.template(self.engine.tokenizer.special)
+
+    def ids(self, conversation: Conversation, turn: int) -> list[int]:
+        """The prompt for one turn's label."""
+        return encode_text(text_of(self.template.label_prompt(conversation, turn)), self.engine.tokenizer)
+
+    @torch.inference_mode()
+    def plain(self, conversations: list[Conversation]) -> None:
+        """One padded forward of transformers, last logits only."""
+        rows = [self.ids(c, len(c.turns) - 1) for c in conversations]
+        width = max(map(len, rows))
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        self.plain_model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), logits_to_keep=1, use_cache=True)
+
+    def score(self, conversations: list[Conversation]) -> None:
+        """This project's scoring of every assistant turn."""
+        self.engine.score([ScoreRequest(conversation=c, turns=tuple(range(1, len(c.turns), 2))) for c in conversations])
+
+    def upstream(self, conversation: Conversation) -> None:
+        """What upstream's annotator asks for: a one-token request an attribute, of every turn, each with the whole text."""
+        for turn in range(len(conversation.turns)):
+            prompt = self.ids(conversation, turn)
+            for slot in self.engine._scorer.plan.slots:
+                prompt += slot.forced
+                self.engine.add(0, GenerationRequest(prompt=tuple(prompt), sampling=Sampling(greedy=True)))
+                self.engine.step()
+                self.engine.remove(0)
+                prompt += next(iter(slot.values.values()))
+
+
+def threads(bench: Bench, turns: int, tokens: range, count: int) -> list[Conversation]:
+    """Real OASST threads of ``turns`` turns and so many tokens."""
+
+    def paths(node: dict[str, Any], above: tuple[Turn, ...] = ()) -> Iterator[tuple[Turn, ...]]:
+        here = (*above, Turn(speaker="User" if node["role"] == "prompter" else "Assistant", text=node["text"]))
+        if len(here) == turns:
+            yield here
+        for reply in node["replies"]:
+            yield from paths(reply, here)
+
+    found = []
+    with (SHARED / "oasst1_en_validation.trees.jsonl").open(encoding="utf-8") as file:
+        for line in file:
+            for path in list(paths(json.loads(line)["prompt"]))[:1]:
+                if len(bench.ids(Conversation(turns=path), turns - 1)) in tokens:
+                    found.append(Conversation(turns=path))
+    return found[:count]
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """CPU time of ``work``."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def main() -> None:
+    """Print the table."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(model_folder(local_path(SMOLLM2), Path(folder), kind="value", schema=preset("steerlm9")))
+    print(f"{'work':28} {'plain s':>8} {'score s':>8} {'ratio':>6} {'upstream s':>11} {'faster':>7}")
+    for name, turns, tokens, count in (
+        ("2 turns, batch 1", 2, range(250, 350), 1),
+        ("2 turns, batch 4", 2, range(250, 350), 4),
+        ("2 turns, batch 16", 2, range(250, 350), 16),
+        ("4 turns, batch 4", 4, range(350, 700), 4),
+    ):
+        work = threads(bench, turns, tokens, count)
+        for attempt in ("cold", "warm"):
+            plain, score = seconds(lambda work=work: bench.plain(work)), seconds(lambda work=work: bench.score(work))
+            # Upstream answers one at a time; one conversation is timed and stands for the batch.
+            upstream = seconds(lambda work=work: bench.upstream(work[0])) * len(work) if attempt == "warm" else None
+            tail = f"{upstream:11.1f} {upstream / score:7.1f}" if upstream else ""
+            print(f"{name + ', ' + attempt:28} {plain:8.2f} {score:8.2f} {score / plain:6.2f} {tail}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
