@@ -1,6 +1,6 @@
 """Pod templates. Every pod here passes Pod Security *restricted* and mounts no service account token.
 
-Users reach a fixed list of fields only; none of their text is run by a shell, and ``$(`` in it is escaped so that Kubernetes does not
+Users reach a fixed list of fields only; none of their text is run by a shell, and ``$`` in it is escaped so that Kubernetes does not
 expand it to another variable's value.
 """
 
@@ -49,8 +49,8 @@ def workdir(pipeline: Pipeline) -> str:
 
 
 def literal(text: str) -> str:
-    """``text`` such that Kubernetes expands nothing in it."""
-    return text.replace("$(", "$$(")
+    """``text`` such that Kubernetes expands nothing in it. Every ``$``: with ``$(`` alone, ``$$(A)`` would become ``$`` and A's value."""
+    return text.replace("$", "$$")
 
 
 def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:

@@ -1,0 +1,146 @@
+"""What Jobs and pods say becomes the right word: cause, counted or not, permanent or not."""
+
+import datetime
+
+import pytest
+
+from steerlm_operator.readings import classify_refusal, completed, flat_metrics, read_job, read_servers, termination_message
+
+NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
+
+
+def job(kind=None, reason="", message="", ago=60):
+    time = (NOW - datetime.timedelta(seconds=ago)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    conditions = [{"type": kind, "status": "True", "reason": reason, "message": message, "lastTransitionTime": time}] if kind else []
+    return {"metadata": {"name": "j"}, "spec": {}, "status": {"conditions": conditions}}
+
+
+def pod(
+    code=None, *, reason="", message="", index=0, at="2026-01-01T00:00:00Z", disrupted=False, phase=None, waiting=None, unschedulable=None
+):
+    status = {"phase": phase or ("Succeeded" if code == 0 else "Failed" if code else "Running"), "conditions": []}
+    if code is not None:
+        ended = {"exitCode": code, "reason": reason, "message": message, "finishedAt": at}
+        status["containerStatuses"] = [{"state": {"terminated": ended}}]
+    if waiting:
+        status |= {
+            "phase": "Pending",
+            "containerStatuses": [{"image": "x:1", "state": {"waiting": {"reason": waiting[0], "message": waiting[1]}}}],
+        }
+    if disrupted:
+        status["conditions"].append({"type": "DisruptionTarget", "status": "True", "message": "preempted by a higher priority"})
+    if unschedulable:
+        status["phase"] = "Pending"
+        status["conditions"].append({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable})
+    return {"metadata": {"name": f"j-{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}, "status": status}
+
+
+FAILURES = [
+    # pods, the Job's message, reason, counted, permanent
+    ([pod(2, message="steerlm: unknown stage")], "", "WrongManifest", True, True),
+    ([pod(65)], "", "BadData", True, True),
+    ([pod(78)], "", "BadConfiguration", True, True),
+    ([pod(1, message="Traceback\nValueError: x")], "", "StageError", True, False),
+    ([pod(69)], "", "ServerUnreachable", True, False),
+    ([pod(75)], "", "TryAgain", True, False),
+    ([pod(137, reason="OOMKilled")], "", "OutOfMemory", True, True),
+    ([pod(137, reason="Error")], "", "Killed", True, False),
+    ([pod(143)], "", "Terminated", False, False),
+    ([pod(143, disrupted=True)], "", "Disrupted", False, False),
+    ([pod(137, disrupted=True, reason="Error")], "", "Disrupted", False, False),
+    # One rank out of memory, the others stopped for it.
+    ([pod(143, index=0), pod(137, reason="OOMKilled", index=1)], "", "OutOfMemory", True, True),
+    # One rank failed, the other a second later because of it.
+    ([pod(1, index=0, at="2026-01-01T00:00:09Z"), pod(75, index=1, at="2026-01-01T00:00:01Z")], "", "TryAgain", True, False),
+    # The pods are gone; the Job's message tells.
+    ([], "Container main for pod a/b failed with exit code 65 matching FailJob rule at index 2", "BadData", True, True),
+    ([], "Pod a/b has condition DisruptionTarget matching FailJob rule at index 0", "Disrupted", False, False),
+    ([], "Job has reached the specified backoff limit", "BackoffLimitExceeded", True, False),
+]
+
+
+@pytest.mark.parametrize(("pods", "message", "reason", "counted", "permanent"), FAILURES)
+def test_failures(pods, message, reason, counted, permanent):
+    reading = read_job(job("Failed", "BackoffLimitExceeded", message), pods, NOW)
+    assert (reading.state, reading.reason, reading.counted, reading.permanent) == ("Failed", reason, counted, permanent)
+    assert reading.message
+
+
+def test_a_failed_shard_names_itself_and_is_final():
+    reading = read_job(
+        job("Failed", "FailedIndexes", "Job has failed indexes"), [pod(1, index=2, message="no route"), pod(0, index=0)], NOW
+    )
+    assert (reading.reason, reading.permanent) == ("ShardsFailed", True)
+    assert "shard 2" in reading.message
+    assert "no route" in reading.message
+
+
+WAITING = [
+    (pod(waiting=("ImagePullBackOff", "not found")), "ImageNotAvailable", True),
+    (pod(waiting=("CreateContainerConfigError", 'secret "w" not found')), "SecretNotFound", True),
+    (pod(waiting=("ContainerCreating", "")), "PodsStarting", False),
+    (pod(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "Unschedulable", True),
+    (pod(unschedulable='persistentvolumeclaim "x" not found'), "ClaimNotFound", True),
+]
+
+
+@pytest.mark.parametrize(("waiting", "reason", "blocked"), WAITING)
+def test_what_pods_wait_for(waiting, reason, blocked):
+    reading = read_job(job(), [waiting], NOW)
+    assert (reading.state, reading.reason, reading.blocked) == ("Waiting", reason, blocked)
+
+
+def test_a_quota_that_lets_no_pod_be_made_is_named():
+    said = 'Error creating: pods "j" is forbidden: exceeded quota: gpus, requested: 8, used: 0, limited: 4'
+    reading = read_job(job(), [], NOW, creation_failure=said)
+    assert (reading.state, reading.reason, reading.blocked) == ("Waiting", "QuotaExceeded", True)
+
+
+def test_a_queue_that_has_not_admitted_is_waited_for():
+    assert read_job({**job(), "spec": {"suspend": True}}, [], NOW).reason == "AwaitingAdmission"
+
+
+def test_results_come_from_the_first_rank_and_are_waited_for_a_moment():
+    message = '{"cached": true, "inputHash": "aa", "metrics": {"loss": 1.25}}'
+    assert read_job(job("Complete"), [pod(0, index=1), pod(0, message=message)], NOW).result["cached"] is True
+    assert read_job(job("Complete", ago=1), [], NOW).state == "Lagging"
+    assert read_job(job("Complete", ago=60), [], NOW).state == "Succeeded"
+    assert read_job(job("Complete", ago=1), [pod(0, message="some log line")], NOW).state == "Succeeded"
+
+
+def test_servers():
+    ready = {"spec": {"replicas": 2}, "status": {"readyReplicas": 1}}
+    assert read_servers(ready, []).ready == 1
+    slow = {"spec": {}, "status": {"conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]}}
+    assert read_servers(slow, []).failed
+    crashing = pod()
+    crashing["status"]["containerStatuses"] = [{"lastState": {"terminated": {"exitCode": 78, "message": "wrong model"}}, "state": {}}]
+    reading = read_servers({"spec": {}, "status": {}}, [crashing])
+    assert (reading.failed, reading.permanent, reading.reason) == (True, True, "BadConfiguration")
+    refused = {"spec": {}, "status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: x"}]}}
+    assert read_servers(refused, []).reason == "QuotaExceeded"
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason"),
+    [
+        (403, "exceeded quota: jobs", "QuotaExceeded"),
+        (403, "violates PodSecurity", "AdmissionRefused"),
+        (403, "cannot create", "Forbidden"),
+        (422, "Only one reference can have Controller set to true", "NameConflict"),
+        (409, "Apply failed with 1 conflict", "NameConflict"),
+        (422, "spec: Invalid value", "InvalidObject"),
+        (404, "the server could not find the requested resource", "KindNotInstalled"),
+    ],
+)
+def test_refusals(status, message, reason):
+    assert classify_refusal(status, message)[0] == reason
+
+
+def test_small_things():
+    assert completed("0-3,7") == 5
+    assert completed("") == 0
+    assert flat_metrics({"a": {"b": 1.23456789}, "c": "x", "d": [1]}) == {"a.b": "1.23457", "c": "x"}
+    assert len(flat_metrics({str(i): i for i in range(100)})) == 32
+    assert termination_message("Killed") == {}
+    assert termination_message("[1]") == {}
