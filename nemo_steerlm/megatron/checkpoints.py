@@ -58,9 +58,7 @@ def _require_same(path: Path, state: TrainingState) -> None:
     found = read_state(path).fingerprint
     differing = [key for key in state.fingerprint if found.get(key) != state.fingerprint[key]]
     if differing:
-        what = " and ".join(
-            f"{key} ({found.get(key)}, not {state.fingerprint[key]})" if key == "stage" else key for key in differing
-        )
+        what = " and ".join(f"{key} ({found.get(key)}, not {state.fingerprint[key]})" if key == "stage" else key for key in differing)
         raise ConfigError(
             f"{path} is another training's checkpoint: it differs in {what}. "
             "Set exp_manager.explicit_log_dir to another folder, or exp_manager.resume_if_exists=False to start anew"
@@ -119,4 +117,3 @@ def remove_all(folder: Path) -> None:
     """Remove every checkpoint of ``folder``, complete or not; nothing else in it."""
     for path in folder.glob("step=*"):
         shutil.rmtree(path)
-

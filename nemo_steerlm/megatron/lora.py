@@ -72,11 +72,8 @@ class AdaptedMLP(MCoreMLPMixin):
 
 
 def add(model: SteerLMGPTSFTModel) -> None:
-    """Freeze ``model`` and add the adapters that ``model.peft`` asks for. Raises ConfigError for what is not LoRA."""
-    peft = model.cfg.peft
-    if peft.peft_scheme != "lora":
-        raise ConfigError(f"model.peft.peft_scheme={peft.peft_scheme}: write lora or none")
-    tuning = peft.lora_tuning
+    """Freeze ``model`` and add the adapters that ``model.peft.lora_tuning`` asks for. Raises ConfigError for what cannot be merged."""
+    tuning = model.cfg.peft.lora_tuning
     unknown = [target for target in tuning.target_modules if target not in TARGETS]
     if unknown:
         raise ConfigError(f"model.peft.lora_tuning.target_modules: unknown {unknown[0]}; known: {', '.join(TARGETS)}")

@@ -92,7 +92,7 @@ def plan(cfg: DictConfig, scratch: Path) -> Plan:
     Raises UsageError, ConfigError or DataError; nothing heavy has been imported and no model read when it does.
     """
     layout = train_config.parallel_layout(cfg)
-    train_config.check_optimizer(cfg.model.optim)
+    train_config.check_supported(cfg)
     stored = train_config.stored_info(cfg)
     tokens = train_config.chat_tokens(cfg, stored)
     base, tokenizer = _base_model(cfg, tokens, scratch)

@@ -158,8 +158,15 @@ def check_architecture(model: DictConfig, layout: Layout) -> None:
             raise ConfigError(f"model.{key}={size} does not divide the model's {name}={count}")
 
 
-def check_optimizer(optim: DictConfig) -> None:
-    """Raise ConfigError for a schedule that NeMo would refuse with an assertion."""
+def check_supported(cfg: DictConfig) -> None:
+    """Raise ConfigError for keys of upstream's that would be ignored although they matter, and for a schedule that NeMo asserts on."""
+    if str(cfg.trainer.precision) in ("16", "16-mixed", "16-true"):
+        raise ConfigError("trainer.precision=16: fp16 is not supported; write bf16 or 32")
+    if cfg.model.peft.restore_from_path is not None:
+        raise ConfigError("model.peft.restore_from_path: adapters are merged when a training ends; give that .nemo as restore_from_path")
+    if cfg.model.peft.peft_scheme not in (None, "none", "lora"):
+        raise ConfigError(f"model.peft.peft_scheme={cfg.model.peft.peft_scheme}: write lora or none")
+    optim = cfg.model.optim
     floor = optim.sched.get("min_lr", 0.0) if optim.get("sched") else 0.0
     if optim.lr <= floor:
         raise ConfigError(f"model.optim.lr={optim.lr} must be above model.optim.sched.min_lr={floor}")

@@ -37,9 +37,7 @@ class Training:
         compat.activate()
         _share_cores()
         cfg = plan.model_config
-        trainer = make_trainer(
-            devices=plan.cfg.trainer.devices, num_nodes=plan.cfg.trainer.num_nodes, precision=plan.cfg.trainer.precision
-        )
+        trainer = make_trainer(devices=plan.cfg.trainer.devices, num_nodes=plan.cfg.trainer.num_nodes, precision=plan.cfg.trainer.precision)
         start_distributed(cfg, trainer)
         self.first_rank = torch.distributed.get_rank() == 0
         self.adapters_only = cfg.peft.peft_scheme not in (None, "none")

@@ -73,6 +73,8 @@ def test_max_steps_ends_a_training_early(tmp_path: Path, records: Records) -> No
         ({"model__context_parallel_size": 2}, "context parallelism"),
         ({"model__data__train_ds__global_batch_size": 64}, "has 40 records, fewer than one batch"),
         ({"model__optim__sched__min_lr": 1}, "must be above"),
+        ({"trainer__precision": 16}, "fp16 is not supported"),
+        ({"model__peft__peft_scheme": "ptuning"}, "write lora or none"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(
