@@ -1,6 +1,6 @@
 """Tutorial steps 7 and 10: serve a model with NeMo's flags.
 
-python examples/megatron_gpt_eval.py gpt_model_file=value.nemo server=True port=1424 tensor_model_parallel_size=2 trainer.devices=2
+Example: python examples/megatron_gpt_eval.py gpt_model_file=value.nemo server=True port=1424 tensor_model_parallel_size=2 trainer.devices=2
 """
 
 from __future__ import annotations

@@ -171,6 +171,7 @@ class Scheduler:
     def _run(self) -> None:
         while True:
             with self._changed:
+                self._observe()
                 self._changed.wait_for(self._wanted)
                 if self._closed:
                     return

@@ -11,6 +11,8 @@ from nemo_steerlm.core.model_info import ModelKind
 from tests.serving.servers import Server, running
 from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_labels
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "megatron_gpt_eval.py"
+
 
 @pytest.fixture(scope="session")
 def value_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -32,7 +34,9 @@ def _folder(folder: Path, kind: ModelKind) -> Path:
 
 @pytest.fixture(scope="session")
 def value_server(value_folder: Path) -> Iterator[Server]:
-    with running(value_folder, "--name", "reader") as server:
+    # Started by the tutorial's own command, so that this is tested as well.
+    flags = (f"gpt_model_file={value_folder}", "server=True", "port=0", "host=127.0.0.1", "trainer.accelerator=cpu")
+    with running(value_folder, command=(str(EXAMPLE), *flags)) as server:
         yield server
 
 

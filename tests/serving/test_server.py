@@ -39,36 +39,29 @@ def test_health_docs_and_metrics(steer_server):
         assert client.get("/nowhere").json()["error"]["code"] == "not_found"
 
 
-def test_a_draining_server_finishes_what_it_has_and_takes_nothing_new(steer_folder):
-    with running(steer_folder) as server, server.client() as client, concurrent.futures.ThreadPoolExecutor() as pool:
-        answer = pool.submit(client.post, "/v1/completions", json=LONG)
-        until(lambda: "steerlm_running 1.0" in client.get("/metrics").text)
-        server.process.send_signal(signal.SIGTERM)
-        until(lambda: client.get("/health/ready").status_code == 503)
-        assert client.get("/health/live").status_code == 200
-        refused = client.post("/v1/completions", json=LONG)
-        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-        assert answer.result().json()["usage"]["completion_tokens"] == 400
-        assert server.process.wait(20) == 0
-
-
-def test_limits_and_token(steer_folder):
-    options = ("--max-rows", "1", "--max-waiting", "1", "--max-body-mb", "0.01", "--api-key", "secret", "--request-timeout", "0.5")
-    with running(steer_folder, *options) as server:
+def test_limits_token_and_an_orderly_end(steer_folder):
+    options = ("--max-rows", "1", "--max-waiting", "1", "--max-body-mb", "0.01", "--api-key", "secret")
+    with running(steer_folder, *options) as server, concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
         assert httpx.get(f"{server.url}/v1/models").status_code == 401
-        with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer secret"}, timeout=30) as client:
-            large = {"prompt": "x" * 20_000}
-            assert client.post("/v1/completions", json=large).status_code == 413
-            chunks = (b"x" * 1000 for _ in range(20))
-            assert client.put("/generate", content=chunks).status_code == 413
-            assert client.get("/v1/models").status_code == 200
-            with concurrent.futures.ThreadPoolExecutor(8) as pool:
-                answers = list(pool.map(lambda _: client.post("/v1/completions", json=LONG | {"n": 2}), range(8)))
+        with httpx.Client(base_url=server.url, headers={"Authorization": "Bearer secret"}, timeout=60) as client:
+            assert client.post("/v1/completions", json={"prompt": "x" * 20_000}).status_code == 413
+            assert client.put("/generate", content=(b"x" * 1000 for _ in range(20))).status_code == 413
+            answers = list(pool.map(lambda _: client.post("/v1/completions", json=LONG), range(8)))
             full = [a for a in answers if a.status_code == 429]
             assert full
             assert full[0].headers["retry-after"]
-            assert {a.status_code for a in answers} <= {200, 408, 429}
+            assert {a.status_code for a in answers} == {200, 429}
+
+            answer = pool.submit(client.post, "/v1/completions", json=LONG)
+            until(lambda: "steerlm_running 1.0" in client.get("/metrics").text)
+            server.process.send_signal(signal.SIGTERM)
+            until(lambda: client.get("/health/ready").status_code == 503)
+            assert client.get("/health/live").status_code == 200
+            refused = client.post("/v1/completions", json=LONG)
+            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+            assert answer.result().json()["usage"]["completion_tokens"] == 400
+        assert server.process.wait(20) == 0
 
 
 def test_a_client_that_goes_away_frees_its_row(steer_server):
@@ -84,13 +77,8 @@ def test_a_client_that_goes_away_frees_its_row(steer_server):
 
 def test_malformed_requests_get_no_5xx(steer_server, value_server):
     for server in (steer_server, value_server):
-        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
-
-        @schema.include(path_regex="^/v1/").parametrize()
-        def check(case):
-            raise NotImplementedError
-
-        for operation in schema.include(path_regex="^/v1/").get_all_operations():
+        schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json").include(path_regex="^/v1/", method="POST")
+        for operation in schema.get_all_operations():
 
             @given(case=operation.ok().as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
             @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
@@ -106,7 +94,19 @@ JSON = st.recursive(
     max_leaves=5,
 )
 KEYS = st.sampled_from(
-    "tokens_to_generate all_probs temperature add_BOS greedy top_k top_p repetition_penalty end_strings compute_logprob random_seed".split()
+    [
+        "tokens_to_generate",
+        "all_probs",
+        "temperature",
+        "add_BOS",
+        "greedy",
+        "top_k",
+        "top_p",
+        "repetition_penalty",
+        "end_strings",
+        "compute_logprob",
+        "random_seed",
+    ]
 )
 
 
@@ -136,16 +136,3 @@ def test_the_tutorials_flags_are_checked_before_a_model_is_loaded(flags, code, m
     assert ran.returncode == code
     assert message in ran.stderr
     assert len(ran.stderr.strip().splitlines()) == 1
-
-
-def test_the_tutorials_command_serves(value_folder):
-    command = (
-        "examples/megatron_gpt_eval.py",
-        f"gpt_model_file={value_folder}",
-        "server=True",
-        "port=0",
-        "host=127.0.0.1",
-        "trainer.accelerator=cpu",
-    )
-    with running(value_folder, command=command) as server:
-        assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["scores"] is True

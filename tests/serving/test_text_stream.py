@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,7 +15,7 @@ PIECES = st.sampled_from([*TEMPLATE.tokens.markers, "</s>", "<", "\\", "<\\", "e
 
 def chunks(text: str, cuts: list[int]) -> list[str]:
     edges = sorted({0, len(text), *(c % (len(text) + 1) for c in cuts)})
-    return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    return [text[a:b] for a, b in itertools.pairwise(edges)]
 
 
 @given(st.lists(PIECES).map("".join), st.lists(st.integers(0, 1000)))

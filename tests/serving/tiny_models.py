@@ -67,7 +67,7 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
     for _ in range(steps):
         rows = []
         for _ in range(8):
-            words = draw.choices("the cat sat on a red hat and ran home".split(), k=draw.randint(3, 12))
+            words = draw.choices(["the", "cat", "sat", "on", "a", "red", "hat", "and", "ran", "home"], k=draw.randint(3, 12))
             values = {a.name: (len(words) * (k + 2)) % (a.high + 1) for k, a in enumerate(info.attributes.attributes)}
             label = info.attributes.encode(values, draw.choice(info.attributes.languages))
             turns = (Turn(speaker="User", text="Say it"), Turn(speaker="Assistant", text=" ".join(words), label=label))

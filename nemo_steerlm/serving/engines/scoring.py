@@ -199,8 +199,9 @@ class AttributeScorer:
                 row.pending = [*last.values[row.values[-1]], *self.plan.slots[len(row.values)].forced]
 
     def _guess(self, row: _Row, rows: int) -> _Plan:
-        """Pending tokens, then as much of the label as is worth guessing: a wrong guess wastes its tokens in every row, a right one
-        saves a forward.
+        """Pending tokens, then as much of the label as is worth guessing.
+
+        A wrong guess wastes its tokens in every row, a right one saves a forward.
         """
         plan = _Plan()
         plan.chain = list(row.pending)
