@@ -106,7 +106,7 @@ class GGUFFile:
         import gguf
 
         stored = self._tensors[name]
-        weight = np.ascontiguousarray(gguf.dequantize(stored.data, stored.tensor_type), dtype=np.float32).reshape(self.shape(name))
+        weight = np.array(gguf.dequantize(stored.data, stored.tensor_type), dtype=np.float32).reshape(self.shape(name))
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = self.value("{arch}.attention.head_count")
             if name.endswith("k_proj.weight"):

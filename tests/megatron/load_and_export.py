@@ -1,0 +1,33 @@
+"""Run by torchrun: load Hugging Face folders under TP and PP, and write them back. Arguments: TP, PP, output folder, sources."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
+from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
+from nemo_steerlm.megatron.hf_export import export_hf
+from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+
+
+def main(tensor: int, pipeline: int, out: Path, source: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer_files(source, folder, ChatTokens().markers)
+        config = {
+            **model_config_from_hf(source),
+            "tokenizer": nemo_tokenizer_config(folder),
+            "tensor_model_parallel_size": tensor,
+            "pipeline_model_parallel_size": pipeline,
+        }
+        model = build_model(config, make_trainer(devices=2))
+        load_hf_weights(model, source)
+        export_hf(model, out / source.name)
+
+
+if __name__ == "__main__":
+    tensor, pipeline, out, *sources = sys.argv[1:]
+    for source in sources:
+        main(int(tensor), int(pipeline), Path(out), Path(source))
