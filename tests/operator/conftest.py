@@ -3,7 +3,6 @@
 import copy
 
 import pytest
-
 from steerlm_operator import models
 from steerlm_operator.config import OperatorConfig
 

@@ -3,7 +3,6 @@
 import datetime
 
 import pytest
-
 from steerlm_operator.readings import classify_refusal, completed, flat_metrics, read_job, read_servers, termination_message
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)

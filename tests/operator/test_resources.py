@@ -7,12 +7,12 @@ import pytest
 import typer
 from hypothesis import given
 from hypothesis import strategies as st
-
-from nemo_steerlm.cli.main import application
 from steerlm_operator import names
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.reconcile import objects
 from steerlm_operator.resources import pods, settings, work
+
+from nemo_steerlm.cli.main import application
 
 VARIANTS = {
     "full": {},
@@ -42,7 +42,7 @@ def made(request, pipeline):
 
 def templates(made):
     for item in made:
-        spec = item["spec"] if "spec" in item else {}
+        spec = item.get("spec", {})
         if item["kind"] == "JobSet":
             spec = spec["replicatedJobs"][0]["template"]["spec"]
         if "template" in spec:
