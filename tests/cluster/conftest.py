@@ -1,0 +1,135 @@
+"""Clusters as fixtures. ``control_plane`` has no node and starts in seconds; ``node_cluster`` runs pods. Both live as long as the session."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from local_cluster import binaries
+from local_cluster.client import Cluster, environment_kubeconfig
+from local_cluster.cluster import LocalCluster, unavailable
+from local_cluster.errors import ClusterError, UnavailableError
+
+CLUSTER_FIXTURES = {"control_plane", "node_cluster", "helm", "programs"}
+FAILED = pytest.StashKey[bool]()
+REASON = pytest.StashKey[str]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            item.add_marker(pytest.mark.cluster)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the programs before the first test: a test's time limit must not count a build of many minutes."""
+    wanted = any(CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items)
+    if session.config.option.collectonly or not wanted:
+        return
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    try:
+        if reason := unavailable():
+            raise UnavailableError(reason)
+        binaries.ensure(lambda line: reporter.write_line(f"cluster: {line}") if reporter else None)
+    except (UnavailableError, ClusterError) as error:
+        session.config.stash[REASON] = str(error)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+        item.session.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture(scope="session")
+def programs(request: pytest.FixtureRequest) -> binaries.Binaries:
+    """The built programs; skips where they cannot be had."""
+    found = binaries.built()
+    if found is None:
+        pytest.skip(request.config.stash.get(REASON, "the cluster's programs are not built"))
+    return found
+
+
+@pytest.fixture(scope="session")
+def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """etcd, API server, controllers and scheduler, without a node: pods stay pending."""
+    yield from _cluster(request, tmp_path_factory, node=False)
+
+
+@pytest.fixture(scope="session")
+def node_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with a node that runs pods."""
+    yield from _cluster(request, tmp_path_factory, node=True)
+
+
+def _cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, *, node: bool) -> Iterator[Cluster]:
+    if other := environment_kubeconfig():
+        found = binaries.built()
+        yield Cluster(other, found.program("kubectl") if found else shutil.which("kubectl") or "kubectl")
+        return
+    if reason := unavailable() or request.config.stash.get(REASON, ""):
+        pytest.skip(reason)
+    state = tmp_path_factory.mktemp("node" if node else "control-plane")
+    cluster = LocalCluster.up(state, node=node, tied=True)
+    yield cluster
+    failed = request.session.stash.get(FAILED, False)
+    cluster.down(keep_logs=failed)
+    if failed:
+        print(f"\ncluster logs kept in {state}", file=sys.__stderr__)
+
+
+@pytest.fixture
+def local_cluster(request: pytest.FixtureRequest) -> LocalCluster:
+    """The cluster with a node, for tests that stop its components or read its files; skips on another's cluster."""
+    cluster = request.getfixturevalue("node_cluster")
+    if not isinstance(cluster, LocalCluster):
+        pytest.skip("needs the processes of a cluster of this machine, and STEERLM_TEST_KUBECONFIG names another")
+    return cluster
+
+
+@pytest.fixture
+def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of this test that enforces Pod Security *restricted*, on whichever cluster the test uses."""
+    name = f"test-{secrets.token_hex(4)}"
+    used = [request.getfixturevalue(fixture) for fixture in ("control_plane", "node_cluster") if fixture in request.fixturenames]
+    if not used:
+        raise pytest.UsageError("the namespace fixture needs control_plane or node_cluster beside it")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for cluster in used:
+        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        cluster.wait("serviceaccount", "default", lambda _: True, namespace=name)
+    yield name
+    for cluster in used:
+        if request.node.stash.get(FAILED, False):
+            request.node.add_report_section("teardown", "namespace", cluster.describe_failure(name))
+            print(cluster.describe_failure(name))
+        cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.fixture(scope="session")
+def helm(programs: binaries.Binaries, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``helm(*arguments, cluster=None, check=True)``: the real helm, with folders of its own."""
+    home = tmp_path_factory.mktemp("helm")
+    folders = {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+
+    def run(*arguments: str, cluster: Cluster | None = None, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
+        target = ["--kubeconfig", str(cluster.kubeconfig)] if cluster else []
+        done = subprocess.run([programs.program("helm"), *arguments, *target], input=input, env={**os.environ, **folders}, capture_output=True, text=True, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"helm {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
+        return done
+
+    return run
