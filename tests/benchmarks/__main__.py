@@ -1,0 +1,7 @@
+"""``make bench``: every benchmark of this folder, one after the other."""
+
+from tests.benchmarks import bench_scoring, bench_training
+
+if __name__ == "__main__":
+    bench_training.main()
+    bench_scoring.main()

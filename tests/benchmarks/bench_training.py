@@ -1,0 +1,134 @@
+"""Training speed on this machine: Megatron's model against a plain Hugging Face loop, in turn, step by step.
+
+Same shape, weights, batch, fp32, loss on every token, clipping and optimizer (torch's fused AdamW). Every token is learned, which is the
+hard case: where a loss mask leaves tokens out, Megatron's side computes no logits for them and the plain loop does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from nemo_steerlm.megatron import optimization
+from nemo_steerlm.megatron.batches import MicroBatch
+from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
+from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
+from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+from tests.megatron.inputs import stories
+
+SMOLLM2_135M = {
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 512,
+}
+"""SmolLM2-135M's layers with stories260K's vocabulary: 106 M parameters."""
+
+SMALL = {
+    "hidden_size": 256,
+    "intermediate_size": 688,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 512,
+}
+
+BATCH, LENGTH, CLIP = 8, 64, 1.0
+OPTIMIZER: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.98), "weight_decay": 0.01}
+
+
+def plain_step(model: LlamaForCausalLM) -> Callable[[torch.Tensor], float]:
+    """One step of a loop as anybody would write it."""
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True, **OPTIMIZER)
+
+    def step(tokens: torch.Tensor) -> float:
+        optimizer.zero_grad()
+        loss = model(input_ids=tokens[:, :-1], labels=None).logits
+        loss = torch.nn.functional.cross_entropy(loss.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def megatron_step(model: Any) -> Callable[[torch.Tensor], float]:
+    """One step of ``training_loop.Training``, without its bookkeeping."""
+
+    def step(tokens: torch.Tensor) -> float:
+        count = tokens[:, 1:].numel()
+        batch = MicroBatch(
+            tokens=tokens[:, :-1].contiguous(),
+            labels=tokens[:, 1:].contiguous(),
+            position_ids=torch.arange(LENGTH).expand(BATCH, -1),
+            loss_mask=torch.ones(BATCH, LENGTH),
+            loss_scale=torch.tensor(1.0 / count),
+        )
+        model._optimizer.zero_grad()
+        results = model.run_micro_batches([batch], forward_only=False)
+        model.reduce_gradients()
+        model.clip_gradients(CLIP)
+        model._optimizer.step()
+        return float(results[0]["loss_sum"]) / count
+
+    return step
+
+
+def compare(name: str, shape: dict[str, int], steps: int, folder: Path) -> None:
+    """Run both in turn and print tokens/s and ratios. Raises AssertionError where the losses part."""
+    torch.manual_seed(0)
+    plain = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2))
+    plain.save_pretrained(folder)
+    write_tokenizer_files(stories(), folder)
+    config = {
+        **model_config_from_hf(folder),
+        "tokenizer": nemo_tokenizer_config(folder),
+        "optim": {"name": "adamw", **OPTIMIZER, "betas": list(OPTIMIZER["betas"])},
+    }
+    megatron = build_model(config, make_trainer())
+    load_hf_weights(megatron, folder)
+    megatron.train()
+    optimization.set_up(megatron, steps)
+    sides = {"plain": plain_step(plain.train()), "megatron": megatron_step(megatron)}
+    spent: dict[str, list[float]] = {side: [] for side in sides}
+    losses: dict[str, float] = {}
+    for i in range(steps + 1):
+        tokens = torch.randint(3, shape["vocab_size"], (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(i))
+        for side, step in list(sides.items())[:: 1 if i % 2 else -1]:
+            began = time.perf_counter()
+            losses[side] = step(tokens)
+            if i:  # the first step allocates
+                spent[side].append(time.perf_counter() - began)
+        assert abs(losses["plain"] - losses["megatron"]) < 1e-2, losses
+    speeds = {side: BATCH * LENGTH / statistics.median(seconds) for side, seconds in spent.items()}
+    ratios = sorted(a / b for a, b in zip(spent["plain"], spent["megatron"], strict=True))
+    print(
+        f"{name}: plain {speeds['plain']:.0f} tokens/s, Megatron {speeds['megatron']:.0f} tokens/s (medians); "
+        f"ratio min {ratios[0]:.2f}, median {statistics.median(ratios):.2f}, max {ratios[-1]:.2f} over {steps} steps"
+    )
+
+
+def main(*, steps: int = 10, shapes: str = "all") -> None:
+    """Print both shapes."""
+    for name, shape in {"small": SMALL, "SmolLM2-135M": SMOLLM2_135M}.items():
+        if shapes in ("all", name):
+            with tempfile.TemporaryDirectory() as folder:
+                compare(name, shape, steps, Path(folder))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--shapes", default="all", choices=("all", "small", "SmolLM2-135M"))
+    main(**vars(parser.parse_args()))
