@@ -16,7 +16,9 @@ from local_cluster.errors import ClusterError, UnavailableError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--state", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp"), "steerlm-cluster"), help="folder of the cluster's files")
+    parser.add_argument(
+        "--state", type=Path, default=Path(os.environ.get("TMPDIR", "/tmp"), "steerlm-cluster"), help="folder of the cluster's files"
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("build", help="fill the cache of programs")
     commands.add_parser("up").add_argument("--no-node", action="store_true", help="control plane only")

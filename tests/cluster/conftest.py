@@ -1,4 +1,4 @@
-"""Clusters as fixtures. ``control_plane`` has no node and starts in seconds; ``node_cluster`` runs pods. Both live as long as the session."""
+"""Clusters as fixtures, once a session: ``control_plane`` has no node and starts in seconds, ``node_cluster`` runs pods."""
 
 from __future__ import annotations
 
@@ -125,9 +125,18 @@ def helm(programs: binaries.Binaries, tmp_path_factory: pytest.TempPathFactory) 
     home = tmp_path_factory.mktemp("helm")
     folders = {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
 
-    def run(*arguments: str, cluster: Cluster | None = None, check: bool = True, input: str | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, cluster: Cluster | None = None, check: bool = True, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
         target = ["--kubeconfig", str(cluster.kubeconfig)] if cluster else []
-        done = subprocess.run([programs.program("helm"), *arguments, *target], input=input, env={**os.environ, **folders}, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [programs.program("helm"), *arguments, *target],
+            input=stdin,
+            env={**os.environ, **folders},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if check and done.returncode:
             raise AssertionError(f"helm {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
         return done

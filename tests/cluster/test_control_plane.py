@@ -8,9 +8,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from local_cluster.cluster import LocalCluster
-
 from local_cluster import binaries
+from local_cluster.cluster import LocalCluster
 
 
 def config_map(name, value="1"):
@@ -53,8 +52,12 @@ def test_the_audit_log_names_user_verb_and_object(control_plane, namespace):
     if not isinstance(control_plane, LocalCluster):
         pytest.skip("the audit log of another cluster cannot be read")
     control_plane.apply(config_map("audited"), namespace=namespace)
-    events = [e for e in control_plane.audit() if e.get("objectRef", {}).get("name") == "audited" and e["objectRef"]["namespace"] == namespace]
-    assert {(e["user"]["username"], e["verb"], e["annotations"]["authorization.k8s.io/decision"]) for e in events} >= {("kubernetes-admin", "patch", "allow")}
+    events = [
+        e for e in control_plane.audit() if e.get("objectRef", {}).get("name") == "audited" and e["objectRef"]["namespace"] == namespace
+    ]
+    assert {(e["user"]["username"], e["verb"], e["annotations"]["authorization.k8s.io/decision"]) for e in events} >= {
+        ("kubernetes-admin", "patch", "allow")
+    }
 
 
 def test_helm_installs_and_uninstalls_a_chart(control_plane, namespace, helm, tmp_path):

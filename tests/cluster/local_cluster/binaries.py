@@ -46,7 +46,17 @@ class Binaries:
     def environment(self) -> dict[str, str]:
         """``PATH`` and ``LD_LIBRARY_PATH`` under which the programs find one another and the libraries that the machine lacks."""
         debian = self.root / "debian"
-        path = [self.root / "bin", debian / "usr/bin", debian / "usr/sbin", "/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"]
+        path = [
+            self.root / "bin",
+            debian / "usr/bin",
+            debian / "usr/sbin",
+            "/usr/local/sbin",
+            "/usr/local/bin",
+            "/usr/sbin",
+            "/usr/bin",
+            "/sbin",
+            "/bin",
+        ]
         libraries = [debian / "usr/lib" / f"{platform.machine()}-linux-gnu", debian / "usr/lib"]
         return {"PATH": ":".join(map(str, path)), "LD_LIBRARY_PATH": ":".join(map(str, libraries))}
 
@@ -66,7 +76,7 @@ def cache_root() -> Path:
 def cache_key() -> str:
     """Hash of every file that decides what is built."""
     digest = hashlib.sha256()
-    inputs = sorted((SOURCES / "go").rglob("*.*")) + [SOURCES / "requirements.txt", Path(__file__)]
+    inputs = [*sorted((SOURCES / "go").rglob("*.*")), SOURCES / "requirements.txt", Path(__file__)]
     for path in inputs:
         digest.update(f"{path.relative_to(SOURCES)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
@@ -124,7 +134,9 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
 
 
 def _run(argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(arg) for arg in argv], cwd=cwd, env=env, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return subprocess.run(
+        [str(arg) for arg in argv], cwd=cwd, env=env, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
 
 
 # --- PyPI ------------------------------------------------------------------------------------------------------------------------
@@ -174,7 +186,9 @@ def _place(content: bytes, path: Path) -> None:
 def _from_debian(root: Path, report: Report) -> None:
     for tool in ("apt-get", "apt-cache", "dpkg", "dpkg-query"):
         if shutil.which(tool) is None:
-            raise UnavailableError(f"{tool} is absent: the node's programs ({', '.join(DEBIAN_PACKAGES)}) come from Debian or Ubuntu packages")
+            raise UnavailableError(
+                f"{tool} is absent: the node's programs ({', '.join(DEBIAN_PACKAGES)}) come from Debian or Ubuntu packages"
+            )
     with tempfile.TemporaryDirectory() as folder:
         download = Path(folder)
         download.chmod(0o755)
@@ -206,7 +220,13 @@ def _with_missing_libraries() -> list[str]:
 
 def _from_go(root: Path, report: Report) -> None:
     go = _go(root, report)
-    environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=readonly -buildvcs=false -trimpath", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    environment = {
+        **os.environ,
+        "CGO_ENABLED": "0",
+        "GOFLAGS": "-mod=readonly -buildvcs=false -trimpath",
+        "GOTOOLCHAIN": "local",
+        "GOWORK": "off",
+    }
     for module in ("kubernetes", "coredns"):
         report(f"downloading the Go modules of {module}")
         done = _run([go, "mod", "download"], cwd=SOURCES / "go" / module, env=environment)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-
 from local_cluster.errors import ClusterError
 
 SECTIONS = """[req]
@@ -102,7 +101,10 @@ def kubeconfig(server: str, authority: bytes, user: dict[str, str], namespace: s
 
 def certificate_kubeconfig(folder: Path, name: str, server: str) -> str:
     """The kubeconfig of one issued identity."""
-    user = {"client-certificate-data": encoded((folder / f"{name}.crt").read_bytes()), "client-key-data": encoded((folder / f"{name}.key").read_bytes())}
+    user = {
+        "client-certificate-data": encoded((folder / f"{name}.crt").read_bytes()),
+        "client-key-data": encoded((folder / f"{name}.key").read_bytes()),
+    }
     return kubeconfig(server, (folder / "ca.crt").read_bytes(), user)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
 from local_cluster.certificates import kubeconfig
 
 Manifest = dict[str, Any]
@@ -28,9 +27,11 @@ class Cluster:
         self.kubeconfig = Path(kubeconfig_path)
         self.kubectl_program = kubectl
 
-    def kubectl(self, *arguments: str, namespace: str | None = None, check: bool = True, input: str | None = None, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *arguments: str, namespace: str | None = None, check: bool = True, stdin: str | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Run kubectl. With ``check`` a failure raises an AssertionError that shows what it said."""
-        done = subprocess.run(self._argv(namespace, arguments), input=input, capture_output=True, text=True, check=False, timeout=timeout)
+        done = subprocess.run(self._argv(namespace, arguments), input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
         return done
@@ -41,7 +42,7 @@ class Cluster:
     def apply(self, *objects: Manifest, namespace: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Server-side apply."""
         text = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-        return self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", namespace=namespace, check=check, input=text)
+        return self.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", namespace=namespace, check=check, stdin=text)
 
     def get(self, *arguments: str, namespace: str | None = None) -> Manifest:
         """``kubectl get`` as JSON."""
@@ -49,7 +50,7 @@ class Cluster:
         return found
 
     def watch(self, resource: str, *arguments: str, namespace: str | None = None, timeout: float = 60) -> Iterator[tuple[str, Manifest]]:
-        """Events ``(ADDED | MODIFIED | DELETED, object)``, first the objects that exist; ends at the deadline. A cut watch is opened again."""
+        """Events ``(ADDED | MODIFIED | DELETED, object)``, existing objects first, until the deadline. A cut watch is opened again."""
         deadline = time.monotonic() + timeout
         command = self._argv(namespace, ("get", resource, *arguments, "--watch", "--output-watch-events", "-o", "json"))
         while (left := deadline - time.monotonic()) > 0:
@@ -73,7 +74,9 @@ class Cluster:
         state = json.dumps((last or {}).get("status"), indent=1)
         raise AssertionError(f"{resource}/{name} in {namespace}: not as wanted after {timeout:.0f} s; last status: {state}")
 
-    def wait_condition(self, resource: str, name: str, condition: str, *, status: str = "True", namespace: str | None = None, timeout: float = 60) -> Manifest:
+    def wait_condition(
+        self, resource: str, name: str, condition: str, *, status: str = "True", namespace: str | None = None, timeout: float = 60
+    ) -> Manifest:
         """Wait for ``status.conditions[type=condition].status``."""
         return self.wait(resource, name, has_condition(condition, status), namespace=namespace, timeout=timeout)
 
@@ -109,8 +112,9 @@ class Cluster:
         """What a person wants to see of a namespace in which a test failed."""
         commands = [("get", "all,pvc", "-o", "wide"), ("get", "events", "--sort-by=.lastTimestamp"), ("describe", "pods")]
         parts = [self.kubectl(*command, namespace=namespace, check=False).stdout for command in commands]
-        for pod in self.kubectl("get", "pods", "-o", "name", namespace=namespace, check=False).stdout.split():
-            parts.append(f"--- {pod}\n" + self.kubectl("logs", pod, "--all-containers", "--tail=100", namespace=namespace, check=False).stdout)
+        pods = self.kubectl("get", "pods", "-o", "name", namespace=namespace, check=False).stdout.split()
+        logs = ("logs", "--all-containers", "--tail=100")
+        parts += [f"--- {pod}\n" + self.kubectl(*logs, pod, namespace=namespace, check=False).stdout for pod in pods]
         return "\n".join(parts)
 
 

@@ -86,7 +86,13 @@ class LocalCluster(Cluster):
         init = [sys.executable, "-m", "local_cluster.init", str(self.state), str(listener.fileno()), str(writing)]
         tie = ["setpriv", "--pdeathsig", "KILL"] if tied else []
         with self.layout.path("log", "init.log").open("wb") as log:
-            options: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": log, "env": environment, "start_new_session": True}
+            options: dict[str, Any] = {
+                "stdin": subprocess.DEVNULL,
+                "stdout": log,
+                "stderr": log,
+                "env": environment,
+                "start_new_session": True,
+            }
             self.process = subprocess.Popen([*tie, *UNSHARE, *init], pass_fds=(listener.fileno(), writing), **options)
         os.close(writing)
         self.state.joinpath("pid").write_text(f"{self.process.pid}\n")
@@ -145,8 +151,25 @@ class LocalCluster(Cluster):
     def shell(self, argv: list[str]) -> int:
         """Run a command inside the cluster's namespaces, with its programs on the path."""
         inside = _child_of(int(self.state.joinpath("pid").read_text()))
-        settings = {**self.layout.environment, "KUBECONFIG": str(self.kubeconfig), "CONTAINERD_ADDRESS": "/run/containerd/containerd.sock", "CONTAINERD_NAMESPACE": "k8s.io"}
-        enter = ["nsenter", "-t", str(inside), "-m", "-n", "-p", "-i", "-u", "--", "env", *(f"{key}={value}" for key, value in settings.items())]
+        settings = {
+            **self.layout.environment,
+            "KUBECONFIG": str(self.kubeconfig),
+            "CONTAINERD_ADDRESS": "/run/containerd/containerd.sock",
+            "CONTAINERD_NAMESPACE": "k8s.io",
+        }
+        enter = [
+            "nsenter",
+            "-t",
+            str(inside),
+            "-m",
+            "-n",
+            "-p",
+            "-i",
+            "-u",
+            "--",
+            "env",
+            *(f"{key}={value}" for key, value in settings.items()),
+        ]
         return subprocess.run([*enter, *(argv or ["bash"])], check=False).returncode
 
     def components(self) -> dict[str, dict[str, int]]:
@@ -191,7 +214,9 @@ def _write_state(layout: Layout) -> None:
     issued = certificates.identities(NODE, NODE_ADDRESS, FIRST_SERVICE_ADDRESS)
     certificates.issue(layout.path("pki"), issued)
     for identity in issued:
-        layout.path("kubeconfig", identity.name).write_text(certificates.certificate_kubeconfig(layout.path("pki"), identity.name, layout.server))
+        layout.path("kubeconfig", identity.name).write_text(
+            certificates.certificate_kubeconfig(layout.path("pki"), identity.name, layout.server)
+        )
     if layout.node:
         images.write_archive(layout.path("config", "images.tar"), layout.images)
 
@@ -210,5 +235,3 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         return None
-
-

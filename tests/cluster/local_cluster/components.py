@@ -25,10 +25,24 @@ Manifest = dict[str, Any]
 
 def commands(layout: Layout) -> dict[str, list[str]]:
     """Every component's argument vector."""
-    chosen = {"etcd": _etcd(layout), "kube-apiserver": _apiserver(layout), "kube-controller-manager": _controllers(layout), "kube-scheduler": _scheduler(layout)}
+    chosen = {
+        "etcd": _etcd(layout),
+        "kube-apiserver": _apiserver(layout),
+        "kube-controller-manager": _controllers(layout),
+        "kube-scheduler": _scheduler(layout),
+    }
     if layout.node:
         configured = {name: str(layout.path("config", name)) for name in ("containerd", "kubelet", "kube-proxy", "coredns")}
-        kubelet = ["--config", configured["kubelet"], "--kubeconfig", layout.kubeconfig("kubelet"), "--hostname-override", NODE, "--node-ip", NODE_ADDRESS]
+        kubelet = [
+            "--config",
+            configured["kubelet"],
+            "--kubeconfig",
+            layout.kubeconfig("kubelet"),
+            "--hostname-override",
+            NODE,
+            "--node-ip",
+            NODE_ADDRESS,
+        ]
         chosen |= {
             "containerd": ["containerd", "--config", configured["containerd"]],
             "kubelet": [layout.program("kubelet"), *kubelet],
@@ -53,8 +67,27 @@ def configurations(layout: Layout) -> dict[str, str]:
 
 def _etcd(layout: Layout) -> list[str]:
     peer = "http://127.0.0.1:2380"
-    urls = ["--listen-client-urls", ETCD, "--advertise-client-urls", ETCD, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer]
-    return [layout.program("etcd"), "--data-dir", "/var/lib/etcd", "--unsafe-no-fsync", "--log-level", "warn", *urls, "--initial-cluster", f"default={peer}"]
+    urls = [
+        "--listen-client-urls",
+        ETCD,
+        "--advertise-client-urls",
+        ETCD,
+        "--listen-peer-urls",
+        peer,
+        "--initial-advertise-peer-urls",
+        peer,
+    ]
+    return [
+        layout.program("etcd"),
+        "--data-dir",
+        "/var/lib/etcd",
+        "--unsafe-no-fsync",
+        "--log-level",
+        "warn",
+        *urls,
+        "--initial-cluster",
+        f"default={peer}",
+    ]
 
 
 def _apiserver(layout: Layout) -> list[str]:
@@ -134,7 +167,11 @@ def _kubelet(layout: Layout) -> Manifest:
         "failSwapOn": False,
         "tlsCertFile": layout.certificate("kubelet-serving.crt"),
         "tlsPrivateKeyFile": layout.certificate("kubelet-serving.key"),
-        "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": True}, "x509": {"clientCAFile": layout.certificate("ca.crt")}},
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": True},
+            "x509": {"clientCAFile": layout.certificate("ca.crt")},
+        },
         "authorization": {"mode": "Webhook"},
         "clusterDomain": "cluster.local",
         "clusterDNS": [NODE_ADDRESS],
@@ -195,25 +232,44 @@ state = "/run/containerd"
 
 def pod_network(layout: Layout) -> Manifest:
     """The CNI configuration: one bridge, addresses handed out on the node, no masquerading as nothing lies outside."""
-    addresses = {"type": "host-local", "ranges": [[{"subnet": POD_RANGE}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/var/lib/cni/addresses"}
+    addresses = {
+        "type": "host-local",
+        "ranges": [[{"subnet": POD_RANGE}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dataDir": "/var/lib/cni/addresses",
+    }
     bridge = {"type": "bridge", "bridge": "cni0", "isGateway": True, "hairpinMode": True, "ipMasq": False, "ipam": addresses}
     return {"cniVersion": "0.4.0", "name": "pods", "plugins": [bridge, {"type": "portmap", "capabilities": {"portMappings": True}}]}
 
 
 def network_commands(layout: Layout) -> list[str]:
     """``ip`` commands for a network with no way out. A ClusterIP is routed before it is translated: hence the default route."""
-    pair = ["link add node0 type veth peer name closed0", f"addr add {NODE_ADDRESS}/30 dev node0", f"addr add {GATEWAY_ADDRESS}/30 dev closed0"]
+    pair = [
+        "link add node0 type veth peer name closed0",
+        f"addr add {NODE_ADDRESS}/30 dev node0",
+        f"addr add {GATEWAY_ADDRESS}/30 dev closed0",
+    ]
     return ["link set lo up", *pair, "link set node0 up", "link set closed0 up", f"route add default via {GATEWAY_ADDRESS} dev node0"]
 
 
 def bootstrap_objects() -> Manifest:
     """What a cluster has before its first user: a default storage class and the roles of DNS and of the volume provisioner."""
-    return {"apiVersion": "v1", "kind": "List", "items": [_storage_class(), *_role("system:coredns", _DNS_RULES), *_role("system:provisioner", _VOLUME_RULES)]}
+    return {
+        "apiVersion": "v1",
+        "kind": "List",
+        "items": [_storage_class(), *_role("system:coredns", _DNS_RULES), *_role("system:provisioner", _VOLUME_RULES)],
+    }
 
 
 def _storage_class() -> Manifest:
     metadata = {"name": STORAGE_CLASS, "annotations": {"storageclass.kubernetes.io/is-default-class": "true"}}
-    return {"apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": metadata, "provisioner": PROVISIONER, "volumeBindingMode": "Immediate"}
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": metadata,
+        "provisioner": PROVISIONER,
+        "volumeBindingMode": "Immediate",
+    }
 
 
 _DNS_RULES = [

@@ -73,7 +73,9 @@ def write_archive(path: Path, names: list[str]) -> None:
     # The runtime ends a sandbox with SIGKILL: sleep need not handle signals.
     pause = _config(digest, {"Cmd": ["/usr/bin/sleep", "infinity"]})
     entries = [(worker, names), (pause, [PAUSE_IMAGE])]
-    manifest = [{"Config": f"{hashlib.sha256(config).hexdigest()}.json", "RepoTags": tags, "Layers": ["layer.tar"]} for config, tags in entries]
+    manifest = [
+        {"Config": f"{hashlib.sha256(config).hexdigest()}.json", "RepoTags": tags, "Layers": ["layer.tar"]} for config, tags in entries
+    ]
     with tarfile.open(path, "w") as archive:
         _add_file(archive, "layer.tar", layer)
         for config, _ in entries:
@@ -90,7 +92,12 @@ def _config(layer_digest: str, run: dict[str, Any]) -> bytes:
         "HF_HUB_OFFLINE": "1",
     }
     settings = {"Env": [f"{key}={value}" for key, value in environment.items()], **run}
-    content = {"architecture": "amd64", "os": "linux", "config": settings, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]}}
+    content = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": settings,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{layer_digest}"]},
+    }
     return json.dumps(content).encode()
 
 
@@ -124,7 +131,9 @@ def _console_scripts() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
         for entry in entries.select(group="console_scripts"):
-            scripts[entry.name] = f"#!{ENVIRONMENT}/bin/python\nimport sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
+            scripts[entry.name] = (
+                f"#!{ENVIRONMENT}/bin/python\nimport sys\nfrom {entry.module} import {entry.attr}\nsys.exit({entry.attr}())\n"
+            )
     return scripts
 
 

@@ -87,11 +87,15 @@ class Init:
         self.report("images imported")
 
     async def _containerd_answers(self) -> bool:
-        return Path(CONTAINERD_SOCKET).exists() and not await self.supervisor.run(["ctr", "--address", CONTAINERD_SOCKET, "version"], Path("/dev/null"))
+        return not await self.supervisor.run(
+            ["ctr", "--address", CONTAINERD_SOCKET, "--connect-timeout", "1s", "version"], Path("/dev/null")
+        )
 
     async def _bootstrap(self) -> bool:
         kubectl = [self.layout.program("kubectl"), "--kubeconfig", self.layout.kubeconfig("admin")]
-        return not await self.supervisor.run([*kubectl, "apply", "-f", str(self.layout.path("config", "bootstrap.json"))], self.layout.path("log", "bootstrap.log"))
+        return not await self.supervisor.run(
+            [*kubectl, "apply", "-f", str(self.layout.path("config", "bootstrap.json"))], self.layout.path("log", "bootstrap.log")
+        )
 
     async def _node_ready(self) -> bool:
         status, body = await _request("127.0.0.1", self.layout.port, f"/api/v1/nodes/{NODE}", self.tls)

@@ -35,23 +35,33 @@ class Provisioner:
         """Act on every object of a collection now and whenever it changes, until the process ends."""
         while True:
             try:
-                connection = self.connect(timeout=None)
-                connection.request("GET", f"{path}?watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true")
-                for line in connection.getresponse():
-                    event = json.loads(line)
-                    if event["type"] in ("ADDED", "MODIFIED"):
-                        self.act(path, event["object"])
-            except (OSError, http.client.HTTPException, ValueError) as error:
+                self.follow(path)
+            except (OSError, http.client.HTTPException, ValueError) as error:  # noqa: PERF203 the watch is opened again
                 print(f"watch of {path} ended: {error!r}", flush=True)
                 threading.Event().wait(0.5)
 
+    def follow(self, path: str) -> None:
+        """One watch, until the server ends it. Without a resource version it begins with every object that exists."""
+        connection = self.connect(timeout=None)
+        connection.request("GET", f"{path}?watch=true")
+        for line in connection.getresponse():
+            event = json.loads(line)
+            if event["type"] in ("ADDED", "MODIFIED"):
+                self.act(path, event["object"])
+
     def act(self, path: str, item: Manifest) -> None:
         if path.endswith("persistentvolumeclaims"):
-            if item["spec"].get("storageClassName") == STORAGE_CLASS and not item["spec"].get("volumeName") and not item["metadata"].get("deletionTimestamp"):
+            if (
+                item["spec"].get("storageClassName") == STORAGE_CLASS
+                and not item["spec"].get("volumeName")
+                and not item["metadata"].get("deletionTimestamp")
+            ):
                 self.provide(item)
         elif item["spec"].get("storageClassName") == STORAGE_CLASS and item.get("status", {}).get("phase") == "Released":
             shutil.rmtree(item["spec"]["hostPath"]["path"], ignore_errors=True)
-            print("delete", item["metadata"]["name"], self.call("DELETE", f"/api/v1/persistentvolumes/{item['metadata']['name']}"), flush=True)
+            print(
+                "delete", item["metadata"]["name"], self.call("DELETE", f"/api/v1/persistentvolumes/{item['metadata']['name']}"), flush=True
+            )
 
     def provide(self, claim: Manifest) -> None:
         metadata = claim["metadata"]
@@ -59,7 +69,13 @@ class Provisioner:
         folder = self.layout.path("volumes", f"{metadata['namespace']}-{metadata['name']}-{metadata['uid'][:8]}")
         folder.mkdir(parents=True, exist_ok=True)
         folder.chmod(0o777)
-        reference = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": metadata["namespace"], "name": metadata["name"], "uid": metadata["uid"]}
+        reference = {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+        }
         spec = {
             "capacity": {"storage": claim["spec"]["resources"]["requests"]["storage"]},
             "accessModes": claim["spec"]["accessModes"],

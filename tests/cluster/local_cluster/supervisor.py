@@ -98,5 +98,9 @@ class Supervisor:
 def _spawn(argv: list[str], log: Path) -> int:
     """A child with both outputs appended to ``log``. Not ``subprocess``, whose own waiting would race with the reaper."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    actions = [(os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0), (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644), (os.POSIX_SPAWN_DUP2, 1, 2)]
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
     return os.posix_spawnp(argv[0], argv, os.environ, file_actions=actions, setsid=True)
