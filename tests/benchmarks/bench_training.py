@@ -72,7 +72,7 @@ def megatron_step(model: Any) -> Callable[[torch.Tensor], float]:
             tokens=tokens[:, :-1].contiguous(),
             labels=tokens[:, 1:].contiguous(),
             position_ids=torch.arange(LENGTH).expand(BATCH, -1),
-            loss_mask=torch.ones(BATCH, LENGTH),
+            loss_mask=torch.ones(BATCH, LENGTH, dtype=torch.bool),
             loss_scale=torch.tensor(1.0 / count),
         )
         model._optimizer.zero_grad()
