@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nemo_steerlm.core.errors import UsageError, shown
+from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
     from nemo_steerlm.serving.engine import Engine
@@ -112,15 +113,22 @@ def model_path(given: Path) -> Path:
 
 
 def load_engine(path: Path, *, max_rows: int, device: str | None, **parallel: int) -> Engine:
-    """The engine for a model folder or a ``.nemo`` file. ``parallel``: Megatron's parallel sizes, below 0 as the checkpoint has them."""
+    """The engine for a model folder or a ``.nemo`` file. ``parallel``: Megatron's parallel sizes, below 0 as the checkpoint has them.
+
+    Raises ConfigError where the extra that the engine needs is not installed.
+    """
+    module, extra = ("megatron.engine", "nemo") if path.suffix == ".nemo" else ("serving.engines.huggingface", "serve")
+    try:
+        # By name: the engines' libraries are heavy, and one of the two may be absent.
+        engines: Any = importlib.import_module(f"nemo_steerlm.{module}")
+    except ImportError as error:
+        raise ConfigError(f"{path}: serving it needs nemo_steerlm[{extra}] ({error})") from error
+    engine: Engine
     if path.suffix == ".nemo":
-        from nemo_steerlm.megatron.engine import load_megatron_engine
-
-        engine: Engine = load_megatron_engine(path, **parallel)
-        return engine
-    from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
-
-    return HuggingFaceEngine(path, device=device, max_rows=max_rows)
+        engine = engines.load_megatron_engine(path, **parallel)
+    else:
+        engine = engines.HuggingFaceEngine(path, device=device, max_rows=max_rows)
+    return engine
 
 
 def read_attributes(options: list[str]) -> dict[str, int | str]:

@@ -76,9 +76,9 @@ def threads(bench: Bench, turns: int, tokens: range, count: int) -> list[Convers
     found = []
     with (SHARED / "oasst1_en_validation.trees.jsonl").open(encoding="utf-8") as file:
         for line in file:
-            for path in list(paths(json.loads(line)["prompt"]))[:1]:
-                if len(bench.ids(Conversation(turns=path), turns - 1)) in tokens:
-                    found.append(Conversation(turns=path))
+            path = next(paths(json.loads(line)["prompt"]), None)
+            if path and len(bench.ids(Conversation(turns=path), turns - 1)) in tokens:
+                found.append(Conversation(turns=path))
     return found[:count]
 
 

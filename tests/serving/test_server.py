@@ -79,8 +79,9 @@ def test_malformed_requests_get_no_5xx(steer_server, value_server):
     for server in (steer_server, value_server):
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json").include(path_regex="^/v1/", method="POST")
         for operation in schema.get_all_operations():
+            cases = operation.ok().as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE)
 
-            @given(case=operation.ok().as_strategy(generation_mode=schemathesis.GenerationMode.NEGATIVE))
+            @given(case=cases)
             @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck), database=None)
             def attack(case):
                 assert case.call(timeout=60).status_code < 500
@@ -131,7 +132,7 @@ def test_nothing_breaks_generate(steer_server, sentences, options):
 )
 def test_the_tutorials_flags_are_checked_before_a_model_is_loaded(flags, code, message):
     ran = subprocess.run(
-        [sys.executable, "examples/megatron_gpt_eval.py", *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+        [sys.executable, "examples/megatron_gpt_eval.py", *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
     )
     assert ran.returncode == code
     assert message in ran.stderr

@@ -47,6 +47,8 @@ class HuggingFaceEngine:
 
     def add(self, row: int, request: GenerationRequest) -> None:
         """See Engine."""
+        if row in self._removed:
+            self._remove()
         self._waiting.append(_Running(row, request))
 
     def remove(self, row: int) -> None:
