@@ -124,14 +124,16 @@ def has_condition(condition: str, status: str = "True") -> Predicate:
 
 
 def _events(process: subprocess.Popen[str]) -> Iterator[tuple[str, Manifest]]:
-    """kubectl writes indented JSON documents one after another; a closing brace in the first column ends one."""
-    lines: list[str] = []
+    """kubectl writes one JSON document after another, on one line each or indented, by its version."""
+    text = ""
     for line in process.stdout or ():
-        lines.append(line)
-        if line.startswith("}"):
-            event = json.loads("".join(lines))
-            lines.clear()
-            yield event["type"], event["object"]
+        text += line
+        try:
+            event = json.loads(text)
+        except ValueError:
+            continue
+        text = ""
+        yield event["type"], event["object"]
 
 
 def environment_kubeconfig() -> Path | None:
