@@ -117,9 +117,9 @@ class Scheduler:
             if waiting and waiting + more > self._max_waiting:
                 raise QueueFullError(f"{waiting} requests wait already")
 
-    async def stream(self, generation: Generation) -> AsyncIterator[Delta]:
-        """The answer as it comes. Leaving the loop early, or being cancelled, frees the row."""
-        job = self._submit(generation, len(generation.request.prompt))
+    async def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
+        """The answer as it comes; ``together`` rows are one request's. Leaving the loop early, or being cancelled, frees the row."""
+        job = self._submit(generation, len(generation.request.prompt), together)
         try:
             while True:
                 result = await job.results.get()
@@ -134,8 +134,10 @@ class Scheduler:
 
     async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
         """Labels of conversations, given with their lengths in tokens."""
-        jobs = [self._submit(request, length) for request, length in requests]
+        jobs: list[_Job] = []
         try:
+            for request, length in requests:
+                jobs.append(self._submit(request, length, len(requests)))
             results = []
             for job in jobs:
                 result = await job.results.get()
@@ -148,9 +150,13 @@ class Scheduler:
             for job in jobs:
                 self._cancel(job)
 
-    def _submit(self, work: Generation | ScoreRequest, length: int) -> _Job:
+    def _submit(self, work: Generation | ScoreRequest, length: int, together: int) -> _Job:
         job = _Job(asyncio.get_running_loop(), work, length)
         with self._changed:
+            waiting = len(self._generations) + len(self._scores)
+            # Again: many requests may have found room at the same moment.
+            if waiting >= max(self._max_waiting, together):
+                raise QueueFullError(f"{waiting} requests wait already")
             if isinstance(work, Generation):
                 self._generations.append(job)
             else:

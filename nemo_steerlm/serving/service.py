@@ -85,7 +85,7 @@ class Service:
 
         async def follow(index: int, generation: Generation) -> None:
             try:
-                async for delta in self.scheduler.stream(generation):
+                async for delta in self.scheduler.stream(generation, len(generations)):
                     steps.put_nowait((index, delta))
             except SteerLMError as error:
                 steps.put_nowait((index, error))
