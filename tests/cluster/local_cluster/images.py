@@ -23,6 +23,7 @@ ENVIRONMENT = "/opt/venv"
 SOURCE = "/opt/src"
 DATA = "/opt/data"
 USER = 1000
+SYSTEM = ("bin", "sbin", "lib", "lib64")
 SCRIPTS_OF = ("nemo_steerlm", "torch", "kopf")
 
 
@@ -40,6 +41,8 @@ def default_mounts() -> dict[str, str]:
     """What every container sees of this machine: the system's libraries, the Python environment and the source, all read-only."""
     wanted = {
         "/usr": "/usr",
+        # Real folders where the system has not merged them into /usr.
+        **{f"/{name}": f"/{name}" for name in SYSTEM if not Path("/", name).is_symlink()},
         sys.base_prefix: sys.base_prefix,
         _site_packages(): f"{ENVIRONMENT}/lib/{_python_name()}/site-packages",
         str(REPOSITORY / "nemo_steerlm"): f"{SOURCE}/nemo_steerlm",
@@ -71,7 +74,7 @@ def write_archive(path: Path, names: list[str]) -> None:
     digest = hashlib.sha256(layer).hexdigest()
     worker = _config(digest, {"Cmd": [f"{ENVIRONMENT}/bin/python"], "User": f"{USER}:{USER}", "WorkingDir": "/workspace"})
     # The runtime ends a sandbox with SIGKILL: sleep need not handle signals.
-    pause = _config(digest, {"Cmd": ["/usr/bin/sleep", "infinity"]})
+    pause = _config(digest, {"Cmd": ["/bin/sleep", "infinity"]})
     entries = [(worker, names), (pause, [PAUSE_IMAGE])]
     manifest = [
         {"Config": f"{hashlib.sha256(config).hexdigest()}.json", "RepoTags": tags, "Layers": ["layer.tar"]} for config, tags in entries
@@ -108,8 +111,11 @@ def _layer() -> bytes:
             _add_folder(archive, name)
         for name, owner in (("tmp", 0), ("var/tmp", 0), ("workspace", USER), ("home/steerlm", USER)):
             _add_folder(archive, name, mode=0o1777 if name.endswith("tmp") else 0o755, owner=owner)
-        for name in ("bin", "sbin", "lib", "lib64"):
-            _add_link(archive, name, f"usr/{name}")
+        for name in SYSTEM:
+            if Path("/", name).is_symlink():
+                _add_link(archive, name, f"usr/{name}")
+            else:
+                _add_folder(archive, name)
         _add_file(archive, "etc/passwd", f"root:x:0:0::/root:/bin/sh\nsteerlm:x:{USER}:{USER}::/home/steerlm:/bin/sh\n".encode())
         _add_file(archive, "etc/group", f"root:x:0:\nsteerlm:x:{USER}:\n".encode())
         _add_file(archive, "etc/nsswitch.conf", b"hosts: files dns\n")
