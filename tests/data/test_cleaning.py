@@ -1,0 +1,158 @@
+"""data_clean.py keeps what upstream keeps, whatever the control tokens, and says why the rest went."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.errors import DataError, UsageError
+from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.core.tokenization import encode_text
+from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
+from tests.core.records_for_tests import ordinary_records
+from tests.core.tokenizers_of_all_kinds import MODEL, byte_level_bpe, sentencepiece_plain
+from tests.core.upstream_model import NotOrdinaryError, upstream
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKENS = {
+    "default": ChatTokens(),
+    "control-characters": ChatTokens.from_shell(system_turn_start="x00", turn_start="x11", label_start="x12"),
+}
+
+
+def turns(count: int = 2, **first: object) -> list[dict[str, object]]:
+    made: list[dict[str, object]] = [{"value": f"t{i}", "from": ("User", "Assistant")[i % 2], "label": "quality:4"} for i in range(count)]
+    made[0].update(first)
+    return made
+
+
+def record(**changes: object) -> dict[str, object]:
+    made = {"conversations": turns(), "tree_id": "é", "system": "S\n\n", "mask": "User", "type": "VALUE_TO_TEXT", **changes}
+    return {key: value for key, value in made.items() if value is not ...}
+
+
+def write(path: Path, records: list[object]) -> Path:
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)) + "\n" for r in records), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(params=["sentencepiece", "huggingface"])
+def choice(request, tmp_path_factory) -> TokenizerChoice:
+    if request.param == "sentencepiece":
+        sentencepiece_plain()
+        return TokenizerChoice("sentencepiece", model_file=str(MODEL))
+    folder = tmp_path_factory.mktemp("bpe")
+    byte_level_bpe()._tokenizer.save(str(folder / "tokenizer.json"))
+    return TokenizerChoice("huggingface", str(folder))
+
+
+@pytest.mark.parametrize("tokens", TOKENS.values(), ids=TOKENS)
+def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = choice.load(tokens)
+    strings = tuple(getattr(tokens, field) for field in tokens.__struct_fields__)
+
+    def has_something_to_learn(item: dict[str, object], length: int) -> bool:
+        try:
+            _, mask = upstream(item, lambda text: encode_text(text, tokenizer), strings)
+        except NotOrdinaryError:
+            assume(False)
+        return any(mask[: length + 1])
+
+    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(ordinary_records(), min_size=1, max_size=4), st.integers(10, 300))
+    def compare(records, length):
+        source, output = write(folder / "in.jsonl", records), folder / "out.jsonl"
+        expected = [json.dumps(r, ensure_ascii=False) + "\n" for r in records if has_something_to_learn(r, length)]
+        done = clean(source, output, choice, Rules(seq_len=length, tokens=tokens))
+        assert output.read_text("utf-8") == "".join(expected)
+        assert (done.kept, sum(done.removed.values())) == (len(expected), len(records) - len(expected))
+
+    compare()
+
+
+def test_the_script_with_the_tutorials_flags(tmp_path):
+    sentencepiece_plain()
+    long = record(conversations=turns(2, value="word " * 200))
+    unlabelled = record(type="TEXT_TO_VALUE", conversations=[{"value": "a", "from": "User"}, {"value": "b", "from": "Assistant"}])
+    source = write(tmp_path / "in.jsonl", [record(), long, unlabelled, record()])
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "data_clean.py"),
+        f"--dataset_file={source}",
+        f"--output_file={tmp_path / 'out.jsonl'}",
+    ]
+    flags = [
+        "--library",
+        "sentencepiece",
+        "--model_file",
+        str(MODEL),
+        "--seq_len",
+        "200",
+        f"--details={tmp_path / 'why.jsonl'}",
+        "--jobs=2",
+    ]
+    done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "2 kept" in done.stdout
+    assert "1  nothing to learn within 200 tokens" in done.stdout
+    assert "1  nothing to learn: no learned token" in done.stdout
+    assert (tmp_path / "out.jsonl").read_text("utf-8") == (json.dumps(record(), ensure_ascii=False) + "\n") * 2
+    assert [json.loads(line)["line"] for line in (tmp_path / "why.jsonl").read_text().splitlines()] == [2, 3]
+
+
+BAD = {
+    "json": ("{", "broken JSON"),
+    "conversations": (record(conversations=...), "conversations: missing key 'conversations'"),
+    "no-turns": (record(conversations=[]), "conversations: no turns"),
+    "value": (record(conversations=[{"from": "User"}]), "conversations[0].value: missing key 'value'"),
+    "system": (record(system=...), "system: missing key 'system'"),
+    "label-kind": (record(conversations=turns(2, label=4)), "conversations[0].label: label is 4; write a string"),
+    "type": (record(type="TEXT"), "type: unknown type 'TEXT'"),
+    "mask": (record(mask="Human"), "mask: mask role 'Human' is not in the conversation"),
+    "assistant": (record(conversations=turns(3)[1:]), "conversations[0].from: the conversation starts with the assistant"),
+    "control": (record(conversations=turns(2, value="<extra_id_2>quality:4")), "conversations[0].value: control token '<extra_id_2>'"),
+    "range": (record(conversations=turns(2, label="quality:9")), "conversations[0].label: label out of range: quality is '9'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_broken_record_is_named_or_set_aside(name, tmp_path, choice):
+    content, sentence = BAD[name]
+    source = write(tmp_path / "in.jsonl", [record(), content, record()])
+    rules = Rules(schema=preset("oasst"))
+    with pytest.raises(DataError) as error:
+        clean(source, tmp_path / "out.jsonl", choice, rules)
+    assert str(error.value).startswith(f"{source}:2: ")
+    assert sentence.replace("'9'", "9") in str(error.value).replace("'9'", "9")
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+    done = clean(source, tmp_path / "out.jsonl", choice, rules, on_error="skip")
+    assert (done.kept, sum(done.rejected.values())) == (2, 1)
+    [rejected] = (json.loads(line) for line in (tmp_path / "out.jsonl.rejected.jsonl").read_text().splitlines())
+    assert (rejected["line"], rejected["file"]) == (2, str(source))
+
+
+def test_other_control_tokens_look_for_their_own_strings(tmp_path, choice):
+    source = write(tmp_path / "in.jsonl", [record(conversations=turns(2, value="typed <extra_id_1>"))])
+    assert clean(source, tmp_path / "out.jsonl", choice, Rules(tokens=TOKENS["control-characters"])).kept == 1
+
+
+def test_what_cannot_be_meant(tmp_path, choice):
+    source = write(tmp_path / "in.jsonl", [record()])
+    for wrong, rules in (
+        (TokenizerChoice("sentencepiece"), Rules()),
+        (TokenizerChoice("nemo"), Rules()),
+        (TokenizerChoice("sentencepiece", model_file=str(source)), Rules()),
+        (choice, Rules(seq_len=0)),
+    ):
+        with pytest.raises(UsageError):
+            clean(source, tmp_path / "out.jsonl", wrong, rules)
+    assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]

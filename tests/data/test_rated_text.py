@@ -1,0 +1,191 @@
+"""Tables of rated text become records whose labels follow the ratings, split so that nothing leaks."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nemo_steerlm.core.attributes import Attribute, AttributeSchema
+from nemo_steerlm.core.errors import DataError, UsageError
+from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.data.rated_text import PARTS, RatedText, read_rated_text, split_records
+from nemo_steerlm.data.rejects import Rejects
+
+SCHEMA = AttributeSchema(attributes=(Attribute(name="positivity"), Attribute(name="verbosity")))
+
+
+def read(source: dict[str, object], folder: Path, on_error="fail", schema=SCHEMA, tokens=None):
+    with Rejects(folder / "out", on_error) as rejects:
+        return list(read_rated_text(RatedText.from_dict(source), schema, rejects, tokens=tokens))
+
+
+def table(folder: Path, rows: int = 400, name: str = "t.tsv") -> Path:
+    """id, mean rating from -4 to 4, text; no header, as vaderSentiment's ground truth."""
+    made = random.Random(1)
+    lines = [f"{i}\t{made.uniform(-4, 4):.4f}\t{'word ' * made.randint(1, 40)}no {name} {i}\r\n" for i in range(rows)]
+    (folder / name).write_text("".join(lines))
+    return folder / name
+
+
+def described(path: Path, **more: object) -> dict[str, object]:
+    return {
+        "files": [{"path": str(path), "prompt": "Write a review."}],
+        "text_column": "2",
+        "header": False,
+        "ratings": {"positivity": {"column": "1"}},
+        "computed": {"verbosity": {"measure": "words"}},
+        **more,
+    }
+
+
+def label_of(record) -> tuple[int, int]:
+    turn = record["conversations"][1]
+    parsed = SCHEMA.parse(turn.get("label") or turn["gt_label"]).values
+    return parsed["positivity"], parsed["verbosity"]
+
+
+def test_bins_fill_equally_and_follow_the_ratings(tmp_path):
+    path = table(tmp_path)
+    ratings = {f"t.tsv:{i}": float(line.split("\t")[1]) for i, line in enumerate(path.read_text().splitlines(), 1)}
+    placed = read(described(path, hidden=0.0), tmp_path)
+    assert len(placed) == 400
+    counts = collections.Counter(label_of(record)[0] for _, record in placed)
+    assert counts == dict.fromkeys(range(5), 80)
+    by_rating = sorted((ratings[record["tree_id"]], label_of(record)[0]) for _, record in placed)
+    assert [level for _, level in by_rating] == sorted(level for _, level in by_rating)
+
+
+def test_a_record_has_upstreams_shape(tmp_path):
+    part, record = read(described(table(tmp_path), hidden=0.0), tmp_path)[0]
+    assert list(record) == ["conversations", "tree_id", "system", "mask", "type"]
+    assert record["conversations"][0] == {"value": "Write a review.", "from": "User"}
+    assert list(record["conversations"][1]) == ["value", "from", "label"]
+    assert part in ("train", "validation")
+
+
+def test_hidden_labels_are_hidden_and_equal_texts_stay_together(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,score\n" + "".join(f'"text {i % 100}",{i % 5}\n' for i in range(1000)))
+    source = {
+        "files": [{"path": str(path), "prompt": "?"}],
+        "ratings": {"positivity": {"column": "score", "range": [0, 4]}},
+        "split_ratio": 0.8,
+    }
+    placed = read(source, tmp_path)
+    parts = collections.defaultdict(set)
+    for part, record in placed:
+        turn = record["conversations"][1]
+        parts[turn["value"]].add(part)
+        assert ("gt_label" in turn, "label" in turn) == (part.startswith("hidden"), not part.startswith("hidden"))
+    assert all(len(found) == 1 for found in parts.values())
+    assert {part for found in parts.values() for part in found} == set(PARTS)
+    paths = {part: tmp_path / f"{part}.jsonl" for part in PARTS}
+    counts = split_records(placed, paths)
+    assert counts == collections.Counter(part for part, _ in placed)
+    assert sum(len(path.read_text().splitlines()) for path in paths.values()) == 1000
+
+
+def test_ranges_are_linear_and_clamped(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text(
+        "".join(json.dumps({"body": f"t{i}", "stars": v, "q": f"Q{i}"}) + "\n" for i, v in enumerate([-9, 1, 2, 3, "4", 5, 99]))
+    )
+    source = {
+        "files": [{"path": str(path), "prompt_column": "q"}],
+        "text_column": "body",
+        "ratings": {"positivity": {"column": "stars", "range": [1, 5]}},
+        "hidden": 0,
+    }
+    placed = read(source, tmp_path)
+    assert [r["conversations"][1]["label"] for _, r in placed] == [f"positivity:{v}" for v in (0, 0, 1, 2, 3, 4, 4)]
+    assert [r["conversations"][0]["value"] for _, r in placed] == [f"Q{i}" for i in range(7)]
+
+
+def test_a_sample_takes_the_same_number_from_each_file_where_there_are_enough(tmp_path):
+    files = [table(tmp_path, rows, f"{rows}.tsv") for rows in (10, 200, 300)]
+    source = described(files[0], limit=110)
+    source["files"] = [{"path": str(file), "prompt": "?"} for file in files]
+    placed = read(source, tmp_path)
+    assert collections.Counter(r["tree_id"].split(":")[0] for _, r in placed) == {"10.tsv": 10, "200.tsv": 50, "300.tsv": 50}
+    assert placed == read(source, tmp_path)
+    assert placed != read({**source, "seed": 11}, tmp_path)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 399))
+def test_changing_a_row_moves_no_other(tmp_path_factory, row):
+    folder = tmp_path_factory.mktemp("rows")
+    path = table(folder)
+    before = {r["tree_id"]: part for part, r in read(described(path, limit=None), folder)}
+    lines = path.read_text().splitlines(keepends=True)
+    lines[row] = f"{row}\t0.5\tsomething else\n"
+    path.write_text("".join(lines))
+    after = {r["tree_id"]: part for part, r in read(described(path), folder)}
+    assert {k for k in before if before[k] != after[k]} <= {f"t.tsv:{row + 1}"}
+
+
+def test_packed_tables_quotes_and_long_texts(tmp_path):
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress(b'text,score\n"two\nlines, ""quoted""",1\n"one two three four",2\n'))
+    source = {"files": [{"path": str(path), "prompt": "?"}], "ratings": {"positivity": {"column": "score", "range": [0, 4]}}, "hidden": 0}
+    placed = read({**source, "max_words": 3}, tmp_path)
+    assert [r["conversations"][1]["value"] for _, r in placed] == ['two\nlines, "quoted"']
+
+
+BAD = {
+    "number": (b"a,high\n", "score: rating is 'high'; write a number"),
+    "not-finite": (b"a,nan\n", "score: rating is 'nan'; write a number"),
+    "short": (b"a\n", "no column 'score'"),
+    "empty": (b",3\n", "text: text is ''"),
+    "utf-8": (b"\xff,3\n", "invalid utf-8"),
+    "control": (b"<extra_id_1>,3\n", "text: control token '<extra_id_1>'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_named_or_set_aside(tmp_path, name):
+    row, sentence = BAD[name]
+    path = tmp_path / "t.csv"
+    path.write_bytes(b"text,score\ngood,1\n" + row + b"fine,2\n")
+    source = {"files": [{"path": str(path), "prompt": "?"}], "ratings": {"positivity": {"column": "score", "range": [0, 4]}}}
+    with pytest.raises(DataError) as error:
+        read(source, tmp_path, tokens=ChatTokens())
+    assert str(error.value).startswith(f"{path}:3: ")
+    assert sentence in str(error.value)
+    assert len(read(source, tmp_path, "skip", tokens=ChatTokens())) == 2
+    assert json.loads((tmp_path / "out.rejected.jsonl").read_text())["line"] == 3
+
+
+def test_latin_1_is_read_where_it_is_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_bytes("text,score\nschön,1\n".encode("latin-1"))
+    source = {
+        "files": [{"path": str(path), "prompt": "?"}],
+        "ratings": {"positivity": {"column": "score", "range": [0, 4]}},
+        "encoding": "latin-1",
+    }
+    assert read(source, tmp_path)[0].record["conversations"][1]["value"] == "schön"
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"ratings": {"positivty": {"column": "1"}}}, "did you mean positivity"),
+        ({"ratings": {}, "computed": {}}, "at least one attribute"),
+        ({"computed": {"positivity": {}}}, "both rated and computed"),
+        ({"ratings": {"positivity": {"column": "1", "range": [2, 2]}}}, "two different ratings"),
+        ({"encoding": "latin-99"}, "unknown encoding"),
+        ({"files": [{"path": "x.parquet", "prompt": "?"}]}, "name it .csv"),
+        ({"files": [{"path": "x.csv"}]}, "exactly one of prompt and prompt_column"),
+    ],
+)
+def test_a_description_that_cannot_be_meant(tmp_path, change, sentence):
+    with pytest.raises((UsageError, DataError), match=sentence):
+        read(described(table(tmp_path, 8), **change), tmp_path)
