@@ -11,7 +11,7 @@ SOURCES := nemo_steerlm k8s tests examples
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: run test test-fast lint bench clean browser install
+.PHONY: run test test-cluster lint bench clean install
 
 install: $(INSTALLED)
 
@@ -33,16 +33,12 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint browser
-	$(BIN)/pytest
-
-# Leaves out the control plane and node, whose binaries take minutes to build.
-test-fast: lint
+test: lint
 	$(BIN)/pytest -m 'not cluster'
 
-# Debian's Chromium for the tests that look at pages; they skip where it is absent and cannot be installed.
-browser:
-	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy chromium; } || echo 'no chromium: browser tests will skip'
+# A real control plane and node, as root on Linux; its programs are built once, which takes minutes.
+test-cluster: $(INSTALLED)
+	$(BIN)/pytest -m cluster tests/cluster
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

@@ -6,7 +6,7 @@ All turns are labelled, as upstream does; ``--turns unmasked`` labels those of t
 import typer
 
 from nemo_steerlm.cli.annotate import attribute_annotate
-from nemo_steerlm.cli.main import run_and_exit
+from nemo_steerlm.core.exits import run_and_exit
 
 if __name__ == "__main__":
     run_and_exit(lambda: typer.run(attribute_annotate), program="attribute_annotate.py")

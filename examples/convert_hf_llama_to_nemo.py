@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 from nemo_steerlm.cli.convert import PRECISIONS, to_nemo
-from nemo_steerlm.cli.main import run_and_exit
+from nemo_steerlm.core.exits import run_and_exit
 from nemo_steerlm.core.template import ChatTokens
 
 

@@ -3,7 +3,7 @@
 import typer
 
 from nemo_steerlm.cli.answer import answer
-from nemo_steerlm.cli.main import run_and_exit
+from nemo_steerlm.core.exits import run_and_exit
 
 if __name__ == "__main__":
     run_and_exit(lambda: typer.run(answer), program="get_answer.py")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from nemo_steerlm.cli.main import run_and_exit
 from nemo_steerlm.cli.serve import serve_with_nemo_flags
+from nemo_steerlm.core.exits import run_and_exit
 
 if __name__ == "__main__":
     run_and_exit(lambda: serve_with_nemo_flags(sys.argv[1:]), "megatron_gpt_eval.py")

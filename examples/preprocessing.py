@@ -2,8 +2,8 @@
 
 import typer
 
-from nemo_steerlm.cli.main import run_and_exit
 from nemo_steerlm.cli.preprocess import preprocess
+from nemo_steerlm.core.exits import run_and_exit
 
 if __name__ == "__main__":
     run_and_exit(lambda: typer.run(preprocess), program="preprocessing.py")

@@ -4,7 +4,7 @@ Takes the keys of NeMo-Aligner's gpt_sft.yaml; see nemo_steerlm/megatron/conf/gp
 ``python -m nemo_steerlm.megatron.train``.
 """
 
-from nemo_steerlm.cli.main import run_and_exit
+from nemo_steerlm.core.exits import run_and_exit
 from nemo_steerlm.megatron.train import main
 
 if __name__ == "__main__":

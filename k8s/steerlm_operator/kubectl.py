@@ -15,8 +15,8 @@ from typing import Any
 
 import typer
 
-from nemo_steerlm.cli.main import run_and_exit
 from nemo_steerlm.core.errors import SteerLMError, UsageError
+from nemo_steerlm.core.exits import run_and_exit
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 from steerlm_operator import names
 

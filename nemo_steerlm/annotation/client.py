@@ -57,9 +57,7 @@ class Labelling:
 
     def __init__(self, conversation: Conversation, reading: Reading) -> None:
         self.reading = reading
-        self.targets = tuple(
-            i for i, turn in enumerate(conversation.turns) if reading.turns == "all" or turn.speaker != conversation.mask
-        )
+        self.targets = tuple(i for i, turn in enumerate(conversation.turns) if reading.turns == "all" or turn.speaker != conversation.mask)
         self.conversation = _without_labels(conversation, self.targets)
         self.labels: dict[int, TurnLabel] = {}
         self._values: dict[str, int] = {}
@@ -180,8 +178,7 @@ async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncC
 
 def _record(conversation: Conversation) -> dict[str, Any]:
     turns = [
-        {"from": turn.speaker, "value": turn.text} | ({} if turn.label is None else {"label": turn.label})
-        for turn in conversation.turns
+        {"from": turn.speaker, "value": turn.text} | ({} if turn.label is None else {"label": turn.label}) for turn in conversation.turns
     ]
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask}
 

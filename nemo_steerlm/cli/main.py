@@ -1,16 +1,15 @@
-"""``steerlm``: finds the command, imports its file, and turns errors into one line and an exit code."""
+"""``steerlm``: finds the command and imports its file."""
 
 from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import typer
 
 from nemo_steerlm import __version__
-from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.core.exits import run_and_exit
 
 COMMANDS = {
     "run": "Run a pipeline on this machine.",
@@ -54,23 +53,6 @@ def steerlm(version: bool = typer.Option(False, "--version", is_eager=True, call
 def _print_version() -> None:
     print(__version__)
     raise typer.Exit
-
-
-def run_and_exit(function: Callable[[], Any], program: str = "steerlm") -> None:
-    """Call ``function``; on an error of this package print one line to stderr and exit with its code. Ctrl-C exits 130.
-
-    The only place where exceptions become exit codes; the example scripts end here too.
-    """
-    try:
-        function()
-    except SteerLMError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
 
 
 def main() -> None:

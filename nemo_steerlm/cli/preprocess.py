@@ -22,7 +22,9 @@ class OnErrorChoice(str, enum.Enum):
 
 def preprocess(
     input_file: str = typer.Option(
-        "2023-04-12_oasst_all.trees.jsonl", "--input_file", "--input-file",
+        "2023-04-12_oasst_all.trees.jsonl",
+        "--input_file",
+        "--input-file",
         help="OASST trees, .jsonl or .jsonl.gz: a path, or hf:OWNER/NAME/FILE on the Hugging Face hub.",
     ),
     output_file_prefix: str = typer.Option(

@@ -38,7 +38,11 @@ def print_plan(file: Path, work: Path) -> None:
     for state in local.plan(file, work):
         took = f"{state.seconds:7.1f} s" if state.state == "done" else " " * 9
         width = state.stage.parallel
-        wide = f"  {width.nodes}x{width.devices} devices, TP {width.tensor}, PP {width.pipeline}, DP {width.data}" if width.devices * width.nodes > 1 else ""
+        wide = (
+            f"  {width.nodes}x{width.devices} devices, TP {width.tensor}, PP {width.pipeline}, DP {width.data}"
+            if width.devices * width.nodes > 1
+            else ""
+        )
         print(f"{state.stage.name:20} {state.state:12} {took}  steerlm {' '.join(state.stage.command(str(file), str(work)))}{wide}")
 
 

@@ -18,6 +18,4 @@ def stage(
     merge: bool = typer.Option(False, "--merge", help="Merge finished shards into the stage's outputs (annotate)."),
 ) -> None:
     """Run one stage: read its inputs, write its outputs, and _SUCCESS.json last. Work that is already done is found and kept."""
-    running.run_stage(
-        name, manifest, workdir, servers=running.parse_servers(server), shard=running.parse_shard(shard), merge=merge
-    )
+    running.run_stage(name, manifest, workdir, servers=running.parse_servers(server), shard=running.parse_shard(shard), merge=merge)

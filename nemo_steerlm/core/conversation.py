@@ -98,7 +98,5 @@ def _field(raw: Mapping[str, Any], key: str, kind: type, where: Where, default: 
             raise DataError(f"missing key {key!r}", where=where.at(key), instead=f"found: {', '.join(map(str, raw)) or 'no keys'}")
         return default
     if not isinstance(value, kind):
-        raise DataError(
-            f"{key} is {shown(value)}", where=where.at(key), instead=f"write a {'string' if kind is str else 'list'}"
-        )
+        raise DataError(f"{key} is {shown(value)}", where=where.at(key), instead=f"write a {'string' if kind is str else 'list'}")
     return value

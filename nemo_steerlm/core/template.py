@@ -179,7 +179,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         spans = self._header(conversation)
         for turn in conversation.turns:
             spans += self._turn(turn, "VALUE_TO_TEXT")
-        return spans + self._turn(Turn(speaker=speaker, text="", label=label), "VALUE_TO_TEXT")[: -2]
+        return spans + self._turn(Turn(speaker=speaker, text="", label=label), "VALUE_TO_TEXT")[:-2]
 
     def label_prompt(self, conversation: Conversation, turn: int) -> list[Span]:
         """Everything up to where the label of turn number ``turn`` starts (T2V), the marker ``label_start`` included."""

@@ -315,6 +315,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    from nemo_steerlm.cli.main import run_and_exit
+    from nemo_steerlm.core.exits import run_and_exit
 
     run_and_exit(main, "tokenizer_files")

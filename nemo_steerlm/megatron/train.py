@@ -186,6 +186,6 @@ def run(plan: Plan, stop: StopSignal) -> None:
 
 
 if __name__ == "__main__":
-    from nemo_steerlm.cli.main import run_and_exit
+    from nemo_steerlm.core.exits import run_and_exit
 
     run_and_exit(main, "train")

@@ -95,9 +95,7 @@ def agreement(truth: Sequence[int], predicted: Sequence[float]) -> Agreement:
     """Compare predictions with labels; predictions are rounded for accuracy only."""
     errors = [abs(t - p) for t, p in zip(truth, predicted, strict=True)]
     right = sum(t == round(p) for t, p in zip(truth, predicted, strict=True))
-    return Agreement(
-        count=len(truth), accuracy=right / len(truth), mae=math.fsum(errors) / len(truth), spearman=spearman(truth, predicted)
-    )
+    return Agreement(count=len(truth), accuracy=right / len(truth), mae=math.fsum(errors) / len(truth), spearman=spearman(truth, predicted))
 
 
 def check_value_model(
@@ -133,7 +131,8 @@ def ridge(texts: Sequence[str], values: Sequence[int], unseen: Sequence[str]) ->
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import Ridge
 
-    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2 if len(texts) >= 50 else 1, max_features=50_000, token_pattern=r"(?u)\b\w+\b|[^\w\s]")
+    words = r"(?u)\b\w+\b|[^\w\s]"
+    vectors = TfidfVectorizer(ngram_range=(1, 2), min_df=2 if len(texts) >= 50 else 1, max_features=50_000, token_pattern=words)
 
     def features(batch: Sequence[str], matrix: csr_matrix) -> csr_matrix:
         lengths = [[math.log1p(len(text.split()))] for text in batch]
@@ -195,7 +194,7 @@ def _level(level: int, samples: Sequence[Sample]) -> Level:
     )
 
 
-def spread(prompts: Sequence[str], count: int, seed: int) -> list[int]:
+def spread(prompts: Sequence[object], count: int, seed: int) -> list[int]:
     """``count`` positions in ``prompts``, every prompt used equally often, in an order that depends on ``seed`` only."""
     order = list(range(len(prompts)))
     random.Random(seed).shuffle(order)
@@ -215,7 +214,9 @@ def summary(checks: Mapping[str, AttributeCheck], table: Sequence[Steering]) -> 
         unit = f", by {entry.judge}" if entry.judge else ""
         lines.append(f"  {entry.attribute} ({entry.levels[0].count} answers a level)")
         lines.append("    asked            " + "".join(f"{level.level:9}" for level in entry.levels) + "   Spearman")
-        lines.append("    value model      " + "".join(f"{level.read:9.2f}" for level in entry.levels) + f"   {_number(entry.spearman_read)}")
+        lines.append(
+            "    value model      " + "".join(f"{level.read:9.2f}" for level in entry.levels) + f"   {_number(entry.spearman_read)}"
+        )
         if entry.judge:
             row = "".join(f"{level.judged:9.2f}" for level in entry.levels)
             lines.append(f"    judged{unit:11}" + row + f"   {_number(entry.spearman_judged)}")

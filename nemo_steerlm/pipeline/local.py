@@ -112,9 +112,7 @@ def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listen
     listener.started(stage)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        addresses = [
-            f"{need.role}={url}" for need in stage.servers for url in stack.enter_context(servers(need, work, stage=stage.name))
-        ]
+        addresses = [f"{need.role}={url}" for need in stage.servers for url in stack.enter_context(servers(need, work, stage=stage.name))]
         command = [*STEERLM, *stage.command(str(manifest), str(work.path))]
         command += [part for address in addresses for part in ("--server", address)]
         log = work.log(stage.name)
@@ -152,7 +150,7 @@ def servers(need: ServerNeed, work: WorkDirectory, *, stage: str) -> Iterator[li
 def stop_on_signals() -> Iterator[None]:
     """SIGTERM and SIGHUP end the block like Ctrl-C does, with exit code 128 + signal."""
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     before: dict[int, Callable[..., object] | int | None] = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGHUP)}

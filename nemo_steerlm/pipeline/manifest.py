@@ -129,8 +129,10 @@ class LoraSpec(Spec):
 
     rank: Annotated[int, Field(ge=1, le=1024)] = 32
     """Width of the adapters."""
-    target_modules: Annotated[tuple[Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"], ...],
-                              Field(min_length=1, max_length=7)] = ("attention_qkv",)
+    target_modules: Annotated[
+        tuple[Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"], ...],
+        Field(min_length=1, max_length=7),
+    ] = ("attention_qkv",)
     """Which layers get one."""
 
 
@@ -167,8 +169,9 @@ class TrainSpec(Spec):
     """How wide it runs."""
     lora: LoraSpec | None = None
     """Train adapters only; all weights by default."""
-    overrides: Annotated[tuple[Annotated[str, Field(max_length=1024, pattern=r"^[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*=[^\n\r]*$")], ...],
-                         Field(max_length=128)] = ()
+    overrides: Annotated[
+        tuple[Annotated[str, Field(max_length=1024, pattern=r"^[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*=[^\n\r]*$")], ...], Field(max_length=128)
+    ] = ()
     """Anything else of train_gpt_sft's configuration, as ``key=value``."""
 
     @model_validator(mode="after")

@@ -142,7 +142,7 @@ def _die_with_parent() -> None:
 def exit_on_sigterm() -> None:
     """Turn SIGTERM into SystemExit(143), so that ``with`` and ``finally`` blocks stop children and keep files whole."""
 
-    def stop(number: int, frame: object) -> None:
+    def stop(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, stop)

@@ -7,7 +7,7 @@ import importlib.metadata
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from nemo_steerlm import __version__
 from nemo_steerlm.core.errors import UsageError, shown
@@ -24,7 +24,8 @@ REMOTE = ("pypi:", "pypi-sdist:", "hf:")
 RECORDED_VERSIONS = ("torch", "nemo_toolkit", "megatron-core", "transformers")
 
 
-class Shard(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Shard:
     """Part ``index`` (0-based) of ``count``."""
 
     index: int
@@ -117,9 +118,7 @@ def run_stage(
         for need in stage.servers:
             if not (servers or {}).get(need.role):
                 raise UsageError(f"stage {name} needs a server of {need.stage}: give --server {need.role}=URL")
-        run = Run(
-            pipeline=pipeline, stage=stage, work=work, manifest=manifest, servers=servers or {}, shard=shard, merge=merge, lock=lock
-        )
+        run = Run(pipeline=pipeline, stage=stage, work=work, manifest=manifest, servers=servers or {}, shard=shard, merge=merge, lock=lock)
         metrics = STEPS[stage.kind](run)
         if metrics is None:
             return None

@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
-"""A file or folder: a path (relative ones start at the manifest), ``pypi:NAME==VERSION/path/in/archive``, or a hub name where it says so."""
+"""A file or folder: a path (relative ones start at the manifest), ``pypi:NAME==VERSION/path/in/archive``, or a hub name."""
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 

@@ -58,7 +58,9 @@ def answers(urls: Sequence[str], asks: Sequence[Ask], sampling: Sampling, done: 
     return [str(reply["choices"][0]["message"]["content"]) for reply in replies]
 
 
-def readings(urls: Sequence[str], conversations: Sequence[Conversation], done: Callable[[int], None], batch: int = 32) -> list[dict[str, float]]:
+def readings(
+    urls: Sequence[str], conversations: Sequence[Conversation], done: Callable[[int], None], batch: int = 32
+) -> list[dict[str, float]]:
     """The expected value of each attribute in the last turn of each conversation, as the value model reads it."""
     batches = [conversations[i : i + batch] for i in range(0, len(conversations), batch)]
     bodies = [("/v1/attributes", {"conversations": [_record(c) for c in part], "turns": "unmasked"}) for part in batches]

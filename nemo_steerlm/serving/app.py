@@ -71,19 +71,19 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
 def _add_errors(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
-        assert isinstance(error, SteerLMError)  # noqa: S101  narrows the type; registered for nothing else
+        assert isinstance(error, SteerLMError)
         status = _STATUS.get(type(error), 500)
         headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
         return _error(status, error.code, str(error), headers)
 
     async def invalid(_: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)  # noqa: S101  as above
+        assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body")
         return _error(400, "invalid_request", f"{where or 'body'}: {first['msg']}")
 
     async def http(_: Request, error: Exception) -> Response:
-        assert isinstance(error, HTTPException)  # noqa: S101  as above
+        assert isinstance(error, HTTPException)
         code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
         return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
 

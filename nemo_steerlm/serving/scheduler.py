@@ -125,7 +125,7 @@ class Scheduler:
                 result = await job.results.get()
                 if isinstance(result, SteerLMError):
                     raise result
-                assert isinstance(result, Delta)  # noqa: S101  narrows the type; generations get nothing else
+                assert isinstance(result, Delta)
                 yield result
                 if result.finish:
                     return
@@ -143,7 +143,7 @@ class Scheduler:
                 result = await job.results.get()
                 if isinstance(result, SteerLMError):
                     raise result
-                assert isinstance(result, list)  # noqa: S101  narrows the type; scores get nothing else
+                assert isinstance(result, list)
                 results.append(result)
             return results
         finally:

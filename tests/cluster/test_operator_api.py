@@ -56,11 +56,12 @@ class Cluster:
     def until(self, predicate, name="p", seconds=DEADLINE):
         """The first state of the pipeline for which ``predicate`` holds, from a watch."""
         end, last = time.monotonic() + seconds, None
+        # Version 0: from the API server's cache at once. The newest one needs a round trip that older etcds answer late.
         while time.monotonic() < end:
             watch = kubernetes.watch.Watch()
             stream = watch.stream(
                 self.custom.list_namespaced_custom_object, namespace=self.namespace, field_selector=f"metadata.name={name}",
-                timeout_seconds=max(1, int(end - time.monotonic())), **GROUP,
+                resource_version="0", timeout_seconds=max(1, int(end - time.monotonic())), **GROUP,
             )  # fmt: skip
             for event in stream:
                 last = event["object"]
@@ -84,7 +85,9 @@ class Cluster:
         return {job.metadata.name: job for job in self.batch.list_namespaced_job(self.namespace).items}
 
     def events(self):
-        return [e.reason for e in self.core.list_namespaced_event(self.namespace, field_selector="involvedObject.kind=SteerLMPipeline").items]
+        return [
+            e.reason for e in self.core.list_namespaced_event(self.namespace, field_selector="involvedObject.kind=SteerLMPipeline").items
+        ]
 
 
 class Status:
@@ -117,8 +120,14 @@ class Kubelet(threading.Thread):
         while not self.stopped.is_set():
             watch = kubernetes.watch.Watch()
             try:
-                for event in watch.stream(self.cluster.core.list_namespaced_pod, self.cluster.namespace, timeout_seconds=5):
-                    if event["type"] == "ADDED" and event["object"].status.phase == "Pending" and not event["object"].metadata.deletion_timestamp:
+                for event in watch.stream(
+                    self.cluster.core.list_namespaced_pod, self.cluster.namespace, resource_version="0", timeout_seconds=5
+                ):
+                    if (
+                        event["type"] == "ADDED"
+                        and event["object"].status.phase == "Pending"
+                        and not event["object"].metadata.deletion_timestamp
+                    ):
                         self._play(event["object"])
                     if self.stopped.is_set():
                         break
@@ -138,13 +147,23 @@ class Kubelet(threading.Thread):
             self._patch(pod, {"phase": "Running", "conditions": ready, "containerStatuses": [running]})
             return
         if "waiting" in does:
-            self._patch(pod, {"phase": "Pending", "containerStatuses": [{**container, "ready": False, "state": {"waiting": does["waiting"]}}]})
+            self._patch(
+                pod, {"phase": "Pending", "containerStatuses": [{**container, "ready": False, "state": {"waiting": does["waiting"]}}]}
+            )
             return
-        ended = {"exitCode": does["exit"], "reason": does.get("reason", "Error"), "message": does.get("message", ""), "startedAt": None, "finishedAt": None}
+        ended = {
+            "exitCode": does["exit"],
+            "reason": does.get("reason", "Error"),
+            "message": does.get("message", ""),
+            "startedAt": None,
+            "finishedAt": None,
+        }
         status = {"phase": "Failed" if does["exit"] else "Succeeded"}
         status["containerStatuses"] = [{**container, "ready": False, "state": {"terminated": ended}}]
         if does.get("disrupted"):
-            status["conditions"] = [{"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "preempted"}]
+            status["conditions"] = [
+                {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler", "message": "preempted"}
+            ]
         self._patch(pod, status)
 
     def _patch(self, pod, status):

@@ -9,7 +9,7 @@ import sys
 
 from nemo_steerlm.pipeline.processes import Child, parse_message
 
-WAITS = "import signal, sys; print('{\"steerlm\": \"ready\"}', flush=True); "
+WAITS = 'import signal, sys; print(\'{"steerlm": "ready"}\', flush=True); '
 
 
 def python(code):
@@ -18,7 +18,7 @@ def python(code):
 
 def test_output_is_logged_and_messages_handed_on(tmp_path):
     seen = []
-    code = "print('plain'); print('{\"steerlm\": \"progress\", \"done\": 1}'); print('{\"steerlm\": broken'); raise SystemExit(65)"
+    code = 'print(\'plain\'); print(\'{"steerlm": "progress", "done": 1}\'); print(\'{"steerlm": broken\'); raise SystemExit(65)'
     with Child(python(code), log=tmp_path / "a" / "log", on_message=seen.append) as child:
         assert child.wait() == 65
     assert seen == [{"steerlm": "progress", "done": 1}]
@@ -46,16 +46,17 @@ def test_no_message_from_a_process_that_ended(tmp_path):
 
 
 def test_a_child_dies_with_a_parent_that_was_killed(tmp_path):
-    parent = subprocess.Popen(
-        python(
-            "import sys, signal; from pathlib import Path; from nemo_steerlm.pipeline.processes import Child\n"
-            f"child = Child([sys.executable, '-c', {WAITS + 'import os; print(os.getpid(), flush=True); signal.pause()'!r}], log=Path(sys.argv[1]))\n"
-            "child.await_message('ready', 30); print(child._process.pid, flush=True); signal.pause()"
-        )
-        + [str(tmp_path / "log")],
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    child_code = WAITS + "signal.pause()"
+    parent_code = f"""
+import signal, sys
+from pathlib import Path
+from nemo_steerlm.pipeline.processes import Child
+child = Child([sys.executable, '-c', {child_code!r}], log=Path(sys.argv[1]))
+child.await_message('ready', 30)
+print(child._process.pid, flush=True)
+signal.pause()
+"""
+    parent = subprocess.Popen([*python(parent_code), str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)
     child = os.pidfd_open(int(parent.stdout.readline()))
     parent.kill()
     parent.wait()

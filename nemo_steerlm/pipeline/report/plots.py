@@ -87,4 +87,4 @@ def _svg(figure: Figure) -> str:
     # A fixed salt and no date: the same figures give the same bytes.
     with mpl.rc_context({"svg.hashsalt": "steerlm", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.S)
+    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.annotation import shards
-from nemo_steerlm.annotation.annotate import Options, annotate as label
+from nemo_steerlm.annotation.annotate import Options
+from nemo_steerlm.annotation.annotate import annotate as label
 from nemo_steerlm.annotation.results import Shard, Summary
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
@@ -35,7 +36,9 @@ def label_and_clean(run: Run, files: Mapping[str, Path]) -> dict[str, Any] | Non
     for name, path in files.items():
         labelled = run.folder / f"labelled_{name}.jsonl"
         if run.merge:
-            summaries[name] = shards.merge(path, labelled, run.pipeline.spec.annotate.shards, attributes=run.pipeline.spec.attributes.schema_())
+            summaries[name] = shards.merge(
+                path, labelled, run.pipeline.spec.annotate.shards, attributes=run.pipeline.spec.attributes.schema_()
+            )
         else:
             summaries[name] = _label(run, path, labelled, before, sum(totals.values()))
         _require_complete(summaries[name])
@@ -62,7 +65,8 @@ def _label(run: Run, source: Path, target: Path, before: int, total: int) -> Sum
 
 def _require_complete(summary: Summary) -> None:
     if not summary.complete:
-        reasons = ", ".join(f"{reason} ({count})" for reason, count in summary.reasons.items())
+        most, count = max(summary.reasons.items(), key=lambda item: item[1])
+        reasons = f"{most} ({count}{' and others' if len(summary.reasons) > 1 else ''})"
         raise DataError(
             f"{summary.failed} of {summary.total} records could not be labelled: {reasons}",
             where=Where(file=summary.rejects),

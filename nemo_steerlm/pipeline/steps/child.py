@@ -34,4 +34,3 @@ def call(what: str, run: Run, arguments: Sequence[str], env: Mapping[str, str] |
         code = child.wait()
         if code:
             raise ChildFailedError(what, child, code)
-

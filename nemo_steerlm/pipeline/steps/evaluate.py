@@ -105,11 +105,8 @@ def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Samp
     """Answers at every level of every steered attribute, read and judged."""
     how = spec.evaluate
     questions = _questions(run, spec, schema)
-    plan = []
-    for name in how.attributes or schema.names:
-        for level in schema[name].values:
-            for i in spread(questions, how.samples_per_level, how.seed):
-                plan.append((name, level, questions[i]))
+    chosen = [questions[i] for i in spread(questions, how.samples_per_level, how.seed)]
+    plan = [(name, level, q) for name in how.attributes or schema.names for level in schema[name].values for q in chosen]
     asks = [
         Ask(conversation=q, attributes={**_base(schema, how.base), name: level}, seed=how.seed + i)
         for i, (name, level, q) in enumerate(plan)

@@ -77,7 +77,10 @@ def _shorten(run: Run, path: Path, tokenizer: TextTokenizer) -> int:
             conversation = Conversation.from_record(line.record, Where(file=str(path), line=line.number))
             read = tuple(msgspec.structs.replace(turn, label=label) for turn in conversation.turns)
             keep = len(turns)
-            while keep > 1 and _length(template, tokenizer, msgspec.structs.replace(conversation, turns=read[:keep])) > spec.model.max_sequence_length:
+            while (
+                keep > 1
+                and _length(template, tokenizer, msgspec.structs.replace(conversation, turns=read[:keep])) > spec.model.max_sequence_length
+            ):
                 keep -= 1
             cut += keep < len(turns)
             text = dump({**line.record, "conversations": turns[:keep]})

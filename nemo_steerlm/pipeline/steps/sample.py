@@ -43,7 +43,7 @@ def sample(run: Run) -> dict[str, Any]:
     count = write_records(drawn, (_record(ask, text) for ask, text in zip(asks, texts, strict=True) if text.strip()))
     if not count:
         raise DataError("the model answered every prompt with nothing", instead="train it longer, or raise bootstrap.maxTokens")
-    metrics = label_and_clean(run, {"train": drawn})
+    metrics = label_and_clean(run, {"train": drawn}) or {}
     shutil.copyfile(run.input("annotate", "val.jsonl"), run.folder / "val.jsonl")
     return {"combinations": len(combinations), "sampled": len(asks), **metrics}
 

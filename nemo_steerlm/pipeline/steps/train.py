@@ -125,7 +125,7 @@ def _quoted(value: object) -> str:
 
 
 def _threads(parallel: ParallelSpec) -> dict[str, str]:
-    """torchrun gives each process one thread; share the cores out instead, unless somebody chose."""
+    """Torchrun gives each process one thread; share the cores out instead, unless somebody chose."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // parallel.devices)))}
 

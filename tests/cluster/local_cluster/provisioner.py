@@ -36,7 +36,7 @@ class Provisioner:
         while True:
             try:
                 self.follow(path)
-            except (OSError, http.client.HTTPException, ValueError) as error:  # noqa: PERF203 the watch is opened again
+            except (OSError, http.client.HTTPException, ValueError) as error:
                 print(f"watch of {path} ended: {error!r}", flush=True)
                 threading.Event().wait(0.5)
 
