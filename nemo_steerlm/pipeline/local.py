@@ -112,7 +112,7 @@ def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listen
     listener.started(stage)
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
-        addresses = [f"{need.role}={url}" for need in stage.servers for url in stack.enter_context(servers(need, work, stage=stage.name))]
+        addresses = stack.enter_context(servers(stage, work))
         command = [*STEERLM, *stage.command(str(manifest), str(work.path))]
         command += [part for address in addresses for part in ("--server", address)]
         log = work.log(stage.name)
@@ -125,25 +125,30 @@ def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listen
 
 
 @contextlib.contextmanager
-def servers(need: ServerNeed, work: WorkDirectory, *, stage: str) -> Iterator[list[str]]:
-    """Start the servers a stage needs on free ports, wait until they answer, stop them at the end whatever happens. Yields their URLs."""
-    model = work.folder(need.stage) / MODEL_FOLDER
+def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
+    """Start the servers a stage needs, side by side on free ports, and stop them at the end whatever happens.
+
+    Yields their ``ROLE=URL`` once all of them answer. Raises UnavailableError where one does not.
+    """
     with contextlib.ExitStack() as stack:
-        running = []
-        for number in range(need.replicas):
-            log = work.log(f"{stage}.server-{need.role}-{number}")
-            log.unlink(missing_ok=True)
-            child = Child([*STEERLM, "serve", str(model), "--port", "0"], log=log)
-            stack.callback(child.stop, SERVER_GRACE_SECONDS)
-            running.append(child)
-        urls = []
-        for child in running:
-            message = child.await_message("serving", need.startup_timeout_seconds)
-            if message is None:
-                state = "did not answer in time" if child.running else f"ended with exit code {child.wait()}"
-                raise UnavailableError(f"server of {need.stage} {state}; its log is {child.log}\n{_indented(child.tail())}")
-            urls.append(str(message["url"]))
-        yield urls
+        started: list[tuple[ServerNeed, Child]] = []
+        for need in stage.servers:
+            model = work.folder(need.stage) / MODEL_FOLDER
+            for number in range(need.replicas):
+                log = work.log(f"{stage.name}.server-{need.role}-{number}")
+                log.unlink(missing_ok=True)
+                child = Child([*STEERLM, "serve", str(model), "--port", "0"], log=log)
+                stack.callback(child.stop, SERVER_GRACE_SECONDS)
+                started.append((need, child))
+        yield [f"{need.role}={_address(need, child)}" for need, child in started]
+
+
+def _address(need: ServerNeed, child: Child) -> str:
+    message = child.await_message("serving", need.startup_timeout_seconds)
+    if message is None:
+        state = "did not answer in time" if child.running else f"ended with exit code {child.wait()}"
+        raise UnavailableError(f"server of {need.stage} {state}; its log is {child.log}\n{_indented(child.tail())}")
+    return str(message["url"])
 
 
 @contextlib.contextmanager
