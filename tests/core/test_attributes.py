@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema, preset
-from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
+from nemo_steerlm.core.errors import DataError, UsageError
 
 
 @st.composite
@@ -44,10 +46,8 @@ def test_dictionary_round_trip(schema):
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=30) | st.from_regex(r"(quality|toxicity|lang)[:,]?-*[0-9]{0,3}", fullmatch=True))
 def test_no_label_string_does_anything_but_parse_or_raise_our_error(label):
-    try:
+    with contextlib.suppress(DataError):
         preset("oasst").parse(label)
-    except SteerLMError as error:
-        assert error.exit_code == 65
 
 
 @pytest.mark.parametrize(
