@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import kubernetes
 import pytest
@@ -205,7 +206,15 @@ class Operator:
 
 
 @pytest.fixture(scope="module")
-def operator(control_plane, tmp_path_factory):
+def steerlm_crd(control_plane):
+    """The committed CustomResourceDefinition, served."""
+    path = Path(__file__).parents[2] / "k8s/crd/steerlmpipelines.yaml"
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
+    control_plane.kubectl("wait", "--for=condition=Established", "crd/steerlmpipelines.steerlm.dev", "--timeout=60s")
+
+
+@pytest.fixture(scope="module")
+def operator(control_plane, steerlm_crd, tmp_path_factory):
     running = Operator(control_plane.kubeconfig, tmp_path_factory.mktemp("operator"))
     running.start()
     yield running
@@ -216,9 +225,7 @@ def operator(control_plane, tmp_path_factory):
 
 @pytest.fixture
 def cluster(control_plane, namespace):
-    found = Cluster(control_plane.kubeconfig, namespace)
-    found.core.patch_namespace(namespace, {"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "restricted"}}})
-    return found
+    return Cluster(control_plane.kubeconfig, namespace)
 
 
 @pytest.fixture
