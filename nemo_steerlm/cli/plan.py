@@ -15,7 +15,7 @@ from nemo_steerlm.pipeline import local
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.crd import dump
-from nemo_steerlm.pipeline.running import input_hash
+from nemo_steerlm.pipeline.running import files_folder, input_hash
 
 RENDERERS = "nemo_steerlm.renderers"
 """Entry point group: name ``kubernetes`` is a function (manifest text, namespace, operator's configuration file) -> list of objects."""
@@ -71,7 +71,7 @@ def _print_stages(file: Path, workdir: Path) -> None:
 
 def _hash(state: local.StageState, work: WorkDirectory, file: Path) -> str:
     waits = [name for name in state.stage.after if work.success(name) is None]
-    return f"known once {', '.join(waits)} is done" if waits else input_hash(state.stage, work, file.absolute().parent)
+    return f"known once {', '.join(waits)} is done" if waits else input_hash(state.stage, work, files_folder(file))
 
 
 def _needs(state: local.StageState) -> str:

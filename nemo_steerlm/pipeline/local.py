@@ -15,7 +15,7 @@ from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, Unavail
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.processes import Child, Message
-from nemo_steerlm.pipeline.running import input_hash
+from nemo_steerlm.pipeline.running import files_folder, input_hash
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, find, stages
 
 STEERLM = (sys.executable, "-m", "nemo_steerlm.cli.main")
@@ -70,7 +70,7 @@ def plan(manifest: Path, workdir: Path) -> list[StageState]:
     for stage in stages(pipeline):
         success = work.success(stage.name)
         state = "interrupted" if (work.folder(stage.name) / "_RUNNING.json").exists() else "waiting"
-        if success and fresh.issuperset(stage.after) and success.input_hash == input_hash(stage, work, manifest.absolute().parent):
+        if success and fresh.issuperset(stage.after) and success.input_hash == input_hash(stage, work, files_folder(manifest)):
             state = "done"
             fresh.add(stage.name)
         elif success:
@@ -106,7 +106,7 @@ def run_pipeline(
 
 def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listener) -> None:
     done = work.success(stage.name)
-    if done and done.input_hash == input_hash(stage, work, manifest.absolute().parent):
+    if done and done.input_hash == input_hash(stage, work, files_folder(manifest)):
         listener.finished(stage, done.seconds, cached=True)
         return
     listener.started(stage)

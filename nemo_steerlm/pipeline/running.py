@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
+import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,14 @@ from nemo_steerlm.pipeline.stages import ModelRole, Stage, find, stages
 
 REMOTE = ("pypi:", "pypi-sdist:", "hf:")
 """References whose text names their content: a released archive or a hub file."""
+
+FILES_VARIABLE = "STEERLM_FILES"
+"""Where relative references start, when the manifest lies elsewhere (in a pod it is a mounted ConfigMap)."""
+SALT_VARIABLE = "STEERLM_SALT"
+RESULT_VARIABLE = "STEERLM_TERMINATION_LOG"
+"""A file that gets the stage's result as one line, for an operator that cannot read the work directory."""
+RESULT_LIMIT = 4096
+"""Bytes of a pod's termination message."""
 
 RECORDED_VERSIONS = ("torch", "nemo_toolkit", "megatron-core", "transformers")
 
@@ -57,7 +67,7 @@ class Run:
 
     def resolve(self, reference: str) -> Path:
         """A local file for a manifest's reference; archives are fetched once. Raises UsageError where there is none."""
-        return resolve(reference, self.manifest.absolute().parent)
+        return resolve(reference, files_folder(self.manifest))
 
     @property
     def manifest_text(self) -> str:
@@ -67,6 +77,11 @@ class Run:
     def progress(self, done: int, total: int, **fields: Any) -> None:
         """Say how far the stage is."""
         report("progress", stage=self.stage.name, done=done, total=total, **fields)
+
+
+def files_folder(manifest: Path) -> Path:
+    """Where the manifest's relative references start: its own folder, unless the environment names another."""
+    return Path(os.environ.get(FILES_VARIABLE) or manifest.absolute().parent)
 
 
 def resolve(reference: str, folder: Path) -> Path:
@@ -84,7 +99,8 @@ def input_hash(stage: Stage, work: WorkDirectory, folder: Path) -> str:
     if missing:
         raise UsageError(f"stage {stage.name} reads the outputs of {', '.join(missing)}, which has not finished in {work.path}")
     files = {r: r if r.startswith(REMOTE) else work.digest(resolve(r, folder)) for r in stage.files}
-    return stage.input_hash(files, {name: success.digests() for name, success in done.items() if success})
+    digests = {name: success.digests() for name, success in done.items() if success}
+    return stage.input_hash(files, digests, salt=os.environ.get(SALT_VARIABLE, ""))
 
 
 def run_stage(
@@ -106,12 +122,11 @@ def run_stage(
     pipeline = manifests.load(manifest)
     stage = find(stages(pipeline), name)
     work = WorkDirectory(workdir)
-    folder = manifest.absolute().parent
-    inputs = input_hash(stage, work, folder)
+    inputs = input_hash(stage, work, files_folder(manifest))
     with work.lock(name, shared=shard is not None) as lock:
         done = work.success(name)
         if done and done.input_hash == inputs:
-            report("cached", stage=name, inputHash=inputs, metrics=done.metrics)
+            _tell("cached", done)
             return done
         started = time.monotonic()
         work.begin(name, inputs)
@@ -123,8 +138,18 @@ def run_stage(
         if metrics is None:
             return None
         success = work.finish(stage, inputs, metrics=metrics, versions=versions(), seconds=time.monotonic() - started)
-    report("done", stage=name, inputHash=inputs, metrics=success.metrics)
+    _tell("done", success)
     return success
+
+
+def _tell(kind: str, success: Success) -> None:
+    """Say what the stage came to: on standard output, and where the environment asks for it."""
+    report(kind, stage=success.stage, inputHash=success.input_hash, metrics=success.metrics)
+    path = os.environ.get(RESULT_VARIABLE)
+    if path:
+        result = {"cached": kind == "cached", "inputHash": success.input_hash, "metrics": success.metrics}
+        text = json.dumps(result)
+        Path(path).write_text(text if len(text) <= RESULT_LIMIT else json.dumps({**result, "metrics": {}}), encoding="ascii")
 
 
 def versions() -> dict[str, str]:

@@ -58,10 +58,11 @@ class Stage:
         """The arguments of ``steerlm`` that run it, servers and shard left to the executor."""
         return ["stage", self.name, "--manifest", manifest, "--workdir", workdir]
 
-    def input_hash(self, file_digests: Mapping[str, str], outputs: Mapping[str, Mapping[str, str]]) -> str:
+    def input_hash(self, file_digests: Mapping[str, str], outputs: Mapping[str, Mapping[str, str]], salt: str = "") -> str:
         """sha256 over everything that changes the result, and nothing that does not (replicas, devices, addresses).
 
-        ``file_digests`` has a digest for each of ``files``; ``outputs`` the output digests of each stage in ``after``.
+        ``file_digests`` has a digest for each of ``files``; ``outputs`` the output digests of each stage in ``after``. Another ``salt``
+        is another hash: how a cluster asks for work that is done to be done again.
         """
         described = {
             "package": __version__,
@@ -69,6 +70,7 @@ class Stage:
             "fields": self.fields,
             "files": {reference: file_digests[reference] for reference in self.files},
             "inputs": {name: dict(outputs[name]) for name in self.after},
+            **({"salt": salt} if salt else {}),
         }
         text = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()
