@@ -66,11 +66,12 @@ CLIENT_ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 def write_conversations(path: Path, count: int, turns: int = 2) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for i in range(count):
+            speakers = [("Assistant", "answer") if t % 2 else ("User", "question") for t in range(turns)]
             said = [
-                {"value": f"{'answer' if t % 2 else 'question'} {i}.{t} \u00e9\u4e2d", "from": "Assistant" if t % 2 else "User", "label": "helpfulness:3"}
-                for t in range(turns)
+                {"value": f"{word} {i}.{t} \u00e9\u4e2d", "from": who, "label": "helpfulness:3"} for t, (who, word) in enumerate(speakers)
             ]
-            record = {"conversations": said, "tree_id": f"t{i}", "system": "Be kind.\n\n", "mask": "User", "type": "TEXT_TO_VALUE", "extra": [1, None]}
+            record = {"conversations": said, "tree_id": f"t{i}", "system": "Be kind.\n\n", "mask": "User", "type": "TEXT_TO_VALUE"}
+            record["extra"] = [1, None]
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path
 

@@ -31,7 +31,8 @@ def test_prompts_are_upstreams_to_the_byte() -> None:
     assert prompts[0] == "<extra_id_0>System\nSYS\n\n<extra_id_1>User\ntext0\n<extra_id_2>quality:"
     assert prompts[1] == "<extra_id_0>System\nSYS\n\n<extra_id_1>User\ntext0\n<extra_id_2>quality:3,toxicity:"
     label = ",".join(f"{name}:3" for name in preset("oasst").names) + ",lang:en"
-    assert prompts[13] == f"<extra_id_0>System\nSYS\n\n<extra_id_1>User\ntext0\n<extra_id_2>{label}\n<extra_id_1>Assistant\ntext1\n<extra_id_2>quality:"
+    first = f"<extra_id_0>System\nSYS\n\n<extra_id_1>User\ntext0\n<extra_id_2>{label}\n"
+    assert prompts[13] == f"{first}<extra_id_1>Assistant\ntext1\n<extra_id_2>quality:"
 
 
 def test_masked_turns_keep_their_label_as_context_when_only_others_are_read() -> None:

@@ -1,0 +1,194 @@
+"""Nothing lost, nothing twice: clients and servers killed at any moment, and a disk that is full."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nemo_steerlm.annotation.annotate import annotate
+from nemo_steerlm.annotation.retry import RetryPolicy
+from tests.annotation.labelling_server import Handler
+from tests.annotation.running import CLIENT_ENV, client_command, expected, options, served, served_by_process, write_conversations
+
+pytestmark = pytest.mark.timeout(120)
+
+
+class Counting(Handler):
+    """Counts how often each record is asked for."""
+
+    asked: list[str] = []  # noqa: RUF012 - shared on purpose
+
+    def reply(self, body, answer):
+        self.asked.extend(record["conversations"][0]["value"] for record in body["conversations"])
+        return 200, answer(body)
+
+
+def test_killed_at_any_byte_of_the_journal_it_asks_only_for_what_is_missing(tmp_path: Path) -> None:
+    """A kill leaves the journal cut somewhere: each of 120 cuts is continued, and what was in it is not asked for again."""
+    source, output, journal = write_conversations(tmp_path / "in.jsonl", 6), tmp_path / "out.jsonl", tmp_path / "out.jsonl.journal"
+
+    class Never(Exception):  # noqa: N818
+        pass
+
+    def stop_at_end(done: int, total: int) -> None:
+        if done == total:
+            raise Never
+
+    wanted = expected(source)
+    with served(Counting) as url:
+        with pytest.raises(Never):
+            annotate(source, output, [url], options(), progress=stop_at_end)
+        whole = journal.read_bytes()
+        chance = random.Random(11)
+        cuts = [0, len(whole), *sorted(chance.sample(range(1, len(whole)), 118))]
+        for size in cuts:
+            journal.write_bytes(whole[:size])
+            kept = max(0, whole[:size].count(b"\n") - 1)
+            Counting.asked.clear()
+            summary = annotate(source, output, [url], options())
+            assert output.read_text(encoding="utf-8") == wanted
+            assert (summary.resumed, len(Counting.asked), len(set(Counting.asked))) == (kept, 6 - kept, 6 - kept)
+
+
+@contextlib.contextmanager
+def client(*arguments: str | Path):
+    process = subprocess.Popen(client_command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=CLIENT_ENV)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for_lines(process: subprocess.Popen[str], journal: Path, lines: int) -> None:
+    """Until the journal has so many lines, or the process has ended."""
+    until = time.monotonic() + 60
+    while process.poll() is None and (not journal.exists() or journal.read_bytes().count(b"\n") < lines):
+        assert time.monotonic() < until
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.005)
+
+
+class Slow(Handler):
+    """Gives answers one at a time, so that there is time to kill in."""
+
+    turn = threading.Semaphore(2)
+
+    def reply(self, body, answer):
+        with self.turn:
+            threading.Event().wait(0.004)
+            return 200, answer(body)
+
+
+def test_a_client_killed_again_and_again_ends_with_every_record_once(tmp_path: Path) -> None:
+    source, output = write_conversations(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
+    journal, chance, kills, before = Path(f"{output}.journal"), random.Random(3), 0, 0
+    with served(Slow) as url:
+        for _ in range(8):
+            with client(source, output, "--server", url) as process:
+                wait_for_lines(process, journal, before + chance.randrange(3, 40))
+                process.kill()
+                kills += process.wait() == -signal.SIGKILL
+            assert not output.exists()
+            now = journal.read_bytes().count(b"\n")
+            assert now > before, "the labels of the last run are kept"
+            before = now
+        with client(source, output, "--server", url) as process:
+            assert "300 of 300 records labelled" in process.communicate()[0]
+            assert process.returncode == 0
+    assert kills == 8
+    assert output.read_text(encoding="utf-8") == expected(source)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_with_its_code_and_a_rerun_goes_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    source, output = write_conversations(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
+    with served(Slow) as url:
+        with client(source, output, "--server", url) as process:
+            wait_for_lines(process, Path(f"{output}.journal"), 20)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=30)
+            assert process.returncode == code
+            assert "the same command goes on" in errors
+            assert "Traceback" not in errors
+        assert not output.exists()
+        assert annotate(source, output, [url], options()).resumed >= 19
+    assert output.read_text(encoding="utf-8") == expected(source)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_servers_killed_and_restarted_at_random_cost_nothing(tmp_path: Path) -> None:
+    source, output = write_conversations(tmp_path / "in.jsonl", 1200), tmp_path / "out.jsonl"
+    chance, done, ended = random.Random(8), threading.Event(), threading.Event()
+    progress = itertools.count()
+    steps: list[int] = [0]
+    kills = 0
+
+    def report(finished: int, _total: int) -> None:
+        steps[0] = finished
+        next(progress)
+
+    policy = RetryPolicy(attempts=12, timeout=5, patience=60, wait_initial=0.01, wait_max=0.2)
+    failure: list[BaseException] = []
+
+    def run(urls: list[str]) -> None:
+        try:
+            assert annotate(source, output, urls, options(policy=policy), progress=report).complete
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            ended.set()
+
+    with contextlib.ExitStack() as stack:
+        ports, running = [], []
+        for _ in range(2):
+            process, url = stack.enter_context(served_by_process("--scores"))
+            running.append(process)
+            ports.append(url.rsplit(":", 1)[1])
+        labeller = threading.Thread(target=run, args=([f"http://127.0.0.1:{port}" for port in ports],))
+        labeller.start()
+        while kills < 6 and not ended.is_set():
+            mark = steps[0] + chance.randrange(20, 120)
+            while steps[0] < mark and not ended.wait(0.005):
+                pass
+            which = chance.randrange(2)
+            running[which].kill()
+            running[which].wait()
+            kills += 1
+            running[which], _ = stack.enter_context(served_by_process("--scores", "--port", ports[which]))
+        labeller.join(90)
+        done.set()
+    assert not failure
+    assert kills >= 4
+    assert output.read_text(encoding="utf-8") == expected(source)
+
+
+def test_a_full_disk_ends_it_with_75_and_room_lets_it_go_on(tmp_path: Path) -> None:
+    source, output = write_conversations(tmp_path / "in.jsonl", 120), tmp_path / "out.jsonl"
+    with served(Handler) as url:
+        for room in (4_000, 20_000):  # the journal does not fit; the journal fits and the output does not
+            done = subprocess.run(
+                client_command(source, output, "--server", url),
+                capture_output=True,
+                text=True,
+                env=CLIENT_ENV,
+                preexec_fn=lambda room=room: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+                check=False,
+            )
+            assert (done.returncode, done.stdout) == (75, "")
+            assert "cannot be written: File too large; make room and run the same command again" in done.stderr
+            assert "Traceback" not in done.stderr
+            assert not output.exists()
+        summary = annotate(source, output, [url], options())
+        assert summary.resumed > 20
+    assert output.read_text(encoding="utf-8") == expected(source)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
