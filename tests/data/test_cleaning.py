@@ -27,6 +27,9 @@ TOKENS = {
 }
 
 
+TOKENS_IN_ORDER = tuple(getattr(ChatTokens(), field) for field in ChatTokens.__struct_fields__)
+
+
 def turns(count: int = 2, **first: object) -> list[dict[str, object]]:
     made: list[dict[str, object]] = [{"value": f"t{i}", "from": ("User", "Assistant")[i % 2], "label": "quality:4"} for i in range(count)]
     made[0].update(first)
@@ -66,7 +69,7 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
             assume(False)
         return any(mask[: length + 1])
 
-    @settings(max_examples=20, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(ordinary_records(), min_size=1, max_size=4), st.integers(10, 300))
     def compare(records, length):
         source, output = write(folder / "in.jsonl", records), folder / "out.jsonl"
@@ -76,6 +79,14 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
         assert (done.kept, sum(done.removed.values())) == (len(expected), len(records) - len(expected))
 
     compare()
+
+
+def test_a_learned_token_may_be_the_last_of_length_plus_one(tmp_path, choice):
+    source = write(tmp_path / "in.jsonl", [record()])
+    _, mask = upstream(record(), lambda text: encode_text(text, choice.load(ChatTokens())), TOKENS_IN_ORDER)
+    first = mask.index(1)
+    assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first)).kept == 1
+    assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first - 1)).kept == 0
 
 
 def test_the_script_with_the_tutorials_flags(tmp_path):

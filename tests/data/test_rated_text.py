@@ -62,6 +62,14 @@ def test_bins_fill_equally_and_follow_the_ratings(tmp_path):
     assert [level for _, level in by_rating] == sorted(level for _, level in by_rating)
 
 
+@pytest.mark.parametrize("limit", [None, 150])
+def test_bins_are_those_of_the_teaching_rows_in_use(tmp_path, limit):
+    placed = read(described(table(tmp_path), hidden=0.6, limit=limit), tmp_path)
+    teaching = collections.Counter(label_of(record)[0] for part, record in placed if not part.startswith("hidden"))
+    assert sorted(teaching) == list(range(5))
+    assert max(teaching.values()) - min(teaching.values()) <= 1
+
+
 def test_a_record_has_upstreams_shape(tmp_path):
     part, record = read(described(table(tmp_path), hidden=0.0), tmp_path)[0]
     assert list(record) == ["conversations", "tree_id", "system", "mask", "type"]
@@ -118,7 +126,7 @@ def test_a_sample_takes_the_same_number_from_each_file_where_there_are_enough(tm
     assert placed != read({**source, "seed": 11}, tmp_path)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 399))
 def test_changing_a_row_moves_no_other(tmp_path_factory, row):
     folder = tmp_path_factory.mktemp("rows")
