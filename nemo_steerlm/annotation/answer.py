@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from nemo_steerlm.annotation.annotate import DIRECT, credentials
+from nemo_steerlm.annotation.annotate import DIRECT, certificates, credentials
 from nemo_steerlm.annotation.announcement import Announcement
 from nemo_steerlm.annotation.retry import Fault, RetryPolicy, classify_status, error_message
 from nemo_steerlm.annotation.servers import ServerPool
@@ -76,7 +76,8 @@ class Chat:
         self.schema: AttributeSchema = self.info.attributes if self.info else preset("oasst")
         self.attributes: dict[str, int | str] = {}
         self.set(attributes)
-        self._client = httpx.Client(timeout=httpx.Timeout(600.0, connect=10.0), headers=credentials(), mounts=_DIRECT)
+        timeout = httpx.Timeout(600.0, connect=10.0)
+        self._client = httpx.Client(timeout=timeout, headers=credentials(), mounts=_DIRECT, verify=certificates([server]))
 
     def __enter__(self) -> Chat:
         return self
@@ -186,7 +187,7 @@ _DIRECT: dict[str, httpx.BaseTransport | None] = dict.fromkeys(DIRECT)
 async def _announcement(server: str, patience: float) -> Announcement:
     policy = RetryPolicy(patience=patience, timeout=min(30.0, max(patience, 1.0)))
     async with (
-        httpx.AsyncClient(headers=credentials(), mounts=DIRECT, timeout=policy.timeout) as client,
+        httpx.AsyncClient(headers=credentials(), mounts=DIRECT, timeout=policy.timeout, verify=certificates([server])) as client,
         ServerPool([server], client, policy) as pool,
     ):
         return await pool.announcement()

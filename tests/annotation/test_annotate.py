@@ -72,7 +72,8 @@ class Faulty(Handler):
         good = json.dumps(answer(body)).encode()
         if fault in (0, 1):
             # Cut before the answer, or in the middle of it.
-            self.wfile.write(b"" if fault == 0 else b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(good), good[: len(good) // 2]))
+            if fault:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(good), good[: len(good) // 2]))
             self.close_connection = True
             raise ConnectionAbortedError
         spoiled = {
@@ -113,7 +114,9 @@ class Hangs(Handler):
         return 503, {}
 
 
-@pytest.mark.parametrize("bad", [(500, {}), (200, b"not JSON"), (200, {"model": model_info().fingerprint, "results": []}), (429, {}), (404, {})])
+@pytest.mark.parametrize(
+    "bad", [(500, {}), (200, b"not JSON"), (200, {"model": model_info().fingerprint, "results": []}), (429, {}), (404, {})]
+)
 def test_a_sick_server_beside_a_healthy_one_costs_nothing(source: Path, tmp_path: Path, bad: tuple[int, object]) -> None:
     with served(Sick, bad=bad) as sick, served(Handler) as healthy:
         summary = annotate(source, tmp_path / "out.jsonl", [sick, healthy, "http://127.0.0.1:9"], options())
@@ -360,7 +363,7 @@ def test_a_second_annotation_never_takes_a_prediction_for_a_human_label() -> Non
 
 def test_the_key_is_sent_and_its_absence_is_a_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Locked(Handler):
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802 - the library's name
             if self.headers["authorization"] == "Bearer sesame":
                 super().do_GET()
             else:

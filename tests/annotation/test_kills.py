@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import random
 import resource
 import signal
@@ -16,6 +15,7 @@ import pytest
 
 from nemo_steerlm.annotation.annotate import annotate
 from nemo_steerlm.annotation.retry import RetryPolicy
+from nemo_steerlm.core.errors import SteerLMError
 from tests.annotation.labelling_server import Handler
 from tests.annotation.running import CLIENT_ENV, client_command, expected, options, served, served_by_process, write_conversations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(120)
 class Counting(Handler):
     """Counts how often each record is asked for."""
 
-    asked: list[str] = []  # noqa: RUF012 - shared on purpose
+    asked: list[str] = []
 
     def reply(self, body, answer):
         self.asked.extend(record["conversations"][0]["value"] for record in body["conversations"])
@@ -90,10 +90,10 @@ class Slow(Handler):
 
 
 def test_a_client_killed_again_and_again_ends_with_every_record_once(tmp_path: Path) -> None:
-    source, output = write_conversations(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
+    source, output = write_conversations(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
     journal, chance, kills, before = Path(f"{output}.journal"), random.Random(3), 0, 0
     with served(Slow) as url:
-        for _ in range(8):
+        for _ in range(5):
             with client(source, output, "--server", url) as process:
                 wait_for_lines(process, journal, before + chance.randrange(3, 40))
                 process.kill()
@@ -103,9 +103,9 @@ def test_a_client_killed_again_and_again_ends_with_every_record_once(tmp_path: P
             assert now > before, "the labels of the last run are kept"
             before = now
         with client(source, output, "--server", url) as process:
-            assert "300 of 300 records labelled" in process.communicate()[0]
+            assert "200 of 200 records labelled" in process.communicate()[0]
             assert process.returncode == 0
-    assert kills == 8
+    assert kills == 5
     assert output.read_text(encoding="utf-8") == expected(source)
 
 
@@ -127,23 +127,21 @@ def test_a_signal_ends_it_with_its_code_and_a_rerun_goes_on(tmp_path: Path, numb
 
 
 def test_servers_killed_and_restarted_at_random_cost_nothing(tmp_path: Path) -> None:
-    source, output = write_conversations(tmp_path / "in.jsonl", 1200), tmp_path / "out.jsonl"
-    chance, done, ended = random.Random(8), threading.Event(), threading.Event()
-    progress = itertools.count()
+    source, output = write_conversations(tmp_path / "in.jsonl", 900), tmp_path / "out.jsonl"
+    chance, ended = random.Random(8), threading.Event()
     steps: list[int] = [0]
     kills = 0
 
     def report(finished: int, _total: int) -> None:
         steps[0] = finished
-        next(progress)
 
     policy = RetryPolicy(attempts=12, timeout=5, patience=60, wait_initial=0.01, wait_max=0.2)
-    failure: list[BaseException] = []
+    failure: list[Exception] = []
 
     def run(urls: list[str]) -> None:
         try:
             assert annotate(source, output, urls, options(policy=policy), progress=report).complete
-        except BaseException as error:
+        except (SteerLMError, AssertionError) as error:
             failure.append(error)
         finally:
             ended.set()
@@ -166,7 +164,6 @@ def test_servers_killed_and_restarted_at_random_cost_nothing(tmp_path: Path) -> 
             kills += 1
             running[which], _ = stack.enter_context(served_by_process("--scores", "--port", ports[which]))
         labeller.join(90)
-        done.set()
     assert not failure
     assert kills >= 4
     assert output.read_text(encoding="utf-8") == expected(source)
