@@ -24,9 +24,7 @@ ROOT = Path(__file__).parents[2]
 PATIENT = RetryPolicy(timeout=60, patience=60)
 
 
-def test_scoring_and_upstreams_protocol_give_the_same_labels(
-    value_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_scoring_and_upstreams_protocol_give_the_same_labels(value_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_conversations(tmp_path / "in.jsonl", 6, turns=4)
     scored, generated = tmp_path / "scored.jsonl", tmp_path / "generated.jsonl"
     summary = annotate(source, scored, [value_server.url], quick_options(policy=PATIENT))
