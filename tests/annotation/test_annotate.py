@@ -258,9 +258,32 @@ def test_an_answer_of_another_model_is_not_taken(source: Path, tmp_path: Path) -
         def reply(self, body, answer):
             return 200, answer(body) | {"model": "sha256:other"}
 
-    with served(Swapped) as swapped, served(Handler) as right:
-        assert annotate(source, tmp_path / "out.jsonl", [swapped, right], options()).complete
-    assert text(tmp_path / "out.jsonl") == expected(source)
+    policy = RetryPolicy(attempts=3, timeout=5, patience=0.2, wait_initial=0.002, wait_max=0.05)
+    with served(Swapped) as url, pytest.raises(UnavailableError, match="answered by model 'sha256:other'"):
+        annotate(source, tmp_path / "out.jsonl", [url], options(policy=policy))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda turn: turn.update(label=turn["label"].replace("coherence:", "coherence:1")), "do not agree"),
+        (lambda turn: turn["attributes"].pop("coherence"), "do not agree"),
+        (lambda turn: turn["attributes"]["coherence"].update(value=7), "wrong value"),
+        (lambda turn: turn.update(index=0), "labels of turns"),
+    ],
+)
+def test_an_answer_that_contradicts_itself_is_not_taken(tmp_path: Path, change, reason: str) -> None:
+    class Contradicts(Handler):
+        def reply(self, body, answer):
+            found = answer(body)
+            change(found["results"][0]["turns"][0])
+            return 200, found
+
+    output = tmp_path / "out.jsonl"
+    with served(Contradicts) as url:
+        summary = annotate(write_conversations(tmp_path / "in.jsonl", 1), output, [url], options())
+    assert (summary.labelled, summary.failed) == (0, 1)
+    assert reason in json.loads(text(Path(f"{output}.rejected.jsonl")))["reason"]
 
 
 def test_a_changed_input_is_refused_and_an_appended_one_goes_on(source: Path, tmp_path: Path) -> None:
