@@ -38,8 +38,8 @@ def test_the_limit_grows_by_one_a_round_of_successes_and_stops_at_the_most() -> 
 
     with served(Handler) as url:
         limits = with_pool([url], use, max_in_flight=6)
-    assert limits[0] == pytest.approx(5, abs=0.2)
-    assert limits[1] == pytest.approx(6, abs=0.3)
+    assert 4.8 < limits[0] < 5
+    assert 5.5 < limits[1] < 6
     assert limits[2] == 6
 
 
@@ -70,7 +70,7 @@ def test_a_burst_of_refusals_halves_the_limit_once_and_costs_no_attempt() -> Non
 def test_a_failed_request_goes_to_another_server_as_long_as_there_is_one() -> None:
     async def use(pool: ServerPool) -> list[str]:
         while not all(server.ready for server in pool.servers):
-            await asyncio.sleep(0)
+            await pool._changed(1.0)
         asked: list[str] = []
 
         async def fail(server: Server) -> None:
