@@ -24,6 +24,7 @@ from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_diges
 from nemo_steerlm.annotation.results import ResultWriter, Shard, Summary, disk_errors, labelled_record, require_confidence
 from nemo_steerlm.annotation.retry import RequestFailed, RetryPolicy
 from nemo_steerlm.annotation.servers import ServerPool
+from nemo_steerlm.annotation.signals import run_until_signal
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where
@@ -91,10 +92,11 @@ def annotate(
 
     The caller must look at ``Summary.complete``: a run with rejects returns as well.
     Raises DataError for a broken record, or one that changed since an earlier run; ConfigError for servers of different models or a
-    journal of another one; UnavailableError when no server answers for ``policy.patience``; TryAgainError for a full disk.
+    journal of another one; UnavailableError when no server answers for ``policy.patience``; TryAgainError for a full disk;
+    KeyboardInterrupt after SIGINT and SystemExit(143) after SIGTERM, the journal whole.
     """
     run = _Run(Path(input_file), Path(output_file), options or Options(), progress or (lambda _done, _total: None))
-    return asyncio.run(run.run(servers))
+    return run.run(servers)
 
 
 class _Run:
@@ -109,8 +111,19 @@ class _Run:
         self.broken: dict[int, DataError] = {}
         self.failed: dict[int, str] = {}
 
-    async def run(self, urls: Sequence[str]) -> Summary:
+    def run(self, urls: Sequence[str]) -> Summary:
         self._survey()
+        with disk_errors(self.output):
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+        reading, resumed = run_until_signal(self._collect(urls))
+        with Journal(self._journal_path(), self._header(reading)) as journal:
+            summary = self._write(journal, reading, resumed)
+            if summary.complete:
+                journal.remove()
+            return summary
+
+    async def _collect(self, urls: Sequence[str]) -> tuple[Reading, int]:
+        """Fill the journal. Returns how labels are read, and how many records were labelled before."""
         policy = self.options.policy
         timeout = httpx.Timeout(policy.timeout, connect=policy.connect_timeout)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_in_flight * len(urls))
@@ -119,16 +132,11 @@ class _Run:
             ServerPool(urls, client, policy, max_in_flight=self.options.max_in_flight) as pool,
         ):
             reading = self._reading(await pool.announcement())
-            with disk_errors(self.output):
-                self.output.parent.mkdir(parents=True, exist_ok=True)
             with Journal(self._journal_path(), self._header(reading), restart=self.options.restart) as journal:
                 self._check_unchanged(journal)
                 resumed = len(journal)
                 await self._label(journal, pool, reading)
-                summary = self._write(journal, reading, resumed)
-                if summary.complete:
-                    journal.remove()
-                return summary
+                return reading, resumed
 
     def _journal_path(self) -> Path:
         return self.output.with_name(f"{self.output.name}.journal")
