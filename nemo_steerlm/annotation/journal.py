@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import time
 import zlib
 from collections.abc import Iterator
@@ -155,7 +156,7 @@ class Journal:
                 else:
                     self._places[msgspec.json.decode(body, type=Entry).at] = (end, len(raw))
                 lines += 1
-            elif number == 0 and raw.endswith(b"\n"):
+            elif number == 0 and not _TORN.fullmatch(raw):
                 raise ConfigError(f"{self.path} is not a journal, or its first line is damaged; give --restart to label anew")
             damaged = body is None and raw.endswith(b"\n")
             lines += damaged
@@ -207,6 +208,10 @@ def _locked(path: Path) -> IO[bytes]:
 def _buffered(file: IO[bytes]) -> Iterator[bytes]:
     with open(file.fileno(), "rb", closefd=False) as lines:
         yield from lines
+
+
+_TORN = re.compile(rb"[0-9a-f]{1,8}|[0-9a-f]{8} [^\n]*")
+"""The beginning of a line, cut before its end. Anything else in the first line is somebody else's file."""
 
 
 def _line(body: bytes) -> bytes:

@@ -74,18 +74,25 @@ def _try_again(error: Exception) -> bool | float:
     return True if error.retry_after is None else error.retry_after
 
 
+LONGEST_REST = 600.0
+"""Seconds a server may ask to be left alone: one that names a day must not put itself out of the run."""
+
+
 def retry_after(headers: Mapping[str, str], now: dt.datetime) -> float | None:
-    """Seconds that ``Retry-After`` asks for, given as seconds or as a date (RFC 9110 section 10.2.3). None where absent or unreadable."""
+    """Seconds that ``Retry-After`` asks for, LONGEST_REST at most, given as seconds or as a date (RFC 9110 section 10.2.3).
+
+    None where it is absent or unreadable.
+    """
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
-        return float(text)
+        return min(float(text), LONGEST_REST)
     try:
         moment = email.utils.parsedate_to_datetime(text)
     except ValueError:
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=dt.timezone.utc)
-    return max(0.0, (moment - now).total_seconds())
+    return min(max(0.0, (moment - now).total_seconds()), LONGEST_REST)
 
 
 def classify_status(status: int) -> Fault | None:

@@ -43,6 +43,15 @@ def test_cut_at_any_byte_it_loses_at_most_the_torn_line(tmp_path: Path, whole: b
         path.unlink()
 
 
+@pytest.mark.parametrize("content", [b"notes of mine", b"0000000g", b"00000000-"])
+def test_somebody_elses_file_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match="is not a journal"):
+        Journal(path, HEADER)
+    assert path.read_bytes() == content
+
+
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_damage_loses_labels_but_never_changes_them(seed: int, whole: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -20,6 +20,9 @@ NOW = dt.datetime(2026, 1, 1, 12, 0, tzinfo=dt.timezone.utc)
         ("soon", None),
         ("-3", None),
         ("", None),
+        ("86400", 600.0),
+        ("9" * 400, 600.0),
+        ("Fri, 02 Jan 2026 12:00:00 GMT", 600.0),
     ],
 )
 def test_retry_after_is_read_as_seconds_or_as_a_date(text: str, seconds: float | None) -> None:
