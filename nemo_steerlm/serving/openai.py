@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -80,7 +81,7 @@ def _model(service: Service) -> dict[str, Any]:
     }
 
 
-class _Endpoint:
+class _Endpoint(abc.ABC):
     """What both endpoints do: make rows, and tell their steps as one answer or as events."""
 
     object_name: str
@@ -161,14 +162,14 @@ class _Endpoint:
     def opening(self) -> list[dict[str, Any]]:
         return []
 
-    def shows_tokens(self) -> bool:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def shows_tokens(self) -> bool: ...
 
-    def choice(self, answer: _Answer) -> dict[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def choice(self, answer: _Answer) -> dict[str, Any]: ...
 
-    def step(self, delta: Delta) -> dict[str, Any]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def step(self, delta: Delta) -> dict[str, Any]: ...
 
 
 class _Completions(_Endpoint):

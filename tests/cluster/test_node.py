@@ -108,12 +108,14 @@ def test_pods_of_an_indexed_job_find_their_peer_by_name(node_cluster, namespace)
 
 def test_a_claim_of_the_default_class_is_shared_by_two_pods_and_its_volume_goes_with_it(node_cluster, namespace):
     volumes = {"volumes": [{"name": "work", "persistentVolumeClaim": {"claimName": "work"}}]}
-    mounted = {"volumeMounts": [{"name": "work", "mountPath": "/work"}]}
+    mounted = {"volumeMounts": [{"name": "work", "mountPath": "/shared"}]}
     node_cluster.apply(
-        claim("work"), job("write", pod_spec("open('/work/note', 'w').write('shared')", container=mounted, **volumes)), namespace=namespace
+        claim("work"),
+        job("write", pod_spec("open('/shared/a', 'w').write('shared')", container=mounted, **volumes)),
+        namespace=namespace,
     )
     assert finished(node_cluster, "write", namespace)[0] == 1
-    node_cluster.apply(job("read", pod_spec("print(open('/work/note').read())", container=mounted, **volumes)), namespace=namespace)
+    node_cluster.apply(job("read", pod_spec("print(open('/shared/a').read())", container=mounted, **volumes)), namespace=namespace)
     assert finished(node_cluster, "read", namespace) == (1, "shared\n")
     volume = node_cluster.get("pvc", "work", namespace=namespace)["spec"]["volumeName"]
     node_cluster.kubectl("delete", "job,pvc", "--all", namespace=namespace)
