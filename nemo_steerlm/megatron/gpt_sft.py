@@ -6,6 +6,7 @@ Importing this module imports NeMo, which takes ten seconds and more.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -257,6 +258,10 @@ def _candidate_logits(logits: Tensor, rows: Tensor, candidates: Tensor) -> Tenso
     return found
 
 
+RENDEZVOUS = frozenset({"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE", "GROUP_RANK"})
+"""What a launcher tells a process of its place."""
+
+
 def start_distributed(cfg: DictConfig, trainer: Trainer) -> None:
     """Start this process's ranks: Lightning's launcher, ``torch.distributed``, Megatron's groups. Idempotent.
 
@@ -266,9 +271,13 @@ def start_distributed(cfg: DictConfig, trainer: Trainer) -> None:
         return
     if not torch.distributed.is_initialized():
         strategy = trainer.strategy
+        given = set(os.environ)
         if strategy.launcher is not None:
             strategy.launcher.launch(lambda: None, trainer=trainer)
         strategy.setup_environment()
+        # Lightning leaves its rendezvous in the environment, where a process started later would take it for a launcher's.
+        for name in RENDEZVOUS - given:
+            os.environ.pop(name, None)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=cfg.get("tensor_model_parallel_size", 1),
         pipeline_model_parallel_size=cfg.get("pipeline_model_parallel_size", 1),

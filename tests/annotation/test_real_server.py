@@ -158,14 +158,20 @@ def test_an_answer_that_breaks_off_is_an_error_and_not_part_of_the_history() -> 
 def test_a_chat_starts_a_server_for_a_folder_and_stops_it(steer_folder: Path) -> None:
     said = "Once upon a time\n/set quality=0 humor=10\n/set quality=9\n/show\n/reset\n/nonsense\n/quit\nnever asked\n"
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", "chat", steer_folder, "--set", "quality=4", "--max-tokens", "8"]
+    before = _servers_of(steer_folder)
     done = subprocess.run(command, input=said, capture_output=True, text=True, env=CLIENT_ENV, check=False)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     state = "quality=0, toxicity=0, humor=10]"
     assert lines[-4:] == [f"[2 messages; {state}", f"[2 messages; {state}", f"[2 messages; {state}", f"[0 messages; {state}"]
     assert "label out of range: quality is 9; this model has quality 0..4, toxicity 0..4, humor 0..10" in done.stderr
-    left = subprocess.run(["pgrep", "-f", f"serve {steer_folder}"], capture_output=True, check=False)
-    assert left.returncode == 1, "the server it started has ended"
+    assert _servers_of(steer_folder) == before, "the server it started has ended"
+
+
+def _servers_of(folder: Path) -> set[str]:
+    """Process ids of servers of ``folder``; another test may have one running."""
+    found = subprocess.run(["pgrep", "-f", f"serve {folder}"], capture_output=True, text=True, check=False)
+    return set(found.stdout.split())
 
 
 def test_a_chat_with_what_is_no_folder_says_so(tmp_path: Path) -> None:

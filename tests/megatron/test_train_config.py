@@ -63,12 +63,6 @@ def test_max_steps_ends_a_training_early(tmp_path: Path, records: Records) -> No
     assert planned(tmp_path, overrides(records(40), trainer__sft__max_epochs=2, trainer__sft__max_steps=3)).steps == 3
 
 
-@pytest.fixture(autouse=True)
-def _no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model built earlier in this process leaves the launcher's variable behind."""
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,4 +1,4 @@
-"""Two tiny models and their servers, shared by all serving tests."""
+"""Two tiny models and their servers, shared by all tests of servers and of their clients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nemo_steerlm.core.model_info import ModelKind
 from tests.serving.servers import Server, running
 from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_labels
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "megatron_gpt_eval.py"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
 
 @pytest.fixture(scope="session")
