@@ -241,8 +241,10 @@ def _from_go(root: Path, report: Report) -> None:
         report(f"building {name} {KUBERNETES}")
         build = ["nice", go, "build", "-ldflags", flags, "-o", root / "bin" / name, f"k8s.io/kubernetes/cmd/{name}"]
         _checked(build, cwd=SOURCES / "go/kubernetes", env=environment)
-    report("building CoreDNS")
-    _checked(["nice", go, "build", "-ldflags", "-s -w", "-o", root / "bin/coredns", "."], cwd=SOURCES / "go/coredns", env=environment)
+    for name in ("coredns", "pause"):
+        report(f"building {name}")
+        build = ["nice", go, "build", "-ldflags", "-s -w", "-o", root / "bin" / name, "."]
+        _checked(build, cwd=SOURCES / "go" / name, env=environment)
 
 
 def _go(root: Path, report: Report) -> str:

@@ -218,7 +218,7 @@ def _write_state(layout: Layout) -> None:
             certificates.certificate_kubeconfig(layout.path("pki"), identity.name, layout.server)
         )
     if layout.node:
-        images.write_archive(layout.path("config", "images.tar"), layout.images)
+        images.write_archive(layout.path("config", "images.tar"), layout.images, Path(layout.program("pause")))
 
 
 def _child_of(pid: int) -> int | None:

@@ -68,21 +68,24 @@ def base_runtime_spec(default: dict[str, Any], mounts: dict[str, str]) -> dict[s
     return {**default, "process": process, "mounts": [mount for mount in default["mounts"] if mount["destination"] != "/run"] + binds}
 
 
-def write_archive(path: Path, names: list[str]) -> None:
-    """A docker-archive with the skeleton under every name, and the pause image on the same layer."""
-    layer = _layer()
-    digest = hashlib.sha256(layer).hexdigest()
-    worker = _config(digest, {"Cmd": [f"{ENVIRONMENT}/bin/python"], "User": f"{USER}:{USER}", "WorkingDir": "/workspace"})
-    # The runtime ends a sandbox with SIGKILL: sleep need not handle signals.
-    pause = _config(digest, {"Cmd": ["/bin/sleep", "infinity"]})
-    entries = [(worker, names), (pause, [PAUSE_IMAGE])]
-    manifest = [
-        {"Config": f"{hashlib.sha256(config).hexdigest()}.json", "RepoTags": tags, "Layers": ["layer.tar"]} for config, tags in entries
+def write_archive(path: Path, names: list[str], pause: Path) -> None:
+    """A docker-archive with the skeleton under every name, and the static ``pause`` program as the image of sandboxes.
+
+    Sandboxes do not see what the base runtime spec binds in: their program needs no other file.
+    """
+    images = [
+        (_skeleton(), {"Cmd": [f"{ENVIRONMENT}/bin/python"], "User": f"{USER}:{USER}", "WorkingDir": "/workspace"}, names),
+        (_sandbox(pause), {"Entrypoint": ["/pause"]}, [PAUSE_IMAGE]),
     ]
+    manifest = []
     with tarfile.open(path, "w") as archive:
-        _add_file(archive, "layer.tar", layer)
-        for config, _ in entries:
-            _add_file(archive, f"{hashlib.sha256(config).hexdigest()}.json", config)
+        for layer, run, tags in images:
+            digest = hashlib.sha256(layer).hexdigest()
+            config = _config(digest, run)
+            files = {"Config": f"{hashlib.sha256(config).hexdigest()}.json", "Layers": [f"{digest}.tar"]}
+            _add_file(archive, f"{digest}.tar", layer)
+            _add_file(archive, str(files["Config"]), config)
+            manifest.append({**files, "RepoTags": tags})
         _add_file(archive, "manifest.json", json.dumps(manifest).encode())
 
 
@@ -104,7 +107,14 @@ def _config(layer_digest: str, run: dict[str, Any]) -> bytes:
     return json.dumps(content).encode()
 
 
-def _layer() -> bytes:
+def _sandbox(pause: Path) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        _add_file(archive, "pause", pause.read_bytes(), mode=0o755)
+    return buffer.getvalue()
+
+
+def _skeleton() -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name in ("etc", "usr", "proc", "sys", "dev", "run", "var", "opt", "root", "home", "opt/venv", "opt/venv/bin", "opt/src"):

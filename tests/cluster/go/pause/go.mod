@@ -1,0 +1,3 @@
+module nemo-steerlm.test/pause
+
+go 1.25.0
