@@ -10,6 +10,8 @@ INSTALLED := $(VENV)/.installed
 SOURCES := nemo_steerlm k8s tests examples
 
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Stages and commands are processes. Without a bytecode cache each would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test test-cluster lint bench clean install
 
