@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import dataclasses
 import datetime
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -20,9 +19,9 @@ from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 from steerlm_operator import metrics, names
 from steerlm_operator.cluster import ApiError, Cluster
 from steerlm_operator.config import OperatorConfig
-from steerlm_operator.draft import Decision, Key, Observed, Refusal, holds
+from steerlm_operator.draft import Decision, Key, Observed, Refusal, find_condition, holds
 from steerlm_operator.models import Object
-from steerlm_operator.readings import classify_refusal
+from steerlm_operator.readings import classify_refusal, last_progress
 from steerlm_operator.reconcile import plan
 
 logger = logging.getLogger(__name__)
@@ -34,6 +33,11 @@ STUCK_SECONDS = 300.0
 """A pipeline that waits in the queue for so long means that reconciling has stopped."""
 LONGEST_BACKOFF_SECONDS = 120.0
 CONFLICT_TRIES = 5
+DISCOVERY_SECONDS = 30.0
+"""Between two looks at which APIs the cluster has, while a pipeline waits for one."""
+LOGS_AT_ONCE = 16
+LOG_READS_PER_SECOND = 20
+"""Of all pipelines together: with hundreds of them each is asked less often, and the API server is not kept busy by it."""
 
 
 class Caches(Protocol):
@@ -86,6 +90,7 @@ class Controller:
         self._timers: dict[Name, asyncio.TimerHandle] = {}
         self._phases: dict[Name, str] = {}
         self._last_resync = time.monotonic()
+        self._last_discovery = 0.0
 
     def enqueue(self, name: Name) -> None:
         """Look at a pipeline soon. Asking twice is asking once; asking while it is looked at is asking for another look."""
@@ -144,17 +149,14 @@ class Controller:
         delay = min(0.5 * 2 ** min(memory.errors, 10), LONGEST_BACKOFF_SECONDS)
         known = isinstance(error, ApiError)
         metrics.RECONCILE_ERRORS.labels(f"http-{error.status}" if isinstance(error, ApiError) else type(error).__name__).inc()
-        logger.warning("%s/%s: %s; again in %.0f s", *name, error, delay, exc_info=None if known else error)
+        said = None if known else error
+        logger.warning("%s/%s: %s; again in %.0f s", *name, error, delay, exc_info=said, extra=_fields(name, reason=type(error).__name__))
         self.enqueue_after(name, delay)
 
     async def resync(self) -> None:
         """Look at everything now and then: at what no watch tells, such as a claim or a newly installed API."""
         while True:
-            if self.cluster:
-                try:
-                    self.apis = await self.cluster.api_groups()
-                except ApiError as error:
-                    logger.warning("cannot list API groups: %s", error)
+            await self._discover()
             for name in self.caches.pipelines():
                 self._memory.setdefault(name, Memory()).look_at_claim = True
                 self.enqueue(name)
@@ -162,13 +164,24 @@ class Controller:
             # Until the first API groups are known, look again soon.
             await asyncio.sleep(self.config.resync_seconds if self.apis is not None else 1)
 
+    async def _discover(self) -> None:
+        """Learn which API groups the cluster has."""
+        if self.cluster is None:
+            return
+        try:
+            self.apis = await self.cluster.api_groups()
+            self._last_discovery = time.monotonic()
+        except ApiError as error:
+            logger.warning("cannot list API groups: %s", error)
+
     async def follow(self) -> None:
         """Read what running stages print, and hand it on where it changed."""
         while True:
             await asyncio.sleep(self.config.progress_seconds)
             watched = [(name, pod) for name, memory in self._memory.items() for pod in memory.watch]
-            for start in range(0, len(watched), 16):
-                await asyncio.gather(*(self._read_progress(name, pod) for name, pod in watched[start : start + 16]))
+            for start in range(0, len(watched), LOGS_AT_ONCE):
+                pause = asyncio.sleep(LOGS_AT_ONCE / LOG_READS_PER_SECOND if len(watched) > LOGS_AT_ONCE else 0)
+                await asyncio.gather(pause, *(self._read_progress(name, pod) for name, pod in watched[start : start + LOGS_AT_ONCE]))
 
     async def _read_progress(self, name: Name, pod: str) -> None:
         memory = self._memory.get(name)
@@ -210,6 +223,7 @@ class Controller:
                     self._forget(name)
                     return
                 continue
+            self._gauge(name, decision.status)
             await self._act(name, fresh, decision, memory)
             return
         self.enqueue_after(name, 1)
@@ -239,6 +253,9 @@ class Controller:
     async def _decide(self, name: Name, resource: Object, memory: Memory) -> Decision:
         status = PipelineStatus.model_validate(resource.get("status") or {})
         ended = holds(status, "Complete") or holds(status, "Failed")
+        engine = find_condition(status, "EngineAvailable")
+        if engine and engine.status == "False" and not ended and time.monotonic() - self._last_discovery > DISCOVERY_SECONDS:
+            await self._discover()  # somebody may have installed it by now
         claim: Object | None = None
         if not ended and (memory.look_at_claim or not holds(status, "StorageReady")):
             claim = await self._claim(resource)
@@ -283,13 +300,14 @@ class Controller:
         memory.superseded.add(resource["metadata"]["resourceVersion"])
         memory.latest = written
         before = PipelineStatus.model_validate(resource.get("status") or {})
-        self._count(resource, before, decision.status)
+        metrics.count(before, decision.status)
         for event in decision.events:
-            logger.info("%s/%s: %s: %s", resource["metadata"]["namespace"], resource["metadata"]["name"], event.reason, event.message)
+            name = (resource["metadata"]["namespace"], resource["metadata"]["name"])
+            logger.info("%s/%s: %s: %s", *name, event.reason, event.message, extra=_fields(name, reason=event.reason))
             try:
                 await self.cluster.post_event(written, event.type, event.reason, event.message)
             except ApiError as error:
-                logger.warning("event %s not posted: %s", event.reason, error)
+                logger.warning("%s/%s: event %s not posted: %s", *name, event.reason, error, extra=_fields(name, reason=event.reason))
         return written
 
     async def _reread(self, resource: Object) -> Object | None:
@@ -336,7 +354,7 @@ class Controller:
                 reason, message = classify_refusal(error.status, error.message)
                 before = memory.refusals.get(key)
                 memory.refusals = {key: Refusal(reason=reason, message=message, count=before.count + 1 if before else 1)}
-                logger.warning("%s/%s: %s %s refused: %s", *name, *key, message)
+                logger.warning("%s/%s: %s %s refused: %s", *name, *key, message, extra=_fields(name, reason=reason))
                 return False
             memory.refusals.pop(key, None)
         return True
@@ -349,30 +367,20 @@ class Controller:
             self.enqueue(name)
         self.enqueue_after(name, decision.again or LONGEST_BACKOFF_SECONDS)
 
-    def _count(self, resource: Object, before: PipelineStatus, after: PipelineStatus) -> None:
-        name = (resource["metadata"]["namespace"], resource["metadata"]["name"])
-        if (old := self._phases.get(name)) != after.phase:
+    def _gauge(self, name: Name, status: PipelineStatus) -> None:
+        """Metrics of how things are: also of a pipeline whose status an earlier process wrote."""
+        if (old := self._phases.get(name)) != status.phase:
             if old:
                 metrics.PIPELINES.labels(old).dec()
-            metrics.PIPELINES.labels(after.phase).inc()
-            self._phases[name] = after.phase
-        if after.annotation:
-            metrics.SERVERS_READY.labels(*name).set(after.annotation.servers_ready)
-        known = {entry.name: entry for entry in before.stages}
-        for entry in after.stages:
-            family = metrics.stage_family(entry.name)
-            old_entry = known.get(entry.name)
-            if entry.attempt > (old_entry.attempt if old_entry else 0):
-                metrics.STAGE_ATTEMPTS.labels(family).inc()
-            if old_entry and entry.phase == old_entry.phase:
-                continue
-            if entry.done or entry.phase in ("Failed", "Retrying"):
-                metrics.STAGE_RESULTS.labels(family, entry.phase).inc()
-            if entry.phase == "CacheHit":
-                metrics.CACHE_HITS.labels(family).inc()
-            elif entry.done and entry.start_time and entry.completion_time:
-                start, end = (datetime.datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (entry.start_time, entry.completion_time))
-                metrics.STAGE_SECONDS.labels(family).observe((end - start).total_seconds())
+            metrics.PIPELINES.labels(status.phase).inc()
+            self._phases[name] = status.phase
+        if status.annotation:
+            metrics.SERVERS_READY.labels(*name).set(status.annotation.servers_ready)
+
+
+def _fields(name: Name, *, reason: str) -> dict[str, str]:
+    """What a log line says in fields of its own, for logs in JSON."""
+    return {"namespace": name[0], "pipeline": name[1], "reason": reason}
 
 
 def dump(status: PipelineStatus) -> Object:
@@ -384,16 +392,3 @@ def dump(status: PipelineStatus) -> Object:
 def normalized(status: Mapping[str, Any] | None) -> Object | None:
     """A status that was read, as ``dump`` would have written it; None for one that was never written."""
     return dump(PipelineStatus.model_validate(status)) if status else None
-
-
-def last_progress(text: str) -> dict[str, Any] | None:
-    """The last progress message in a process's output."""
-    for line in reversed(text.splitlines()):
-        start = line.find('{"steerlm"')
-        if start < 0:
-            continue
-        with contextlib.suppress(ValueError):
-            message = json.loads(line[start:])
-            if message.get("steerlm") == "progress":
-                return dict(message)
-    return None

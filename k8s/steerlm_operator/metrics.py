@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+
 from prometheus_client import Counter, Gauge, Histogram
+
+from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 
 PIPELINES = Gauge("steerlm_pipelines", "Pipelines by phase.", ["phase"])
 STAGE_ATTEMPTS = Counter("steerlm_stage_attempts_total", "Attempts of stages that were started.", ["stage"])
@@ -26,3 +30,22 @@ LAST_RECONCILE = Gauge("steerlm_last_reconcile_timestamp_seconds", "When the las
 def stage_family(name: str) -> str:
     """A stage's name without its round, so that labels stay few."""
     return "-".join(part for part in name.split("-") if not part.isdigit())
+
+
+def count(before: PipelineStatus, after: PipelineStatus) -> None:
+    """Count what happened between two statuses of a pipeline, once the second is written."""
+    known = {entry.name: entry for entry in before.stages}
+    for entry in after.stages:
+        family = stage_family(entry.name)
+        old_entry = known.get(entry.name)
+        if entry.attempt > (old_entry.attempt if old_entry else 0):
+            STAGE_ATTEMPTS.labels(family).inc()
+        if old_entry and entry.phase == old_entry.phase:
+            continue
+        if entry.done or entry.phase in ("Failed", "Retrying"):
+            STAGE_RESULTS.labels(family, entry.phase).inc()
+        if entry.phase == "CacheHit":
+            CACHE_HITS.labels(family).inc()
+        elif entry.done and entry.start_time and entry.completion_time:
+            start, end = (datetime.datetime.fromisoformat(t.replace("Z", "+00:00")) for t in (entry.start_time, entry.completion_time))
+            STAGE_SECONDS.labels(family).observe((end - start).total_seconds())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -259,6 +260,19 @@ def flat_metrics(metrics: Any, limit: int = 32) -> dict[str, str]:
 
     walk("", metrics)
     return found
+
+
+def last_progress(text: str) -> dict[str, Any] | None:
+    """The last progress message in a process's output."""
+    for line in reversed(text.splitlines()):
+        start = line.find('{"steerlm"')
+        if start < 0:
+            continue
+        with contextlib.suppress(ValueError):
+            message = json.loads(line[start:])
+            if message.get("steerlm") == "progress":
+                return dict(message)
+    return None
 
 
 def parse_time(text: str | None) -> datetime.datetime | None:

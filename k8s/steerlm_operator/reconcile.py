@@ -17,7 +17,7 @@ from typing import Any
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.pipeline.cluster_spec import MANAGED_BY
-from nemo_steerlm.pipeline.cluster_status import PipelineStatus, StageStatus
+from nemo_steerlm.pipeline.cluster_status import Condition, ConditionType, PipelineStatus, StageStatus
 from steerlm_operator import models, names, progress, readings
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.draft import Decision, Draft, Observed, Refusal, find_condition, finished, holds
@@ -58,20 +58,27 @@ def plan(resource: Mapping[str, Any], observed: Observed, config: OperatorConfig
 
 def _refuse(status: PipelineStatus, metadata: Mapping[str, Any], message: str, now: datetime.datetime) -> Decision:
     """Beyond what the API server checks. Nothing is started or stopped: the last valid spec's work goes on until this is corrected."""
-    before = find_condition(status, "Accepted")
-    condition = {
-        "type": "Accepted",
-        "status": "False",
-        "reason": "InvalidSpec",
-        "message": readings.shorten(message),
-        "lastTransitionTime": before.last_transition_time if before and before.status == "False" else now.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "observedGeneration": metadata.get("generation", 0),
-    }
-    dumped = status.model_dump(by_alias=True)
-    dumped["conditions"] = [c for c in dumped["conditions"] if c["type"] != "Accepted"] + [condition]
-    dumped["conditions"].sort(key=lambda c: c["type"])
-    dumped["observedGeneration"] = metadata.get("generation", 0)
-    return Decision(status=PipelineStatus.model_validate(dumped))
+    moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    kinds: tuple[ConditionType, ...] = ("Accepted",)
+    if not (holds(status, "Complete") or holds(status, "Failed")):
+        kinds = ("Accepted", "Progressing")
+        status.progress = "InvalidSpec"
+    kept = [condition for condition in status.conditions if condition.type not in kinds]
+    for kind in kinds:
+        before = find_condition(status, kind)
+        kept.append(
+            Condition(
+                type=kind,
+                status="False",
+                reason="InvalidSpec",
+                message=readings.shorten(message),
+                last_transition_time=before.last_transition_time if before and before.status == "False" else moment,
+                observed_generation=metadata.get("generation", 0),
+            )
+        )
+    status.conditions = sorted(kept, key=lambda condition: condition.type)
+    status.observed_generation = metadata.get("generation", 0)
+    return Decision(status=status)
 
 
 def _list_stages(draft: Draft) -> None:

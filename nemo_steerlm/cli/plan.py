@@ -71,7 +71,12 @@ def _print_stages(file: Path, workdir: Path) -> None:
 
 def _hash(state: local.StageState, work: WorkDirectory, file: Path) -> str:
     waits = [name for name in state.stage.after if work.success(name) is None]
-    return f"known once {', '.join(waits)} is done" if waits else input_hash(state.stage, work, files_folder(file))
+    if waits:
+        return f"known once {', '.join(waits)} is done"
+    try:
+        return input_hash(state.stage, work, files_folder(file))
+    except UsageError as error:  # a pipeline for a cluster is planned where its files are not
+        return f"known where its files are: {str(error).split(': no such', maxsplit=1)[0]} is not here"
 
 
 def _needs(state: local.StageState) -> str:
