@@ -7,13 +7,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := nemo,serve,report,operator,dev
 INSTALLED := $(VENV)/.installed
-SOURCES := nemo_steerlm k8s tests examples
+SOURCES := nemo_steerlm k8s charts tests examples
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-cluster lint bench clean install
+.PHONY: run test test-cluster lint bench chart clean install
 
 install: $(INSTALLED)
 
@@ -41,6 +41,10 @@ test: lint
 # A real control plane and node, as root on Linux; its programs are built once, which takes minutes.
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster tests/cluster
+
+# What of the chart is made from code: the definition, values.yaml, its schema, the table in its README.
+chart: $(INSTALLED)
+	$(BIN)/python -m charts.generate
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

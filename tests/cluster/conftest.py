@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from local_cluster import binaries
 from local_cluster.client import Cluster, environment_kubeconfig
+from local_cluster.clients import Helm
 from local_cluster.cluster import LocalCluster, unavailable
 from local_cluster.errors import ClusterError, UnavailableError
 
@@ -120,25 +119,6 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def helm(programs: binaries.Binaries, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``helm(*arguments, cluster=None, check=True)``: the real helm, with folders of its own."""
-    home = tmp_path_factory.mktemp("helm")
-    folders = {f"HELM_{kind}_HOME": str(home / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
-
-    def run(
-        *arguments: str, cluster: Cluster | None = None, check: bool = True, stdin: str | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        target = ["--kubeconfig", str(cluster.kubeconfig)] if cluster else []
-        done = subprocess.run(
-            [programs.program("helm"), *arguments, *target],
-            input=stdin,
-            env={**os.environ, **folders},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if check and done.returncode:
-            raise AssertionError(f"helm {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
-        return done
-
-    return run
+def helm(programs: binaries.Binaries, tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """``helm(*arguments, cluster=None, check=True)``."""
+    return Helm(tmp_path_factory.mktemp("helm"))
