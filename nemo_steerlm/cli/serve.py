@@ -17,6 +17,7 @@ from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 
 if TYPE_CHECKING:
     from nemo_steerlm.serving.engine import Engine
+    from nemo_steerlm.serving.model import Model
     from nemo_steerlm.serving.service import Settings
 
 _STEER = Path("train-steer") / "hf"
@@ -49,14 +50,17 @@ def serve(
     settings = Settings(
         name=name or folder.stem,
         default_attributes=read_attributes(default),
-        max_waiting=max_waiting,
         max_body_bytes=int(max_body_mb * (1 << 20)),
         request_timeout=request_timeout,
         api_key=api_key or None,
         cors_origins=tuple(cors_origin),
         log_prompts=log_prompts,
     )
-    run_server(lambda: load_engine(folder, max_rows=max_rows, device=device or None), settings, host, port, drain_seconds)
+
+    def load() -> Model:
+        return scheduled(load_engine(folder, max_rows=max_rows, device=device or None), max_waiting)
+
+    run_server(load, settings, host, port, drain_seconds)
 
 
 def serve_with_nemo_flags(arguments: list[str]) -> None:
@@ -71,11 +75,14 @@ def serve_with_nemo_flags(arguments: list[str]) -> None:
     folder = model_path(Path(str(flags["gpt_model_file"])))
     sizes = {key: flags[key] for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size")}
     device = "cpu" if flags["trainer.accelerator"] == "cpu" else None
-    settings = Settings(name=folder.stem, max_waiting=1024)
-    run_server(lambda: load_engine(folder, max_rows=32, device=device, **sizes), settings, str(flags["host"]), flags["port"], 30.0)
+
+    def load() -> Model:
+        return scheduled(load_engine(folder, max_rows=32, device=device, **sizes), 1024)
+
+    run_server(load, Settings(name=folder.stem), str(flags["host"]), flags["port"], 30.0)
 
 
-def run_server(load: Callable[[], Engine], settings: Settings, host: str, port: int, drain_seconds: float) -> None:
+def run_server(load: Callable[[], Model], settings: Settings, host: str, port: int, drain_seconds: float) -> None:
     """Take the address, load the model, serve until SIGTERM."""
     from nemo_steerlm.serving.server import bind
     from nemo_steerlm.serving.server import serve as serve_forever
@@ -129,6 +136,13 @@ def load_engine(path: Path, *, max_rows: int, device: str | None, **parallel: in
     else:
         engine = engines.HuggingFaceEngine(path, device=device, max_rows=max_rows)
     return engine
+
+
+def scheduled(engine: Engine, max_waiting: int) -> Model:
+    """``engine`` with a queue in front of it."""
+    from nemo_steerlm.serving.scheduler import Scheduler
+
+    return Scheduler(engine, max_waiting=max_waiting)
 
 
 def read_attributes(options: list[str]) -> dict[str, int | str]:

@@ -16,7 +16,7 @@ from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
 from nemo_steerlm.serving.limits import Gate
-from nemo_steerlm.serving.scheduler import QueueFullError
+from nemo_steerlm.serving.model import QueueFullError
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
 
 _STATUS: dict[type[SteerLMError], int] = {
@@ -32,12 +32,12 @@ _RETRY_AFTER = {429: "1", 503: "5"}
 
 
 def create_app(service: Service) -> FastAPI:
-    """The app around ``service``. It closes the service's scheduler when it ends."""
+    """The app around ``service``. It closes the service's model when it ends."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.scheduler.close()
+        service.model.close()
 
     app = FastAPI(title="nemo_steerlm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service

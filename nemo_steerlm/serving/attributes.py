@@ -24,7 +24,7 @@ from nemo_steerlm.serving.service import Service
 def router(service: Service) -> APIRouter:
     """The route, bound to ``service``."""
     routes = APIRouter(prefix="/v1", tags=["SteerLM"])
-    plan = compile_label(service.engine.info, service.engine.tokenizer) if service.scores else None
+    plan = compile_label(service.model.info, service.model.tokenizer) if service.scores else None
 
     @routes.post("/attributes", summary="Read the attributes of conversations")
     async def attributes(body: AttributesBody, request: Request) -> Response:
@@ -32,9 +32,9 @@ def router(service: Service) -> APIRouter:
             raise UsageError("this is a steer model: it writes (POST /v1/chat/completions); serve the value model to score")
         requests = await run_in_threadpool(_requests, service, plan, body)
         service.require_open(len(requests))
-        scored = await service.within(request, service.scheduler.score(requests))
+        scored = await service.within(request, service.model.score(requests))
         results = [{"turns": [_turn(turn) for turn in turns]} for turns in scored]
-        answer = {"model": service.engine.info.fingerprint, "object": "list", "results": results}
+        answer = {"model": service.model.info.fingerprint, "object": "list", "results": results}
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
@@ -65,9 +65,9 @@ def _request(service: Service, plan: LabelPlan, conversation: Conversation, whic
     if not turns:
         return ScoreRequest(conversation=conversation, turns=()), 0
     spans = service.prompts.template.label_prompt(conversation, turns[-1])
-    length = len(encode_text(text_of(spans), service.engine.tokenizer)) + len(turns) * plan.length
-    if length > service.engine.max_length:
-        limit = service.engine.max_length
+    length = len(encode_text(text_of(spans), service.model.tokenizer)) + len(turns) * plan.length
+    if length > service.model.max_length:
+        limit = service.model.max_length
         raise DataError(f"too long: {length} tokens with labels", where=Where(field=field), instead=f"this model takes {limit}")
     return ScoreRequest(conversation=conversation, turns=turns), length
 

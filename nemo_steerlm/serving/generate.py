@@ -17,8 +17,8 @@ from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling
+from nemo_steerlm.serving.model import Generation
 from nemo_steerlm.serving.prompts import Prompts
-from nemo_steerlm.serving.scheduler import Generation
 from nemo_steerlm.serving.service import Service
 from nemo_steerlm.serving.text_stream import AnswerText
 
@@ -144,7 +144,7 @@ def _encodable(text: str) -> bool:
 
 
 def _generation(service: Service, sentence: str, options: Mapping[str, Any]) -> Generation:
-    tokenizer = service.engine.tokenizer
+    tokenizer = service.model.tokenizer
     prompt = service.prompts.raw(sentence)
     if options["add_BOS"]:
         named = (tokenizer.token_id(token) for token in _BOS)

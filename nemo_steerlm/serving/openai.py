@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
-from nemo_steerlm.serving.scheduler import Delta, Generation
+from nemo_steerlm.serving.model import Delta, Generation
 from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, SampledBody
 from nemo_steerlm.serving.service import Service
 from nemo_steerlm.serving.text_stream import AnswerText
@@ -74,10 +74,10 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.started,
         "owned_by": "nemo_steerlm",
-        "max_model_len": service.engine.max_length,
+        "max_model_len": service.model.max_length,
         "scores": service.scores,
         "default_attributes": service.prompts.default_attributes,
-        "metadata": {"steerlm": service.engine.info.to_dict()},
+        "metadata": {"steerlm": service.model.info.to_dict()},
     }
 
 
@@ -116,7 +116,7 @@ class _Endpoint(abc.ABC):
             request = GenerationRequest(
                 prompt=tuple(prompt), sampling=self.sampling(n), min_tokens=min(self.body.min_tokens or 0, room), **wanted
             )
-            answer = AnswerText(self.service.engine.tokenizer, prompt, stops=self.body.stop or (), **text)
+            answer = AnswerText(self.service.model.tokenizer, prompt, stops=self.body.stop or (), **text)
             self.generations.append(Generation(request, max_tokens=room, text=answer))
             self.answers.append(_Answer(prompt))
 
@@ -217,7 +217,7 @@ class _Completions(_Endpoint):
         return {"text": text, "logprobs": self._logprobs(tokens), "finish_reason": delta.finish}
 
     def prompt_text(self, answer: _Answer) -> str:
-        return self.service.engine.tokenizer.decode(answer.prompt)
+        return self.service.model.tokenizer.decode(answer.prompt)
 
     def _logprobs(self, tokens: Sequence[NextToken], echoed: _Answer | None = None) -> dict[str, Any] | None:
         if self.completion.logprobs is None:

@@ -8,64 +8,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
-from typing import Literal, NamedTuple
 
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.serving.engine import Engine, GenerationRequest, NextToken, ScoredTurn, ScoreRequest
+from nemo_steerlm.serving.engine import Engine, ScoredTurn, ScoreRequest
 from nemo_steerlm.serving.metrics import Metrics
-from nemo_steerlm.serving.text_stream import AnswerText
+from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, QueueFullError
 
 logger = logging.getLogger(__name__)
 
-Finish = Literal["stop", "length"]
-
 _SCORE_TOKENS = 16_384
 """Padded tokens of one scoring batch: more does not make it faster, only larger."""
-
-
-class QueueFullError(SteerLMError):
-    """Too much is waiting already."""
-
-    code = "queue_full"
-    exit_code = 75
-
-
-class EngineFailedError(SteerLMError):
-    """The engine raised; the cause is in the log."""
-
-    code = "engine_failed"
-
-
-class Delta(NamedTuple):
-    """One step of one answer."""
-
-    text: str
-    """Text that became certain; may be empty."""
-    token: NextToken | None
-    finish: Finish | None = None
-
-
-class Generation:
-    """A row to generate: what the engine needs, and when to stop."""
-
-    def __init__(self, request: GenerationRequest, *, max_tokens: int, text: AnswerText) -> None:
-        self.request = request
-        self.max_tokens = max_tokens
-        self.text = text
-        self.generated = 0
-
-    def advance(self, token: NextToken) -> Delta:
-        """Take one more token; says whether it was the last."""
-        self.generated += 1
-        if token.token in self.request.stop_ids:
-            return Delta(self.text.flush(ended=True), token, "stop")
-        text = self.text.push(token.token)
-        if self.text.stopped():
-            return Delta(text, token, "stop")
-        if self.generated >= self.max_tokens:
-            text += self.text.flush(ended=False)
-            return Delta(text, token, "stop" if self.text.stopped() else "length")
-        return Delta(text, token)
 
 
 class _Job:
@@ -87,12 +39,15 @@ class _Job:
 
 
 class Scheduler:
-    """Continuous batching for generation, batches of like length for scoring."""
+    """A Model around an engine: continuous batching for generation, batches of like length for scoring."""
 
-    def __init__(self, engine: Engine, metrics: Metrics, *, max_waiting: int = 256) -> None:
+    def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
         """``max_waiting``: conversations and rows that may wait before new ones are refused."""
+        self.info = engine.info
+        self.tokenizer = engine.tokenizer
+        self.max_length = engine.max_length
+        self.metrics = Metrics()
         self._engine = engine
-        self._metrics = metrics
         self._max_waiting = max_waiting
         self._generations: deque[_Job] = deque()
         self._scores: list[_Job] = []
@@ -104,21 +59,21 @@ class Scheduler:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread, whatever still waits."""
+        """See Model. Ends the thread, whatever still waits."""
         with self._changed:
             self._closed = True
             self._changed.notify()
         self._thread.join(timeout=30)
 
     def require_room(self, more: int) -> None:
-        """Raise QueueFullError if ``more`` jobs do not fit. A request that alone exceeds the queue may have it when it is empty."""
+        """See Model. A request that alone exceeds the queue may have it when it is empty."""
         with self._changed:
             waiting = len(self._generations) + len(self._scores)
             if waiting and waiting + more > self._max_waiting:
                 raise QueueFullError(f"{waiting} requests wait already")
 
     async def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
-        """The answer as it comes; ``together`` rows are one request's. Leaving the loop early, or being cancelled, frees the row."""
+        """See Model. Leaving the loop early, or being cancelled, frees the row."""
         job = self._submit(generation, len(generation.request.prompt), together)
         try:
             while True:
@@ -133,7 +88,7 @@ class Scheduler:
             self._cancel(job)
 
     async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
-        """Labels of conversations, given with their lengths in tokens."""
+        """See Model."""
         jobs: list[_Job] = []
         try:
             for request, length in requests:
@@ -171,8 +126,8 @@ class Scheduler:
             self._changed.notify()
 
     def _observe(self) -> None:
-        self._metrics.waiting.set(len(self._generations) + len(self._scores))
-        self._metrics.running.set(len(self._running))
+        self.metrics.waiting.set(len(self._generations) + len(self._scores))
+        self.metrics.running.set(len(self._running))
 
     def _run(self) -> None:
         while True:
@@ -229,7 +184,7 @@ class Scheduler:
         return batch
 
     def _score(self, jobs: list[_Job]) -> None:
-        self._metrics.score_batch.observe(len(jobs))
+        self.metrics.score_batch.observe(len(jobs))
         try:
             results = self._engine.score([job.work for job in jobs if isinstance(job.work, ScoreRequest)])
         except Exception:
@@ -239,7 +194,7 @@ class Scheduler:
             return
         for job, result in zip(jobs, results, strict=True):
             job.send(result)
-        self._metrics.scored_turns.inc(sum(map(len, results)))
+        self.metrics.scored_turns.inc(sum(map(len, results)))
 
     def _step(self, gone: list[int], admitted: list[_Job]) -> None:
         for row in gone:
@@ -249,18 +204,18 @@ class Scheduler:
             self._running[self._rows] = job
             if isinstance(job.work, Generation):
                 self._engine.add(self._rows, job.work.request)
-                self._metrics.prompt_tokens.inc(job.length)
+                self.metrics.prompt_tokens.inc(job.length)
         if not self._running:
             return
-        self._metrics.generate_batch.observe(len(self._running))
+        self.metrics.generate_batch.observe(len(self._running))
         for row, token in self._engine.step().items():
             job = self._running[row]
             if not isinstance(job.work, Generation):
                 continue
             delta = job.work.advance(token)
             if job.work.generated == 1:
-                self._metrics.first_token.observe(time.monotonic() - job.arrived)
-            self._metrics.generated_tokens.inc()
+                self.metrics.first_token.observe(time.monotonic() - job.arrived)
+            self.metrics.generated_tokens.inc()
             job.send(delta)
             if delta.finish:
                 self._forget(row)

@@ -58,7 +58,7 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
     if not serving.done():
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
-        line = {"steerlm": "serving", "url": f"http://{shown}:{port}", "model": service.settings.name, "kind": service.engine.info.kind}
+        line = {"steerlm": "serving", "url": f"http://{shown}:{port}", "model": service.settings.name, "kind": service.model.info.kind}
         print(json.dumps(line), flush=True)  # noqa: T201  whoever started this process waits for the line
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""What all routes share: the model, the scheduler in front of it, the server's settings, and how a request waits for its answers."""
+"""What all routes share: the model, the server's settings, and how a request waits for its answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,8 @@ import msgspec
 from starlette.requests import Request
 
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.serving.engine import Engine
-from nemo_steerlm.serving.metrics import Metrics
+from nemo_steerlm.serving.model import Delta, Generation, Model
 from nemo_steerlm.serving.prompts import Prompts
-from nemo_steerlm.serving.scheduler import Delta, Generation, Scheduler
 
 T = TypeVar("T")
 
@@ -44,8 +42,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     name: str = "steerlm"
     """The model's name in ``/v1/models``."""
     default_attributes: dict[str, int | str] = {}
-    max_waiting: int = 256
-    """Rows and conversations that may wait; more are answered 429."""
     max_body_bytes: int = 8 << 20
     request_timeout: float = 600.0
     """Seconds."""
@@ -55,14 +51,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """One loaded model, being served."""
+    """One model, being served."""
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
-        self.engine = engine
+    def __init__(self, model: Model, settings: Settings) -> None:
+        self.model = model
         self.settings = settings
-        self.metrics = Metrics()
-        self.prompts = Prompts(engine.info, engine.tokenizer, engine.max_length, settings.default_attributes)
-        self.scheduler = Scheduler(engine, self.metrics, max_waiting=settings.max_waiting)
+        self.metrics = model.metrics
+        self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.default_attributes)
         self.started = int(time.time())
         self.draining = False
         self.in_flight = 0
@@ -71,13 +66,13 @@ class Service:
     @property
     def scores(self) -> bool:
         """Whether the model reads labels (a value model) rather than writing under them."""
-        return self.engine.info.kind == "value"
+        return self.model.info.kind == "value"
 
     def require_open(self, jobs: int) -> None:
         """Raise DrainingError or QueueFullError where ``jobs`` more cannot be taken."""
         if self.draining:
             raise DrainingError("this server is stopping; ask another")
-        self.scheduler.require_room(jobs)
+        self.model.require_room(jobs)
 
     async def merged(self, generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Delta]]:
         """Steps of several answers as they come, each with its answer's number."""
@@ -85,7 +80,7 @@ class Service:
 
         async def follow(index: int, generation: Generation) -> None:
             try:
-                async for delta in self.scheduler.stream(generation, len(generations)):
+                async for delta in self.model.stream(generation, len(generations)):
                     steps.put_nowait((index, delta))
             except SteerLMError as error:
                 steps.put_nowait((index, error))

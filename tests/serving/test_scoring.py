@@ -139,7 +139,11 @@ def test_the_api_tells_values_probabilities_and_expectations(value_server):
         assert model["metadata"]["steerlm"]["attributes"]["attributes"][0]["name"] == "quality"
         answer = client.post("/v1/attributes", json={"conversations": [record, record], "turns": "all"}).json()
         (turns, again) = (result["turns"] for result in answer["results"])
-        assert turns == again
+        # The two may be read in batches of their own, which round differently.
+        assert [turn["label"] for turn in turns] == [turn["label"] for turn in again]
+        for turn, other in zip(turns, again, strict=True):
+            for name, found in turn["attributes"].items():
+                assert found["probabilities"] == pytest.approx(other["attributes"][name]["probabilities"], abs=1e-5)
         assert [turn["index"] for turn in turns] == [0, 1]
         humor = turns[1]["attributes"]["humor"]
         assert humor["expected"] == pytest.approx(sum(int(v) * p for v, p in humor["probabilities"].items()))

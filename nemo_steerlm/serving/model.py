@@ -1,0 +1,82 @@
+"""What the routes ask: a model that answers many requests at once, whoever runs it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Literal, NamedTuple, Protocol
+
+from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.tokenization import TextTokenizer
+from nemo_steerlm.serving.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest
+from nemo_steerlm.serving.metrics import Metrics
+from nemo_steerlm.serving.text_stream import AnswerText
+
+Finish = Literal["stop", "length"]
+
+
+class QueueFullError(SteerLMError):
+    """Too much is waiting already."""
+
+    code = "queue_full"
+    exit_code = 75
+
+
+class EngineFailedError(SteerLMError):
+    """The engine raised; the cause is in the log."""
+
+    code = "engine_failed"
+
+
+class Delta(NamedTuple):
+    """One step of one answer."""
+
+    text: str
+    """Text that became certain; may be empty."""
+    token: NextToken | None
+    finish: Finish | None = None
+
+
+class Generation:
+    """A row to generate: what the engine needs, and when to stop."""
+
+    def __init__(self, request: GenerationRequest, *, max_tokens: int, text: AnswerText) -> None:
+        self.request = request
+        self.max_tokens = max_tokens
+        self.text = text
+        self.generated = 0
+
+    def advance(self, token: NextToken) -> Delta:
+        """Take one more token; says whether it was the last."""
+        self.generated += 1
+        if token.token in self.request.stop_ids:
+            return Delta(self.text.flush(ended=True), token, "stop")
+        text = self.text.push(token.token)
+        if self.text.stopped():
+            return Delta(text, token, "stop")
+        if self.generated >= self.max_tokens:
+            text += self.text.flush(ended=False)
+            return Delta(text, token, "stop" if self.text.stopped() else "length")
+        return Delta(text, token)
+
+
+class Model(Protocol):
+    """A model being served: a ``Scheduler`` around an engine of this process, or another server (``Upstream``)."""
+
+    info: ModelInfo
+    tokenizer: TextTokenizer
+    max_length: int
+    """Tokens of prompt and answer together."""
+    metrics: Metrics
+
+    def require_room(self, more: int) -> None:
+        """Raise QueueFullError if ``more`` rows or conversations can not wait."""
+
+    def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
+        """The answer as it comes; ``together`` rows are one request's. Whoever leaves the loop early ends the work."""
+
+    async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
+        """Labels of conversations, given with their lengths in tokens."""
+
+    def close(self) -> None:
+        """End all work."""
