@@ -18,11 +18,8 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
 from nemo_steerlm.core.tokenization import TextTokenizer, encode_text
 from nemo_steerlm.serving.engine import Choice, ScoredTurn, ScoreRequest
-from nemo_steerlm.serving.engines.causal_model import Block, CausalModel, RowCache
+from nemo_steerlm.serving.engines.blocks import Block, BlockModel, RowCache
 from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
-
-_FORWARD_COST = {False: 40, True: 4000}
-"""What one forward costs beside its tokens, in tokens: on a CPU, on a GPU (which is idle while few tokens pass)."""
 
 
 class _Row:
@@ -60,17 +57,15 @@ class _Plan:
 class AttributeScorer:
     """The scoring loop for one model."""
 
-    def __init__(self, model: CausalModel, tokenizer: TextTokenizer, info: ModelInfo) -> None:
+    def __init__(self, model: BlockModel, tokenizer: TextTokenizer, info: ModelInfo) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._template: Template = info.template(tokenizer.special)
         self.plan: LabelPlan = compile_label(info, tokenizer)
-        self._forward_cost = _FORWARD_COST[model.device.type == "cuda"]
         self._habits = [dict[str, Counter[str]]() for _ in self.plan.slots]
         """For each slot: how often each value followed a value of the slot before."""
-        tokens = sorted({token for slot in self.plan.slots for node in slot.tree.nodes for token in node.children})
-        self._token_index = {token: i for i, token in enumerate(tokens)}
-        self._tokens = torch.tensor(tokens, device=model.device)
+        self._tokens = sorted({token for slot in self.plan.slots for node in slot.tree.nodes for token in node.children})
+        self._token_index = {token: i for i, token in enumerate(self._tokens)}
 
     @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[ScoredTurn]]:
@@ -125,7 +120,7 @@ class AttributeScorer:
         same = 0
         while same < min(len(first), len(last)) - 1 and first[same] == last[same]:
             same += 1
-        cache = RowCache(1)
+        cache = self._model.cache(1)
         if len(rows) > 1 and same:
             self._model.forward(cache, Block([first[:same]], [0]))
             cache.select([0] * len(rows))
@@ -133,7 +128,7 @@ class AttributeScorer:
                 row.ids, row.columns = row.pending[:same], list(range(same))
                 del row.pending[:same]
             return cache
-        return RowCache(len(rows))
+        return self._model.cache(len(rows))
 
     def _label_turns(self, cache: RowCache, rows: list[_Row]) -> None:
         """Predict the label of every row's current turn."""
@@ -163,15 +158,13 @@ class AttributeScorer:
         plans = [self._guess(rows[i], len(active)) for i in active]
         block = _block([rows[i] for i in active], plans)
         start = cache.length
-        hidden = self._model.forward(cache, block, active)
         reads = [
             (n, block.padding(n) + at)
             for n, plan in enumerate(plans)
             for root, branches in zip(plan.roots, plan.branches, strict=True)
             for at in (root, *branches)
         ]
-        which = torch.tensor(reads, device=hidden.device)
-        scores = iter(self._model.logits(hidden[which[:, 0], which[:, 1]], self._tokens).cpu())
+        scores = iter(self._model.forward(cache, block, active, reads=reads, tokens=self._tokens))
         for n, (i, plan) in enumerate(zip(active, plans, strict=True)):
             row = rows[i]
             first = start + block.padding(n)
@@ -222,7 +215,7 @@ class AttributeScorer:
                 break
             chance *= likely
             cost = rows * (1 + len(slots[k].forced))
-            if chance * self._forward_cost <= (1 - chance) * cost:
+            if chance * self._model.forward_cost <= (1 - chance) * cost:
                 break
             plan.chain += [*slot.values[value], *slots[k].forced]
             previous = value
