@@ -3,6 +3,7 @@
 | file | made from |
 |---|---|
 | templates/crd.yaml | ``steerlm schema --crd`` |
+| dashboard.json | charts/dashboard.py |
 | values.yaml, values.schema.json, the table in README.md | charts/values.py |
 """
 
@@ -19,6 +20,7 @@ from kubernetes_validate import utils
 from pydantic import BaseModel
 from steerlm_operator.config import OperatorConfig
 
+from charts.dashboard import dashboard
 from charts.values import SET_BY_THE_CHART, Pipeline, Values
 from nemo_steerlm.pipeline import crd
 
@@ -52,6 +54,7 @@ def files() -> dict[Path, str]:
     readme = CHART / "README.md"
     return {
         CHART / "templates/crd.yaml": definition(),
+        CHART / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
         CHART / "values.yaml": values(),
         CHART / "values.schema.json": json.dumps(schema(), indent=1) + "\n",
         readme: TABLE.sub(lambda _: f"\n{table()}\n", readme.read_text(encoding="utf-8")),
@@ -105,6 +108,8 @@ def _tidy(node: Any) -> Any:
             continue
         if key == "default" and not ("type" in value or "$ref" in value):
             continue
+        if key == "patternProperties":
+            kept["additionalProperties"] = False  # a name that does not match is wrong, not free
         kept[key] = _plain(value) if key == "description" and isinstance(value, str) else _tidy(value)
     return kept
 

@@ -162,6 +162,24 @@ class Cluster:
         query = {"tailLines": str(lines), "limitBytes": str(LOG_TAIL_BYTES)}
         return await self._text("GET", url_path("v1", "Pod", namespace, pod, "log"), query=query)
 
+    async def may(self, namespace: str | None, group: str, resource: str, verb: str) -> bool:
+        """Whether the API server allows this identity a verb, in one namespace or in all of them. Raises ApiError."""
+        kind, _slash, subresource = resource.partition("/")
+        asked = {"namespace": namespace or "", "group": group, "resource": kind, "subresource": subresource, "verb": verb}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        answer = await self._request("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", review)
+        return bool(answer["status"]["allowed"])
+
+    async def schemas(self, api_version: str) -> Object:
+        """The schemas of an API group's version by name, as OpenAPI 3. Raises ApiError, 404 where the cluster does not serve it."""
+        found = await self._request("GET", f"/openapi/v3/apis/{api_version}")
+        schemas: Object = found["components"]["schemas"]
+        return schemas
+
     async def api_groups(self) -> frozenset[str]:
         """Names of the API groups that the cluster has. Raises ApiError."""
         found = await self._request("GET", "/apis")

@@ -33,12 +33,7 @@ def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
 @pytest.fixture(scope="session")
 def render(helm: Helm) -> Render:
     """``render(values, *flags)``: the objects that the chart makes of these values, hooks included."""
-
-    def rendered(values: Object | None = None, *flags: str) -> list[Object]:
-        text = helm("template", "test", str(CHART), "-n", "team", "-f", "-", *flags, stdin=yaml.safe_dump(values or {})).stdout
-        return [item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item]
-
-    return rendered
+    return lambda values=None, *flags: helm.template(CHART, "-n", "team", *flags, values=values)
 
 
 @pytest.fixture(scope="session")

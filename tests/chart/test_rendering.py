@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
 
 import kubernetes_validate
 import pytest
 import yaml
+from prometheus_client.metrics import MetricWrapperBase
+from steerlm_operator import metrics
 from steerlm_operator.config import OperatorConfig
 
 from charts.generate import CHART, files
+from nemo_steerlm import __version__
+from nemo_steerlm.pipeline import crd, manifest
 
 VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if tuple(map(int, version.split("."))) >= (1, 30, 0)]
 PIPELINE = {"attributes": {"preset": "helpsteer"}, "data": {"helpsteer": {"path": "hf:nvidia/HelpSteer"}}, "model": {"base": "models/base"}}
@@ -47,6 +53,7 @@ EVERYTHING = {
         "service": {"annotations": {"a": "b"}},
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "podMonitor": {"enabled": True},
+        "dashboard": {"enabled": True, "annotations": {"folder": "SteerLM"}},
     },
     "networkPolicy": {"metricsNamespaces": ["monitoring"], "apiServerPorts": [6443]},
     "pipelines": {
@@ -115,7 +122,7 @@ def test_rendering_twice_gives_the_same(render, values):
 
 @pytest.mark.parametrize("values", MATRIX, ids=str)
 def test_the_operator_reads_its_configuration(render, values):
-    text = named(render(MATRIX[values]), "ConfigMap")["data"]["config.yaml"]
+    (text,) = [item["data"]["config.yaml"] for item in render(MATRIX[values]) if "config.yaml" in item.get("data", ())]
     config = OperatorConfig.model_validate(yaml.safe_load(text))
     assert config.address == "0.0.0.0:8080"
     wanted = {"own namespace": ("team",), "two namespaces": ("blue", "green")}
@@ -125,3 +132,97 @@ def test_the_operator_reads_its_configuration(render, values):
         assert (config.images.worker, config.run_policy.ttl_seconds_after_finished) == ("worker:1", 31_536_000)
     else:
         assert config == OperatorConfig(namespaces=config.namespaces)
+
+
+def test_labels_that_others_select_on_cannot_be_changed(render):
+    objects = render(EVERYTHING, *SERVED)
+    for item in objects:
+        labels = item["metadata"]["labels"]
+        assert (labels["team"], labels["app.kubernetes.io/name"]) == ("language", "steerlm-operator")
+    pod = operator_pod(objects)["metadata"]
+    assert pod["labels"]["sidecar"] == "no-thanks"
+    assert pod["annotations"]["example.com/scrape"] == "true"
+    for selector in (
+        named(objects, "Deployment")["spec"]["selector"]["matchLabels"],
+        named(objects, "Service")["spec"]["selector"],
+        named(objects, "NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        named(objects, "PodMonitor")["spec"]["selector"]["matchLabels"],
+    ):
+        assert selector.items() <= pod["labels"].items()
+        assert not selector.items() <= named(objects, "Pod")["metadata"]["labels"].items(), "helm test's pod is taken for the operator"
+    monitor = named(objects, "ServiceMonitor")
+    assert monitor["spec"]["selector"]["matchLabels"].items() <= named(objects, "Service")["metadata"]["labels"].items()
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+
+
+def test_one_operator_at_a_time_with_probes(render):
+    spec = named(render(), "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    (container,) = spec["template"]["spec"]["containers"]
+    assert {name: container[name]["httpGet"]["path"] for name in ("startupProbe", "livenessProbe", "readinessProbe")} == {
+        "startupProbe": "/readyz",
+        "livenessProbe": "/healthz",
+        "readinessProbe": "/readyz",
+    }
+
+
+def test_another_configuration_is_another_pod(render):
+    pods = [operator_pod(render({"config": {"workers": workers}}))["metadata"]["annotations"]["checksum/config"] for workers in (8, 9)]
+    assert pods[0] != pods[1]
+    assert pods[0] == operator_pod(render())["metadata"]["annotations"]["checksum/config"]
+
+
+def test_pod_settings_reach_operator_and_check(render):
+    objects = render(EVERYTHING)
+    for pod in (operator_pod(objects)["spec"], named(objects, "Pod")["spec"]):
+        assert pod["containers"][0]["image"] == f"registry.example:5000/ml/operator@sha256:{'a' * 64}"
+        assert pod["containers"][0]["imagePullPolicy"] == "Always"
+        assert pod["imagePullSecrets"] == [{"name": "registry"}]
+        assert (pod["priorityClassName"], pod["tolerations"], pod["affinity"]) == ("system-cluster-critical", [TOLERATION], AFFINITY)
+    environment = {entry["name"]: entry["value"] for entry in operator_pod(objects)["spec"]["containers"][0]["env"]}
+    assert environment["STEERLM_LOG_FORMAT"] == "text"
+    assert environment["HTTPS_PROXY"] == "http://user:$$(SECRET)@proxy:3128", "Kubernetes would expand it"
+    assert operator_pod(render())["spec"]["containers"][0]["image"].endswith(f"operator:{__version__}")
+
+
+def test_the_definition_is_kept_and_can_be_left_out(render):
+    definition = named(render(), "CustomResourceDefinition")
+    assert definition["metadata"]["annotations"] == {"helm.sh/resource-policy": "keep"}
+    assert {**definition, "metadata": {"name": definition["metadata"]["name"]}} == crd.definition()
+    assert "CustomResourceDefinition" not in {item["kind"] for item in render(NOTHING)}
+
+
+def test_pipelines_come_once_their_kind_is_there(render):
+    def pipelines(*flags):
+        return [item for item in render(EVERYTHING, *flags) if item["kind"] == "SteerLMPipeline"]
+
+    assert not pipelines()
+    assert pipelines("--is-upgrade") == pipelines(*SERVED)
+    one, two = pipelines(*SERVED)
+    assert (one["metadata"]["namespace"], two["metadata"]["namespace"]) == ("team", "other")
+    manifest.parse(one, "the chart")
+
+
+def test_the_dashboard_and_the_metrics_agree(render):
+    board = json.loads(
+        named(render({"metrics": {"dashboard": {"enabled": True}}}), "ConfigMap", "test-steerlm-operator-dashboard")["data"][
+            "steerlm-operator.json"
+        ]
+    )
+    text = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
+    named_there = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"steerlm_\w+", text)}
+    collectors = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
+    kept = {family.name + ("_total" if family.type == "counter" else "") for each in collectors for family in each.describe()}
+    assert named_there == kept
+
+
+def test_notes_name_the_next_commands(helm):
+    for values, sentences in (
+        ({}, ["all namespaces", "helm -n team test test"]),
+        ({"scope": "namespaced", "namespaces": ["blue"]}, ["pipelines of blue", "namespace: blue"]),
+        ({"pipelines": EVERYTHING["pipelines"]}, ["are not there yet", "helm -n team upgrade test CHART --reuse-values"]),
+        ({"crds": {"install": False}}, ["kubectl apply --server-side"]),
+    ):
+        flags = ("install", "test", str(CHART), "-n", "team", "--dry-run=client", "-f", "-")
+        notes = helm(*flags, stdin=yaml.safe_dump(values)).stdout.partition("NOTES:")[2]
+        assert not [sentence for sentence in sentences if sentence not in notes], notes

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 
+import yaml
 from local_cluster import binaries
-from local_cluster.client import Cluster
+from local_cluster.client import Cluster, Manifest
 
 
 def ensure() -> Path:
@@ -55,3 +57,8 @@ class Helm:
         if check and done.returncode:
             raise AssertionError(f"helm {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
         return done
+
+    def template(self, chart: Path, *flags: str, values: Manifest | None = None, cluster: Cluster | None = None) -> list[Manifest]:
+        """The objects that a chart makes of ``values``, hooks included."""
+        text = self("template", *flags, "test", str(chart), "-f", "-", cluster=cluster, stdin=json.dumps(values or {})).stdout
+        return [item for item in yaml.load_all(text, Loader=yaml.CSafeLoader) if item]
