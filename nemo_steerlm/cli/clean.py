@@ -23,6 +23,9 @@ def clean(
     end_of_turn: str = typer.Option(_TOKENS.end_of_turn, "--end_of_turn", help="What ends a turn."),
     end_of_name: str = typer.Option(_TOKENS.end_of_name, "--end_of_name", help="What ends a name and a label."),
     attributes: str = typer.Option("", "--attributes", help="Check labels against this preset, such as oasst."),
+    shorten: bool = typer.Option(
+        False, "--shorten", help="Cut conversations after the last turn that a server can read and label (--attributes) within --seq_len."
+    ),
     jobs: int = typer.Option(1, "--jobs", help="Processes."),
     details: str = typer.Option("", "--details", help="JSONL file for line, field and reason of each removed record."),
     on_error: OnErrorChoice = typer.Option(
@@ -40,16 +43,18 @@ def clean(
         end_of_turn=end_of_turn,
         end_of_name=end_of_name,
     )
+    schema = preset(attributes) if attributes else None
     done = cleaning.clean(
         dataset_file,
         output_file,
         cleaning.TokenizerChoice(library, model_name, model_file or None),
-        cleaning.Rules(seq_len=seq_len, tokens=tokens, schema=preset(attributes) if attributes else None),
+        cleaning.Rules(seq_len=seq_len, tokens=tokens, schema=schema, shorten=(schema or preset("oasst")) if shorten else None),
         jobs=jobs,
         on_error=on_error.value,
         details=details or None,
     )
-    print(f"{done.kept} kept in {output_file}, {sum(done.removed.values())} removed")
+    shortened = f", {done.shortened} shortened" if shorten else ""
+    print(f"{done.kept} kept in {output_file}, {sum(done.removed.values())} removed{shortened}")
     for reason, count in sorted(done.removed.items(), key=lambda item: -item[1]):
         print(f"  {count}  {reason}")
     report_rejected(done.rejected, f"{output_file}.rejected.jsonl")

@@ -1,19 +1,34 @@
-"""Drop records that teach nothing within the length, as NeMo's sft/data_clean.py does, and say why each one was dropped."""
+"""Drop records that teach nothing within the length, as NeMo's sft/data_clean.py does, and say why each one was dropped.
+
+Upstream keeps a conversation that is too long: a training cuts it. A server that is to label it refuses it, so it can be shortened here.
+"""
 
 from __future__ import annotations
 
+import bisect
 import collections
 import contextlib
+import hashlib
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import msgspec
+
 from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.template import ChatTokens, Layout, Template
-from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer, TextTokenizer, encode_spans, require_learned
+from nemo_steerlm.core.tokenization import (
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+    TextTokenizer,
+    encode_spans,
+    encode_text,
+    require_learned,
+)
 from nemo_steerlm.data.parallel import batches, ordered_map
 from nemo_steerlm.data.records import check_record, dump, parse_line, raw_lines
 from nemo_steerlm.data.rejects import OnError, Rejects
@@ -50,6 +65,8 @@ class Rules(NamedTuple):
     layout: Layout = "nemo-sft"
     schema: AttributeSchema | None = None
     """Labels must fit it; not looked at where None."""
+    shorten: AttributeSchema | None = None
+    """Cut each conversation after the last turn that still fits ``seq_len`` when every turn has a label of this schema."""
 
 
 class Cleaned(NamedTuple):
@@ -58,6 +75,8 @@ class Cleaned(NamedTuple):
     kept: int
     removed: dict[str, int]
     """Records that teach nothing, by reason."""
+    shortened: int
+    """Records that lost turns, kept or not."""
     rejected: dict[str, int]
     """Broken records that were set aside, by reason."""
 
@@ -69,6 +88,11 @@ class _Outcome(NamedTuple):
     raw: bytes
     error: DataError | None = None
     broken: bool = False
+    where: Where = Where()
+    tree: object = None
+    """Which tree the line is a branch of, where it is of one."""
+    cut: bool = False
+    """Whether it lost turns."""
 
 
 def clean(
@@ -85,17 +109,20 @@ def clean(
 
     A record with nothing to learn is removed and counted (upstream: ``removed``); ``details`` names a JSONL file that gets line,
     field and reason of each. A broken one (upstream removes it silently) raises DataError, or is set aside with ``on_error="skip"``.
+    Branches of a tree that are equal after ``rules.shorten`` are written once.
     """
     rules = rules or Rules()
     if rules.seq_len < 1:
         raise UsageError(f"--seq_len {rules.seq_len}: use at least 1")
-    kept = 0
+    kept = shortened = 0
     removed: collections.Counter[str] = collections.Counter()
+    branches = _Branches()
     with contextlib.ExitStack() as stack:
         rejects = stack.enter_context(Rejects(output_file, on_error))
         listing = stack.enter_context(atomic_write(details)) if details else None
         output = stack.enter_context(atomic_write(output_file))
-        for outcome in _outcomes(str(dataset_file), tokenizer, rules, jobs):
+        for outcome in map(branches.once, _outcomes(str(dataset_file), tokenizer, rules, jobs)):
+            shortened += outcome.cut
             if outcome.error is None:
                 output.write(outcome.line)
                 kept += 1
@@ -106,7 +133,27 @@ def clean(
                 if listing:
                     where = outcome.error.where
                     listing.write(dump({"line": where.line, "field": where.field, "reason": outcome.error.reason}))
-        return Cleaned(kept, dict(removed), dict(rejects.counts))
+        return Cleaned(kept, dict(removed), shortened, dict(rejects.counts))
+
+
+class _Branches:
+    """The branches of the tree that is being written: shortened ones may be equal. Trees stand together in a file."""
+
+    def __init__(self) -> None:
+        self._tree: object = None
+        self._written: set[bytes] = set()
+
+    def once(self, outcome: _Outcome) -> _Outcome:
+        """``outcome``, with an error where an equal branch has been written."""
+        if outcome.error or outcome.tree is None:
+            return outcome
+        if outcome.tree != self._tree:
+            self._tree, self._written = outcome.tree, set()
+        digest = hashlib.blake2b(outcome.line.encode(), digest_size=16).digest()
+        if outcome.cut and digest in self._written:
+            return outcome._replace(error=DataError("equals another branch of its tree when shortened", where=outcome.where))
+        self._written.add(digest)
+        return outcome
 
 
 def _outcomes(dataset_file: str, tokenizer: TokenizerChoice, rules: Rules, jobs: int) -> Iterator[_Outcome]:
@@ -122,7 +169,8 @@ _worker: dict[str, Any] = {}
 def _prepare(name: str, tokenizer: TokenizerChoice, rules: Rules) -> None:
     loaded = tokenizer.load(rules.tokens)
     template = Template(tokens=rules.tokens, layout=rules.layout, special=loaded.special)
-    _worker.update(name=name, tokenizer=loaded, rules=rules, template=template)
+    label = _longest_label(rules.shorten, loaded) if rules.shorten else None
+    _worker.update(name=name, tokenizer=loaded, rules=rules, template=template, label=label)
 
 
 def _work(group: list[tuple[int, bytes]]) -> list[_Outcome]:
@@ -137,8 +185,34 @@ def _outcome(number: int, raw: bytes) -> _Outcome:
         conversation = check_record(record, where, tokens=rules.tokens, schema=rules.schema)
     except DataError as error:
         return _Outcome("", raw, error, broken=True)
+    turns = len(conversation.turns)
+    if rules.shorten:
+        conversation = _shortened(conversation, _worker["label"])
+    cut = len(conversation.turns) < turns
     try:
+        if cut and all(turn.speaker == conversation.mask for turn in conversation.turns):
+            raise DataError(f"no answer left within {rules.seq_len} tokens")
         require_learned(encode_spans(_worker["template"].render(conversation), _worker["tokenizer"]), rules.seq_len)
     except DataError as error:
-        return _Outcome("", raw, error.located(file=_worker["name"], line=number))
-    return _Outcome(dump(record), b"")
+        return _Outcome("", raw, error.located(file=_worker["name"], line=number), cut=cut)
+    if cut:
+        record = {**record, "conversations": record["conversations"][: len(conversation.turns)]}
+    return _Outcome(dump(record), b"", where=where, tree=record.get("tree_id") if rules.shorten else None, cut=cut)
+
+
+def _shortened(conversation: Conversation, label: str) -> Conversation:
+    """``conversation`` up to the last turn that a server can read when every turn has ``label``; the first turn always stays."""
+    labelled = tuple(msgspec.structs.replace(turn, label=label) for turn in conversation.turns)
+
+    def length(turns: int) -> int:
+        spans = _worker["template"].render(msgspec.structs.replace(conversation, turns=labelled[:turns]), "TEXT_TO_VALUE")
+        return len(encode_spans(spans, _worker["tokenizer"]).ids)
+
+    keep = bisect.bisect_right(range(1, len(labelled) + 1), _worker["rules"].seq_len, key=length)
+    return msgspec.structs.replace(conversation, turns=conversation.turns[: max(keep, 1)])
+
+
+def _longest_label(schema: AttributeSchema, tokenizer: TextTokenizer) -> str:
+    values = {attribute.name: max(attribute.values, key=lambda value: len(str(value))) for attribute in schema.attributes}
+    labels = [schema.encode(values, language) for language in schema.languages or (None,)]
+    return max(labels, key=lambda label: len(encode_text(label, tokenizer)))

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError
-from nemo_steerlm.core.template import ChatTokens
-from nemo_steerlm.core.tokenization import encode_text
+from nemo_steerlm.core.template import ChatTokens, Template
+from nemo_steerlm.core.tokenization import encode_spans, encode_text
 from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
 from tests.core.records_for_tests import ordinary_records
 from tests.core.tokenizers_of_all_kinds import MODEL, byte_level_bpe, sentencepiece_plain
@@ -117,6 +118,38 @@ def test_the_script_with_the_tutorials_flags(tmp_path):
     assert "1  nothing to learn: no learned token" in done.stdout
     assert (tmp_path / "out.jsonl").read_text("utf-8") == (json.dumps(record(), ensure_ascii=False) + "\n") * 2
     assert [json.loads(line)["line"] for line in (tmp_path / "why.jsonl").read_text().splitlines()] == [2, 3]
+
+
+def test_a_shortened_conversation_is_one_that_a_server_can_label(tmp_path, choice):
+    """Cut after the last turn that fits with labels of all turns; equal branches of one tree once; no answer left, no record."""
+    schema = preset("oasst")
+    long = [record(conversations=turns(n), tree_id="t") for n in (2, 5, 6)]
+    other = record(conversations=turns(6), tree_id="u")
+    question = record(conversations=turns(2, value="word " * 800))
+    tokenizer = choice.load(ChatTokens())
+    template = Template(special=tokenizer.special)
+    label = schema.encode(schema.defaults(), "en")
+
+    def length(item):
+        labelled = [{**turn, "label": label} for turn in item["conversations"]]
+        return len(
+            encode_spans(template.render(Conversation.from_record({**item, "conversations": labelled}), "TEXT_TO_VALUE"), tokenizer).ids
+        )
+
+    four = {**long[1], "conversations": turns(4)}
+    source = write(tmp_path / "in.jsonl", [*long, other, question])
+    rules = Rules(seq_len=length({**long[1], "conversations": turns(5)}) - 1, shorten=schema)
+    for jobs in (1, 2):
+        done = clean(source, tmp_path / "out.jsonl", choice, rules, jobs=jobs)
+        kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+        assert kept == [long[0], four, {**four, "tree_id": "u"}]
+        assert all(length(item) <= rules.seq_len for item in kept)
+        assert done.shortened == 4
+        assert done.removed == {
+            "equals another branch of its tree when shortened": 1,
+            f"no answer left within {rules.seq_len} tokens": 1,
+        }
+    assert clean(source, tmp_path / "out.jsonl", choice, rules._replace(shorten=None)).shortened == 0
 
 
 BAD = {

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
-from nemo_steerlm.core.conversation import SYSTEM_PROMPT, Conversation, Mode
-from nemo_steerlm.core.errors import Where
-from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.core.template import Template
-from nemo_steerlm.core.tokenization import TextTokenizer, encode_spans, load_tokenizer
+from nemo_steerlm.core.conversation import SYSTEM_PROMPT, Mode
 from nemo_steerlm.data import helpsteer, preprocessing, rated_text
 from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
-from nemo_steerlm.data.records import Record, dump, read_lines, read_records, write_records
+from nemo_steerlm.data.records import Record, read_records, write_records
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.running import Run
@@ -42,59 +35,27 @@ def prepare(run: Run) -> dict[str, Any]:
     tokenizer = run.folder / "tokenizer"
     tokens = spec.model.chat_tokens.tokens()
     call("tokenizer", run, [TOKENIZER_WRITER, str(run.resolve(spec.model.base)), str(tokenizer), *tokens.markers])
-    rules = Rules(spec.model.max_sequence_length, tokens, spec.model.layout, spec.attributes.schema_())
+    schema = spec.attributes.schema_()
+    rules = Rules(spec.model.max_sequence_length, tokens, spec.model.layout, schema)
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".raw.") as raw:
         rejected = read_source(run, Path(raw))
-        for split in SPLITS:
-            metrics[f"shortened_{split}"] = _shorten(run, Path(raw) / f"annotate_{split}.jsonl", load_tokenizer(tokenizer))
         names = [f"{part}_{split}" for part in ("value", "annotate") for split in SPLITS]
         for done, name in enumerate(names):
             run.progress(done, len(names), phase=name)
+            # A training cuts records that are too long itself, but a server has nothing to say about text that it cannot see.
+            fitted = rules._replace(shorten=schema if name.startswith("annotate") else None)
             cleaned = clean(
-                Path(raw) / f"{name}.jsonl", run.folder / f"{name}.jsonl", tokenizer_choice(tokenizer), rules, on_error=spec.data.on_error
+                Path(raw) / f"{name}.jsonl", run.folder / f"{name}.jsonl", tokenizer_choice(tokenizer), fitted, on_error=spec.data.on_error
             )
-            metrics[name] = {"records": cleaned.kept, "removed": cleaned.removed, "rejected": cleaned.rejected}
+            metrics[name] = {
+                "records": cleaned.kept,
+                "removed": cleaned.removed,
+                "shortened": cleaned.shortened,
+                "rejected": cleaned.rejected,
+            }
         run.progress(len(names), len(names))
     return {**metrics, "rejected": rejected}
-
-
-def _shorten(run: Run, path: Path, tokenizer: TextTokenizer) -> int:
-    """Cut each conversation in ``path`` after the last turn that a server can read whole, labels included. Returns how many were cut.
-
-    A training cuts records that are too long itself, but a server has nothing to say about text that it cannot see. Branches of a tree
-    that are equal after the cut are written once; what has no answer left is left out.
-    """
-    spec = run.pipeline.spec
-    schema = spec.attributes.schema_()
-    template = Template(tokens=spec.model.chat_tokens.tokens(), layout=spec.model.layout, special=tokenizer.special)
-    label = schema.encode(schema.defaults(), schema.languages[0] if schema.languages else None)
-    cut = 0
-    seen: set[str] = set()
-    with atomic_write(path.with_suffix(".short")) as file:
-        for line in read_lines(path):
-            turns = line.record["conversations"]
-            conversation = Conversation.from_record(line.record, Where(file=str(path), line=line.number))
-            read = tuple(msgspec.structs.replace(turn, label=label) for turn in conversation.turns)
-            keep = len(turns)
-            while (
-                keep > 1
-                and _length(template, tokenizer, msgspec.structs.replace(conversation, turns=read[:keep])) > spec.model.max_sequence_length
-            ):
-                keep -= 1
-            cut += keep < len(turns)
-            text = dump({**line.record, "conversations": turns[:keep]})
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            if all(turn["from"] == conversation.mask for turn in turns[:keep]) or (keep < len(turns) and digest in seen):
-                continue
-            seen.add(digest)
-            file.write(text)
-    path.with_suffix(".short").replace(path)
-    return cut
-
-
-def _length(template: Template, tokenizer: TextTokenizer, conversation: Conversation) -> int:
-    return len(encode_spans(template.render(conversation, TEACH), tokenizer).ids)
 
 
 def tokenizer_choice(folder: Path) -> TokenizerChoice:
