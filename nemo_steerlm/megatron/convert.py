@@ -19,6 +19,8 @@ from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_t
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 _PRECISION_OF = {"float32": "32", "float16": "16", "bfloat16": "bf16"}
 
+_ONE_PROCESS = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size": 1, "sequence_parallel": False}
+
 
 def convert_hf_to_nemo(source: str | Path, out: str | Path, *, precision: str | None = None, tokens: ChatTokens | None = None) -> None:
     """Write the Llama in ``source`` (a Hugging Face folder or a ``.gguf``) as a ``.nemo`` that any TP and PP can load.
@@ -41,5 +43,5 @@ def convert_hf_to_nemo(source: str | Path, out: str | Path, *, precision: str | 
 
 
 def convert_nemo_to_hf(source: str | Path, out: str | Path) -> None:
-    """Write a ``.nemo`` as a Hugging Face folder; a model that this project trained takes its ``steerlm.json`` along."""
-    export_hf(restore_nemo(source), out)
+    """Write a ``.nemo`` of any parallel layout as a Hugging Face folder; what this project trained takes its ``steerlm.json`` along."""
+    export_hf(restore_nemo(source, overrides=_ONE_PROCESS), out)

@@ -26,16 +26,12 @@ from nemo_steerlm.megatron.tokenizer_files import export_tokenizer_files
 
 
 def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> ModelInfo | None:
-    """Write ``model`` (a NeMo GPT model, or the path of a ``.nemo``) as a Hugging Face folder. Every rank calls this.
+    """Write ``model``, a NeMo GPT model, as a Hugging Face folder. Every rank calls this.
 
     The folder appears by rename when it is whole, in place of an older one. ``info`` (by default the model's own) goes into
     ``steerlm.json`` with its fingerprint, the digest of the weights and the description. Returns it on rank 0, None elsewhere.
     Raises ConfigError where the model is no Llama.
     """
-    if isinstance(model, (str, Path)):
-        from nemo_steerlm.megatron.gpt_sft import restore_nemo
-
-        model = restore_nemo(model)
     folder = Path(folder)
     info = model.info if info is None else info
     config = LlamaConfig.from_nemo(model.cfg, model.tokenizer.vocab_size)
