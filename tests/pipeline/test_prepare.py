@@ -1,0 +1,92 @@
+"""Each kind of source becomes the same four files: what teaches the value model, and what it is to label."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.pipeline.manifests import with_field
+
+BASE = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
+
+pytestmark = pytest.mark.skipif(not BASE.exists(), reason=f"no model at {BASE}")
+
+RATED = {"prompt": "c#", "response": "A language.", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
+MULTI = {**RATED, "prompt": "Hi\n\n<extra_id_1>Assistant\nHello\n\n<extra_id_1>User\nc#"}
+PAIR = {"split": "train", "prompt": "c#", "response_1": "A.", "response_2": "B.", "preference_strength": -2}
+LABEL = "helpfulness:3,correctness:4,coherence:4,complexity:2,verbosity:1"
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+
+
+def record(text, label=None):
+    answer = {"value": text, "from": "Assistant", **({"label": label} if label else {})}
+    return {"conversations": [{"value": "c#", "from": "User"}, answer], "system": "S", "mask": "User", "type": "VALUE_TO_TEXT"}
+
+
+def prepare(folder, attributes, data):
+    """The records of each output by its name, and the stage's metrics."""
+    content = with_field("spec.data", {"system": "S", **data})
+    content["spec"] |= {"attributes": attributes, "model": {"base": str(BASE), "maxSequenceLength": 512}}
+    manifest = folder / "pipeline.yaml"
+    manifest.write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", manifest, "--workdir", folder / "work", "--until", "prepare"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outputs = (folder / "work" / "prepare").glob("*.jsonl")
+    metrics = json.loads((folder / "work" / "prepare" / "_SUCCESS.json").read_text())["metrics"]
+    return {path.stem: [json.loads(line) for line in path.open()] for path in outputs}, metrics
+
+
+def told(records):
+    """Types, and (speaker, text, label) of each turn."""
+    return [(r["type"], *((t["from"], t["value"], t.get("label")) for t in r["conversations"])) for r in records]
+
+
+def test_helpsteer(tmp_path):
+    write(tmp_path / "hs" / "train.jsonl.gz", [RATED, MULTI])
+    write(tmp_path / "hs" / "validation.jsonl", [RATED])
+    found, _ = prepare(tmp_path, {"preset": "helpsteer"}, {"helpsteer": {"path": "hs"}})
+    one = [("User", "c#", None), ("Assistant", "A language.", LABEL)]
+    several = [("User", "Hi", None), ("Assistant", "Hello", None), *one]
+    assert told(found["value_train"]) == [("TEXT_TO_VALUE", *one), ("TEXT_TO_VALUE", *several)]
+    assert told(found["annotate_train"]) == [("VALUE_TO_TEXT", *one), ("VALUE_TO_TEXT", *several)]
+    assert told(found["value_val"]) == [("TEXT_TO_VALUE", *one)]
+    assert told(found["annotate_val"]) == [("VALUE_TO_TEXT", *one)]
+
+
+def test_helpsteer2_preference(tmp_path):
+    write(tmp_path / "hs" / "preference" / "preference.jsonl.gz", [PAIR, {**PAIR, "split": "validation", "preference_strength": 3}])
+    attributes = {"custom": [{"name": "quality", "low": -3, "high": 3, "default": 0, "description": "how much the second is preferred"}]}
+    found, _ = prepare(tmp_path, attributes, {"helpsteer": {"path": "hs", "preference": True}})
+    assert [t[2] for t in told(found["value_train"])] == [("Assistant", "A.", "quality:-2"), ("Assistant", "B.", "quality:-2")]
+    assert [t[2] for t in told(found["annotate_val"])] == [("Assistant", "A.", "quality:3"), ("Assistant", "B.", "quality:3")]
+
+
+def test_records_with_more_to_be_labelled(tmp_path):
+    """Whatever type they had; what cannot be used is set aside, and what a server could not read is shortened."""
+    write(tmp_path / "train.jsonl", [record("one", LABEL), record("two", "helpfulness:9")])
+    write(tmp_path / "val.jsonl", [record("three", LABEL)])
+    long = record("four")
+    long["conversations"] += [{"value": "word " * 600, "from": "User"}, {"value": "five", "from": "Assistant"}]
+    write(tmp_path / "more.jsonl.gz", [long, record("six")])
+    files = {"train": "train.jsonl", "validation": "val.jsonl", "unlabelled": "more.jsonl.gz"}
+    found, metrics = prepare(tmp_path, {"preset": "helpsteer"}, {"records": files, "onError": "skip"})
+    assert [t[2][1] for t in told(found["value_train"])] == ["one"]
+    assert [(t[0], t[2], len(t)) for t in told(found["annotate_train"])] == [
+        ("VALUE_TO_TEXT", ("Assistant", "four", None), 3),
+        ("VALUE_TO_TEXT", ("Assistant", "six", None), 3),
+    ]
+    assert [t[2][1] for t in told(found["annotate_val"])] == ["three"]
+    assert sum(metrics["rejected"].values()) == 1
+    assert metrics["annotate_train"]["shortened"] == 1
