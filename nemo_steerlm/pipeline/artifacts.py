@@ -74,6 +74,13 @@ class WorkDirectory:
     def begin(self, stage: str, input_hash: str) -> Path:
         """The stage's folder, ready to write: kept where the same work was interrupted, emptied where it was other work."""
         folder = self.folder(stage)
+        # Shards, and nodes that train together, begin side by side: one of them empties the folder, the others find it theirs.
+        with self.lock(f"{stage}.begin"):
+            self._begin(folder, input_hash)
+        return folder
+
+    @staticmethod
+    def _begin(folder: Path, input_hash: str) -> None:
         marker = folder / RUNNING
         started = input_hash if not any(folder.glob("[!.]*")) else None
         with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
@@ -84,7 +91,6 @@ class WorkDirectory:
         (folder / SUCCESS).unlink(missing_ok=True)
         with atomic_write(marker) as file:
             file.write(msgspec.json.encode({"inputHash": input_hash}).decode() + "\n")
-        return folder
 
     @contextlib.contextmanager
     def lock(self, stage: str, *, shared: bool = False, wait: bool = True) -> Iterator[int]:

@@ -26,6 +26,8 @@ REMOTE = ("pypi:", "pypi-sdist:", "hf:")
 FILES_VARIABLE = "STEERLM_FILES"
 """Where relative references start, when the manifest lies elsewhere (in a pod it is a mounted ConfigMap)."""
 SALT_VARIABLE = "STEERLM_SALT"
+NODE_RANK_VARIABLE = "PET_NODE_RANK"
+"""This machine's number among those that train together, as torchrun reads it."""
 RESULT_VARIABLE = "STEERLM_TERMINATION_LOG"
 """A file that gets the stage's result as one line, for an operator that cannot read the work directory."""
 RESULT_LIMIT = 4096
@@ -92,6 +94,11 @@ def resolve(reference: str, folder: Path) -> Path:
     return path
 
 
+def node_rank() -> int:
+    """This machine's number among those that train together; 0 where it is alone."""
+    return int(os.environ.get(NODE_RANK_VARIABLE, "0"))
+
+
 def input_hash(stage: Stage, work: WorkDirectory, folder: Path) -> str:
     """The stage's input hash. Raises UsageError where an input is not there yet."""
     done = {name: work.success(name) for name in stage.after}
@@ -123,7 +130,8 @@ def run_stage(
     stage = find(stages(pipeline), name)
     work = WorkDirectory(workdir)
     inputs = input_hash(stage, work, files_folder(manifest))
-    with work.lock(name, shared=shard is not None) as lock:
+    # Nodes that train together hold a lock each: they run side by side, but never beside another attempt of themselves.
+    with work.lock(part_name(name), shared=shard is not None) as lock:
         done = work.success(name)
         if done and done.input_hash == inputs:
             _tell("cached", done)
@@ -140,6 +148,11 @@ def run_stage(
         success = work.finish(stage, inputs, metrics=metrics, versions=versions(), seconds=time.monotonic() - started)
     _tell("done", success)
     return success
+
+
+def part_name(stage: str) -> str:
+    """The stage's name on the first or only node, ``train-value.node-1`` on the second: what each node locks and logs under."""
+    return f"{stage}.node-{rank}" if (rank := node_rank()) else stage
 
 
 def _tell(kind: str, success: Success) -> None:

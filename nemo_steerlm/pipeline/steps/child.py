@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.pipeline.processes import Child, Message, report
-from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.running import Run, part_name
 
 
 class ChildFailedError(SteerLMError):
@@ -27,7 +27,7 @@ def call(what: str, run: Run, arguments: Sequence[str], env: Mapping[str, str] |
         fields = {name: value for name, value in message.items() if name not in ("steerlm", "stage")}
         report(message["steerlm"], stage=run.stage.name, **fields)
 
-    log = run.work.log(f"{run.stage.name}.{what}")
+    log = run.work.log(f"{part_name(run.stage.name)}.{what}")
     log.unlink(missing_ok=True)
     lock = () if run.lock is None else (run.lock,)
     with Child([sys.executable, "-m", *arguments], log=log, on_message=hand_on, env=env, pass_fds=lock) as child:

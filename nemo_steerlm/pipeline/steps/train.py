@@ -12,7 +12,7 @@ import msgspec
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
 from nemo_steerlm.pipeline.manifest import ParallelSpec, PipelineSpec, TrainSpec
-from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.running import Run, node_rank
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, train_spec
 from nemo_steerlm.pipeline.steps.child import call
 
@@ -49,11 +49,6 @@ def model_info(run: Run) -> ModelInfo:
         layout=spec.model.layout,
         system=SYSTEM_PROMPT if spec.data.system is None else spec.data.system,
     )
-
-
-def node_rank() -> int:
-    """This machine's number among those that train together, as torchrun reads it."""
-    return int(os.environ.get("PET_NODE_RANK", "0"))
 
 
 def launcher(parallel: ParallelSpec) -> list[str]:
