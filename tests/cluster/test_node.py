@@ -14,7 +14,7 @@ CONTAINER_SECURITY = {"allowPrivilegeEscalation": False, "capabilities": {"drop"
 def pod_spec(code, **more):
     container = {
         "name": "main",
-        "image": f"nemo-steerlm:{version()}",
+        "image": f"nemo-steerlm-worker:{version()}",
         "imagePullPolicy": "IfNotPresent",
         "command": ["python", "-c", code],
         "securityContext": CONTAINER_SECURITY,
@@ -56,7 +56,7 @@ def finished(cluster, name, namespace, timeout=120):
         return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in item.get("status", {}).get("conditions", []))
 
     item = cluster.wait("job", name, over, namespace=namespace, timeout=timeout)
-    logs = cluster.kubectl("logs", f"job/{name}", "--all-pods", "--prefix=false", namespace=namespace, check=False).stdout
+    logs = cluster.kubectl("logs", "-l", f"batch.kubernetes.io/job-name={name}", "--tail=-1", namespace=namespace, check=False).stdout
     return item["status"].get("succeeded", 0), logs
 
 
@@ -127,7 +127,7 @@ def test_an_unrestricted_pod_is_refused(node_cluster, namespace):
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "bare"},
-        "spec": {"containers": [{"name": "main", "image": "nemo-steerlm:test"}]},
+        "spec": {"containers": [{"name": "main", "image": "nemo-steerlm-worker:test"}]},
     }
     refused = node_cluster.apply(pod, namespace=namespace, check=False)
     assert refused.returncode
@@ -141,7 +141,15 @@ def test_a_cluster_address_answers_from_another_pod_and_from_outside(node_cluste
     pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"app": "web"}}, "spec": server}
     node_cluster.apply(service("web", {"app": "web"}), pod, namespace=namespace)
     node_cluster.wait_condition("pod", "web", "Ready", namespace=namespace)
-    code = "import urllib.request; print(urllib.request.urlopen('http://web:8000/', timeout=30).status)"
+    code = (
+        "import time, urllib.request\n"
+        "for _ in range(300):\n"
+        "    try:\n"
+        "        print(urllib.request.urlopen('http://web:8000/', timeout=30).status)\n"
+        "        break\n"
+        "    except OSError:  # the proxy learns of a ready pod when everybody else does\n"
+        "        time.sleep(0.1)\n"
+    )
     node_cluster.apply(job("ask", pod_spec(code)), namespace=namespace)
     assert finished(node_cluster, "ask", namespace) == (1, "200\n")
     with node_cluster.port_forward("service/web", 8000, namespace=namespace) as url:

@@ -34,7 +34,7 @@ def version() -> str:
 
 def default_images() -> list[str]:
     """The names under which the skeleton is imported. A bare name means ``docker.io/library`` to the runtime."""
-    return [f"docker.io/library/{name}:{tag}" for name in ("nemo-steerlm", "nemo-steerlm-operator") for tag in (version(), "test")]
+    return [f"docker.io/library/{name}:{tag}" for name in ("nemo-steerlm-worker", "nemo-steerlm-operator") for tag in (version(), "test")]
 
 
 def default_mounts() -> dict[str, str]:
