@@ -2,26 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
+import enum
 import importlib
 import json
 import logging
 import os
+import shlex
+import shutil
+import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from nemo_steerlm.core.errors import ConfigError, UsageError, shown
+from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, shown
 
 if TYPE_CHECKING:
+    from nemo_steerlm.pipeline.processes import Child
     from nemo_steerlm.serving.engine import Engine
     from nemo_steerlm.serving.model import Model
     from nemo_steerlm.serving.service import Settings
 
 _STEER = Path("train-steer") / "hf"
 _VALUE = Path("train-value") / "hf"
+
+
+class EngineChoice(str, enum.Enum):
+    """What has the weights."""
+
+    EMBEDDED = "embedded"
+    VLLM = "vllm"
+    OPENAI = "openai"
 
 
 def serve(
@@ -40,6 +56,11 @@ def serve(
     cors_origin: list[str] = typer.Option([], help="Origin whose pages may call this server. Repeatable."),
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Write request bodies to the log."),
     device: str = typer.Option("", help="cpu, cuda or cuda:1; by default cuda where there is one."),
+    engine: EngineChoice = typer.Option(EngineChoice.EMBEDDED, help="embedded; vllm: started by this command; openai: at --upstream."),
+    upstream: str = typer.Option("", help="http://HOST:PORT of the server that has the weights, for --engine openai."),
+    vllm: str = typer.Option("vllm", envvar="STEERLM_VLLM", help="The vllm program; it lives in an environment of its own."),
+    vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
+    print_command: bool = typer.Option(False, "--print-command", help="Print the vllm command that --engine vllm would run, and end."),
 ) -> None:
     """Serve a model over HTTP: attribute scoring, OpenAI's API with attributes, and NeMo's PUT /generate."""
     folder = model_path(model)
@@ -57,10 +78,23 @@ def serve(
         log_prompts=log_prompts,
     )
 
-    def load() -> Model:
-        return scheduled(load_engine(folder, max_rows=max_rows, device=device or None), max_waiting)
+    if engine is EngineChoice.EMBEDDED:
 
-    run_server(load, settings, host, port, drain_seconds)
+        def load() -> Model:
+            return scheduled(load_engine(folder, max_rows=max_rows, device=device or None), max_waiting)
+
+        run_server(load, settings, host, port, drain_seconds)
+    elif engine is EngineChoice.OPENAI:
+        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, host, port, drain_seconds)
+    else:
+        from nemo_steerlm.serving.vllm import vllm_command
+
+        command = vllm_command(folder, program=vllm, device=device, more=shlex.split(vllm_options))
+        if print_command:
+            print(shlex.join([*command, "--port", "PORT"]))
+            return
+        with vllm_server(command) as url:
+            run_server(lambda: elsewhere(folder, url, max_waiting), settings, host, port, drain_seconds)
 
 
 def serve_with_nemo_flags(arguments: list[str]) -> None:
@@ -143,6 +177,68 @@ def scheduled(engine: Engine, max_waiting: int) -> Model:
     from nemo_steerlm.serving.scheduler import Scheduler
 
     return Scheduler(engine, max_waiting=max_waiting)
+
+
+def elsewhere(folder: Path, url: str, max_waiting: int) -> Model:
+    """The model at ``folder``, its weights served at ``url``. The key of that server is in STEERLM_UPSTREAM_KEY."""
+    from nemo_steerlm.serving.upstream import Upstream
+
+    if not url:
+        raise UsageError("--engine openai needs --upstream http://HOST:PORT")
+    return Upstream(folder, url, api_key=os.environ.get("STEERLM_UPSTREAM_KEY"), max_waiting=max_waiting)
+
+
+@contextlib.contextmanager
+def vllm_server(command: list[str]) -> Iterator[str]:
+    """Run vLLM until the block ends. Yields its URL once it answers.
+
+    Raises ConfigError where the program is missing, UnavailableError where it ends: before it answers, or while it serves (which ends
+    this process's serving as well).
+    """
+    import tempfile
+
+    from nemo_steerlm.pipeline.processes import Child
+    from nemo_steerlm.serving.server import bind
+
+    if shutil.which(command[0]) is None:
+        told = shlex.join([*command, "--port", "8000"])
+        raise ConfigError(
+            f"no program {command[0]}: install vLLM into an environment of its own (it needs another transformers) and give --vllm "
+            f"PATH/bin/vllm; or run there: {told}, and here: --engine openai --upstream http://HOST:8000"
+        )
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryDirectory(prefix="steerlm-vllm-") as folder:
+        log = Path(folder) / "vllm.log"
+        with Child([*command, "--port", str(port)], log=log, env={"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}) as child:
+            _await_health(url, child)
+            stopping = threading.Event()
+
+            def watch() -> None:
+                child.wait()
+                if not stopping.is_set():
+                    os.kill(os.getpid(), signal.SIGTERM)
+
+            threading.Thread(target=watch, name="vllm", daemon=True).start()
+            try:
+                yield url
+                if not child.running:
+                    raise UnavailableError(f"vLLM ended with {child.wait()}:\n{child.tail()}")
+            finally:
+                stopping.set()
+
+
+def _await_health(url: str, child: Child) -> None:
+    import httpx
+
+    while True:
+        if not child.running:
+            raise UnavailableError(f"vLLM ended with {child.wait()}:\n{child.tail()}")
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/health", timeout=5.0).status_code == 200:
+                return
+        time.sleep(0.5)
 
 
 def read_attributes(options: list[str]) -> dict[str, int | str]:

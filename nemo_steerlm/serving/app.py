@@ -18,6 +18,7 @@ from nemo_steerlm.serving.docs_page import docs_page
 from nemo_steerlm.serving.limits import Gate
 from nemo_steerlm.serving.model import QueueFullError
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
+from nemo_steerlm.serving.upstream import UpstreamError
 
 _STATUS: dict[type[SteerLMError], int] = {
     DataError: 400,
@@ -26,6 +27,7 @@ _STATUS: dict[type[SteerLMError], int] = {
     TimedOutError: 408,
     QueueFullError: 429,
     ClientGoneError: 499,
+    UpstreamError: 502,
     DrainingError: 503,
 }
 _RETRY_AFTER = {429: "1", 503: "5"}

@@ -37,6 +37,8 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """``stop_ids`` have probability 0 before this many tokens are generated."""
     logprobs: int | None = None
     """None: none wanted. Otherwise the chosen token's, and those of this many most probable tokens."""
+    logprob_ids: tuple[int, ...] = ()
+    """Tokens whose log-probabilities are wanted, instead of the most probable ones'; ``logprobs`` is given as well."""
     prompt_logprobs: bool = False
     """Whether the prompt's own tokens are wanted as well (in the first token's ``prompt``)."""
     full_logprobs: bool = False

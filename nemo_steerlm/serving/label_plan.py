@@ -7,6 +7,7 @@ on. The label is tokenized as a whole, in the place where it stands in a prompt,
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.errors import ConfigError, shown
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
+from nemo_steerlm.serving.engine import Choice
 
 
 class Node(msgspec.Struct):
@@ -59,6 +61,11 @@ class ValueTree(msgspec.Struct, frozen=True):
         grow(0, list(values))
         return cls(nodes)
 
+    def path(self, node: int) -> list[int]:
+        """The tokens that lead from the root to ``node``."""
+        at = self.nodes[node]
+        return [] if at.depth == 0 else [*self.path(at.parent), at.token]
+
 
 class Slot(NamedTuple):
     """One field of a label."""
@@ -68,6 +75,21 @@ class Slot(NamedTuple):
     """Tokens before the value, from the end of the value before."""
     values: dict[str, tuple[int, ...]]
     tree: ValueTree
+
+    def choose(self, scores: Sequence[Sequence[float]]) -> Choice:
+        """The choice that follows from the scores (logits or log-probabilities) of each tree node's children, in their order."""
+        found: dict[str, float] = {}
+        reach = [1.0] + [0.0] * (len(self.tree.nodes) - 1)
+        for n, (node, row) in enumerate(zip(self.tree.nodes, scores, strict=True)):
+            weights = [math.exp(score - max(row)) for score in row]
+            for child, weight in zip(node.children.values(), weights, strict=True):
+                chance = reach[n] * weight / sum(weights)
+                if isinstance(child, str):
+                    found[child] = chance
+                else:
+                    reach[child] = chance
+        probabilities = {value: found[value] for value in self.values}
+        return Choice(value=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities)
 
 
 class LabelPlan(NamedTuple):

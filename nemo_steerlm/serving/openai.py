@@ -182,13 +182,14 @@ class _Completions(_Endpoint):
         super().__init__(service, body)
         self.completion = body
         prompts: list[Any] = body.prompt if isinstance(body.prompt, list) and not _is_ids(body.prompt) else [body.prompt]
-        stop_ids, _ = service.prompts.control_stops()
+        stop_ids = service.prompts.control_stops()[0] | set(body.stop_token_ids or ())
         wanted = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         if wanted == 0 and not body.echo:
             raise DataError("max_tokens is 0", instead="ask for a token, or for the prompt with echo")
         for prompt in prompts:
             echoed = bool(body.echo) and body.logprobs is not None
-            rows = {"stop_ids": stop_ids, "logprobs": body.logprobs, "prompt_logprobs": echoed}
+            ids = () if body.logprobs is None else tuple(service.prompts.raw(body.logprob_token_ids)) if body.logprob_token_ids else ()
+            rows = {"stop_ids": stop_ids, "logprobs": body.logprobs, "logprob_ids": ids, "prompt_logprobs": echoed}
             self.add(service.prompts.raw(prompt), max(wanted, 1), {}, **rows)
         self.echo_only = wanted == 0
 
@@ -226,7 +227,7 @@ class _Completions(_Endpoint):
         if echoed is not None:
             predicted = echoed.tokens[0].prompt or []
             entries = [*zip(echoed.prompt, [None, *predicted], strict=True), *entries]
-        text_of = self.service.prompts.token_text
+        text_of = _token_name if self.completion.return_tokens_as_token_ids else self.service.prompts.token_text
         texts = [text_of(token) for token, _ in entries]
         offsets = [0]
         for text in texts[:-1]:
@@ -255,7 +256,7 @@ class _Chat(_Endpoint):
             service.prompts.chat(body.messages, body.attributes or {}),
             None if wanted is None else max(wanted, 1),
             {"template": service.prompts.template, "control_stops": control},
-            stop_ids=stop_ids,
+            stop_ids=stop_ids | set(body.stop_token_ids or ()),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 
@@ -287,6 +288,10 @@ class _Chat(_Endpoint):
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         text = self.service.prompts.token_text(token)
         return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+
+def _token_name(token: int) -> str:
+    return f"token_id:{token}"
 
 
 def _is_ids(prompt: Sequence[Any]) -> bool:

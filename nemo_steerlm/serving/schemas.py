@@ -43,6 +43,7 @@ class SampledBody(_Body):
     stop: StopList | None = None
     stream: bool | None = None
     stream_options: dict[str, Any] | None = None
+    stop_token_ids: list[int] | None = Field(None, max_length=128, description="vLLM's: tokens that end the answer as well")
 
 
 class CompletionBody(SampledBody):
@@ -51,6 +52,8 @@ class CompletionBody(SampledBody):
     prompt: Text | Annotated[list[int], Field(min_length=1)] | Annotated[list[Text | list[int]], Field(min_length=1, max_length=64)]
     echo: bool | None = None
     logprobs: int | None = Field(None, ge=0, le=100)
+    logprob_token_ids: list[int] | None = Field(None, max_length=128, description="vLLM's: give these tokens' logprobs, not the top ones'")
+    return_tokens_as_token_ids: bool | None = Field(None, description="vLLM's: name tokens token_id:N in logprobs")
 
 
 class TextPart(_Body):

@@ -165,8 +165,11 @@ def _last(block: Block) -> list[tuple[int, int]]:
 
 def _logprob(logs: torch.Tensor, token: int, request: GenerationRequest) -> TokenLogprob:
     count = min(request.logprobs or 0, logs.shape[0])
-    top = logs.topk(count) if count else None
-    pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True)) if top else []
+    if request.logprob_ids:
+        pairs = sorted(((i, float(logs[i])) for i in request.logprob_ids), key=lambda pair: -pair[1])
+    else:
+        top = logs.topk(count)
+        pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return TokenLogprob(float(logs[token]), pairs, logs.tolist() if request.full_logprobs else None)
 
 

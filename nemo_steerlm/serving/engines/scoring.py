@@ -19,7 +19,7 @@ from nemo_steerlm.core.template import Template, text_of
 from nemo_steerlm.core.tokenization import TextTokenizer, encode_text
 from nemo_steerlm.serving.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.serving.engines.blocks import Block, BlockModel, RowCache
-from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
+from nemo_steerlm.serving.label_plan import LabelPlan, Node, compile_label
 
 
 class _Row:
@@ -174,7 +174,7 @@ class AttributeScorer:
                 outputs = [next(scores) for _ in range(1 + len(plan.branches[k]))]
                 if accepted is not None:
                     continue
-                choice = self._choose(slot, outputs)
+                choice = slot.choose([self._of_children(node, scores) for node, scores in zip(slot.tree.nodes, outputs, strict=True)])
                 row.values.append(choice.value)
                 row.choices.append(choice)
                 if choice.value != guess:
@@ -229,6 +229,10 @@ class AttributeScorer:
                 plan.inner.append((node.token, root, at[node.parent], node.depth))
         return plan
 
+    def _of_children(self, node: Node, scores: torch.Tensor) -> list[float]:
+        found: list[float] = scores[[self._token_index[token] for token in node.children]].tolist()
+        return found
+
     def _likely(self, k: int, previous: str) -> tuple[str, float]:
         """The value that most often followed ``previous``, and how often it did. What was never seen is not guessed."""
         counts = self._habits[k].get(previous)
@@ -236,22 +240,6 @@ class AttributeScorer:
             return "", 0.0
         value, count = counts.most_common(1)[0]
         return value, count / (counts.total() + 1)
-
-    def _choose(self, slot: Slot, outputs: list[torch.Tensor]) -> Choice:
-        """Probabilities of the slot's values from the scores at its tree's nodes."""
-        found: dict[str, float] = {}
-        reach = [1.0] + [0.0] * (len(slot.tree.nodes) - 1)
-        for n, node in enumerate(slot.tree.nodes):
-            tokens = list(node.children)
-            chances = outputs[n][[self._token_index[t] for t in tokens]].double().softmax(0).tolist()
-            for token, chance in zip(tokens, chances, strict=True):
-                child = node.children[token]
-                if isinstance(child, str):
-                    found[child] = reach[n] * chance
-                else:
-                    reach[child] = reach[n] * chance
-        probabilities = {value: found[value] for value in slot.values}
-        return Choice(value=max(probabilities, key=probabilities.__getitem__), probabilities=probabilities)
 
 
 def _block(rows: list[_Row], plans: list[_Plan]) -> Block:

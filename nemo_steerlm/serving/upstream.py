@@ -1,0 +1,308 @@
+"""A model whose weights another server has: vLLM, or any that speaks OpenAI's ``/v1/completions`` with token ids as vLLM does.
+
+This process keeps template, tokenizer and schema, so attributes become the prompt here and prompts travel as token ids. Answers come
+back as ``token_id:N`` in ``logprobs`` (``return_tokens_as_token_ids``); what a request asks of its text is done here, as with an engine
+of our own. Scoring asks for one token a field with ``logprob_token_ids``, the log-probabilities of exactly the allowed values; the
+upstream's prefix cache keeps it from reading the conversation again. One that ignores ``logprob_token_ids`` is asked to echo the prompt
+with each value instead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+from nemo_steerlm.core.errors import ConfigError, DataError, SteerLMError, UnavailableError, UsageError, shown
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.template import text_of
+from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.serving.engine import Choice, GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
+from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
+from nemo_steerlm.serving.metrics import Metrics
+from nemo_steerlm.serving.model import Delta, Generation, QueueFullError
+
+_ID = "token_id:"
+
+
+class UpstreamError(SteerLMError):
+    """The server with the weights failed, broke off or cannot be reached."""
+
+    code = "upstream"
+
+
+class Upstream:
+    """See ``Model``."""
+
+    def __init__(self, folder: Path, url: str, *, api_key: str | None = None, max_rows: int = 256, max_waiting: int = 1024) -> None:
+        """``folder``: the exported model, of which the weights are not read. ``max_rows``: requests sent at once.
+
+        Raises UnavailableError where nothing answers at ``url``, ConfigError where it does not answer with token ids.
+        """
+        self.info = ModelInfo.load(folder)
+        self.tokenizer = load_tokenizer(folder)
+        self.metrics = Metrics()
+        self.url = url.rstrip("/").removesuffix("/v1")
+        self._plan: LabelPlan | None = compile_label(self.info, self.tokenizer) if self.info.kind == "value" else None
+        self._template = self.info.template(self.tokenizer.special)
+        self._max_waiting = max_waiting
+        self._places = asyncio.Semaphore(max_rows)
+        self._waiting = self._running = 0
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._client = httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(None, connect=10.0), limits=httpx.Limits(max_connections=None)
+        )
+        self._name, announced = _announced(self.url, headers)
+        own = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+        lengths = [length for length in (announced, own) if length]
+        if not lengths:
+            raise ConfigError(f"{self.url} does not say how long a prompt may be, and neither does {folder / 'config.json'}")
+        self.max_length: int = min(lengths)
+        self._selects = self._check(headers)
+
+    def _check(self, headers: Mapping[str, str]) -> bool:
+        """Whether the upstream gives log-probabilities of chosen tokens. Raises ConfigError where it gives no token ids."""
+        wanted = [0, self.tokenizer.vocab_size - 1]
+        body = self._body([wanted[0]], 1) | {"logprobs": 0, "logprob_token_ids": wanted}
+        with _reported(self.url):
+            response = httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=300.0)
+            _raise_for_status(response.status_code, response.content)
+        found = _logprobs(response.json()["choices"][0])
+        if not found["tokens"] or not found["tokens"][0].startswith(_ID):
+            raise ConfigError(
+                f"{self.url} does not answer with token ids (return_tokens_as_token_ids); vLLM and steerlm serve do: use one of them"
+            )
+        return set(wanted) <= {_token(name) for name in found["top_logprobs"][0] or {}}
+
+    def require_room(self, more: int) -> None:
+        """See Model."""
+        if self._waiting and self._waiting + more > self._max_waiting:
+            raise QueueFullError(f"{self._waiting} requests wait already")
+
+    def close(self) -> None:
+        """See Model. Requests under way end with the event loop."""
+
+    @contextlib.asynccontextmanager
+    async def _place(self, together: int) -> AsyncIterator[None]:
+        """One of the requests that are sent at once."""
+        if self._waiting >= max(self._max_waiting, together):
+            raise QueueFullError(f"{self._waiting} requests wait already")
+        self._count(waiting=1)
+        try:
+            await self._places.acquire()
+        finally:
+            self._count(waiting=-1)
+        self._count(running=1)
+        try:
+            yield
+        finally:
+            self._places.release()
+            self._count(running=-1)
+
+    def _count(self, waiting: int = 0, running: int = 0) -> None:
+        self._waiting += waiting
+        self._running += running
+        self.metrics.waiting.set(self._waiting)
+        self.metrics.running.set(self._running)
+
+    def _body(self, prompt: Sequence[int], max_tokens: int) -> dict[str, Any]:
+        return {"model": self._name, "prompt": list(prompt), "max_tokens": max_tokens, "return_tokens_as_token_ids": True}
+
+    async def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
+        """See Model."""
+        request, arrived = generation.request, time.monotonic()
+        if request.full_logprobs:
+            raise DataError("all_probs is not offered in front of another server", instead="ask for logprobs")
+        async with self._place(together):
+            prompt = await self._prompt_logprobs(request) if request.prompt_logprobs else None
+            self.metrics.prompt_tokens.inc(len(request.prompt))
+            async for token in self._tokens(generation):
+                if not generation.generated:
+                    self.metrics.first_token.observe(time.monotonic() - arrived)
+                self.metrics.generated_tokens.inc()
+                delta = generation.advance(NextToken(*token, prompt))
+                prompt = None
+                yield delta
+                if delta.finish:
+                    return
+            # The upstream stops earlier than it was asked to, as where its context is full.
+            text = generation.text.flush(ended=False)
+            yield Delta(text, None, "stop" if generation.text.stopped() else "length")
+
+    async def _tokens(self, generation: Generation) -> AsyncIterator[tuple[int, TokenLogprob]]:
+        """Tokens as they come. Raises UpstreamError where they end without a reason to."""
+        body = self._body(generation.request.prompt, generation.max_tokens) | _sampling(generation.request) | {"stream": True}
+        with _reported(self.url):
+            async with self._client.stream("POST", "/v1/completions", json=body) as response:
+                if response.status_code != 200:
+                    _raise_for_status(response.status_code, await response.aread())
+                async for line in response.aiter_lines():
+                    if not line.startswith("data: ") or line == "data: [DONE]":
+                        continue
+                    event = msgspec.json.decode(line[6:])
+                    if "error" in event:
+                        raise UpstreamError(f"{self.url}: {_message(event)}")
+                    for choice in event["choices"]:
+                        found = _logprobs(choice)
+                        for name, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+                            yield _token(name), _token_logprob(logprob, top, generation.request.logprobs)
+                        if choice["finish_reason"]:
+                            return
+        raise UpstreamError(f"{self.url} ended an answer before it was complete")
+
+    async def _prompt_logprobs(self, request: GenerationRequest) -> list[TokenLogprob]:
+        """By a request of its own: vLLM does not stream them."""
+        body = self._body(request.prompt, 1) | {"echo": True, "logprobs": request.logprobs or 0, "temperature": 0}
+        found = _logprobs((await self._post(body))["choices"][0])
+        pairs = zip(found["token_logprobs"], found["top_logprobs"], strict=True)
+        return [_token_logprob(logprob, top, request.logprobs) for logprob, top in pairs][1 : len(request.prompt)]
+
+    async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        with _reported(self.url):
+            response = await self._client.post("/v1/completions", json=body)
+            _raise_for_status(response.status_code, response.content)
+            answer: dict[str, Any] = msgspec.json.decode(response.content)
+        return answer
+
+    async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
+        """See Model."""
+        tasks = [asyncio.create_task(self._score(request, len(requests))) for request, _ in requests]
+        try:
+            return list(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _score(self, request: ScoreRequest, together: int) -> list[ScoredTurn]:
+        """Turn by turn, field by field: each chosen value is part of the prompt for the next."""
+        plan = self._plan
+        if plan is None:
+            raise RuntimeError("a steer model writes under labels; it does not read them")
+        async with self._place(together):
+            conversation, results = request.conversation, []
+            for index in request.turns:
+                ids = encode_text(text_of(self._template.label_prompt(conversation, index)), self.tokenizer)
+                choices: dict[str, Choice] = {}
+                for slot in plan.slots:
+                    ids += slot.forced
+                    choice = choices[slot.name] = await self._choose(ids, slot)
+                    ids += slot.values[choice.value]
+                label = plan.label([choice.value for choice in choices.values()])
+                results.append(ScoredTurn(index=index, label=label, choices=choices))
+                turns = list(conversation.turns)
+                turns[index] = msgspec.structs.replace(turns[index], label=label)
+                conversation = msgspec.structs.replace(conversation, turns=tuple(turns))
+            self.metrics.scored_turns.inc(len(results))
+            return results
+
+    async def _choose(self, ids: Sequence[int], slot: Slot) -> Choice:
+        tree = slot.tree
+        places = [([*ids, *tree.path(n)], list(node.children)) for n, node in enumerate(tree.nodes)]
+        ask = self._selected if self._selects else self._echoed
+        return slot.choose(await asyncio.gather(*(ask(prompt, tokens) for prompt, tokens in places)))
+
+    async def _selected(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """Log-probabilities of ``tokens`` after ``prompt``."""
+        body = self._body(prompt, 1) | {"temperature": 0, "logprobs": 0, "logprob_token_ids": tokens, "allowed_token_ids": tokens}
+        top = _logprobs((await self._post(body))["choices"][0])["top_logprobs"][0]
+        found = {_token(name): logprob for name, logprob in top.items()}
+        if missing := [token for token in tokens if token not in found]:
+            raise UpstreamError(f"{self.url} gave no log-probability of token {missing[0]}")
+        return [found[token] for token in tokens]
+
+    async def _echoed(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
+        """The same from a server that gives log-probabilities of prompts only: one prompt a token."""
+        body = self._body([], 1) | {"prompt": [[*prompt, token] for token in tokens], "echo": True, "logprobs": 0, "temperature": 0}
+        choices = sorted((await self._post(body))["choices"], key=lambda choice: choice["index"])
+        return [float(_logprobs(choice)["token_logprobs"][len(prompt)]) for choice in choices]
+
+
+def _announced(url: str, headers: Mapping[str, str]) -> tuple[str, int | None]:
+    """The model's name and length. Raises UnavailableError, ConfigError."""
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"--upstream {shown(url)}: write http://HOST:PORT")
+    try:
+        response = httpx.get(f"{url}/v1/models", headers=dict(headers), timeout=30.0)
+    except httpx.HTTPError as error:
+        raise UnavailableError(f"--upstream {url}: {str(error) or type(error).__name__}") from error
+    if response.status_code in (401, 403):
+        raise ConfigError(f"--upstream {url} refuses this client; put its key in STEERLM_UPSTREAM_KEY")
+    try:
+        model = response.raise_for_status().json()["data"][0]
+        return str(model["id"]), model.get("max_model_len")
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"--upstream {url}: GET /v1/models gives no list of models") from error
+
+
+def _sampling(request: GenerationRequest) -> dict[str, Any]:
+    how = request.sampling
+    return {
+        "temperature": 0 if how.greedy or how.top_k == 1 else how.temperature,
+        "top_k": how.top_k,
+        "top_p": how.top_p,
+        "repetition_penalty": how.repetition_penalty,
+        "seed": None if how.seed is None else how.seed % 2**63,
+        "min_tokens": request.min_tokens,
+        "stop_token_ids": sorted(request.stop_ids),
+        # End of text is among stop_ids where it is meant to stop.
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "logprobs": request.logprobs or 0,
+    }
+
+
+def _logprobs(choice: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """The ``logprobs`` object, its lists equally long."""
+    found = choice.get("logprobs") or {}
+    tokens = found.get("tokens") or []
+    none = [None] * len(tokens)
+    return {"tokens": tokens, "token_logprobs": found.get("token_logprobs") or none, "top_logprobs": found.get("top_logprobs") or none}
+
+
+def _token(name: str) -> int:
+    if not name.startswith(_ID):
+        raise UpstreamError(f"the upstream names a token {shown(name)} instead of token_id:N")
+    return int(name[len(_ID) :])
+
+
+def _token_logprob(logprob: float | None, top: Mapping[str, float] | None, count: int | None) -> TokenLogprob:
+    rivals = sorted(((_token(name), value) for name, value in (top or {}).items()), key=lambda pair: -pair[1])
+    return TokenLogprob(-9999.0 if logprob is None else logprob, rivals[: count or 0])
+
+
+@contextlib.contextmanager
+def _reported(url: str) -> Iterator[None]:
+    """Turn what goes wrong on the way into UpstreamError."""
+    try:
+        yield
+    except httpx.HTTPError as error:
+        raise UpstreamError(f"{url}: {str(error) or type(error).__name__}") from error
+    except (ValueError, LookupError, TypeError, msgspec.DecodeError) as error:
+        raise UpstreamError(f"{url}: not an answer of /v1/completions ({error})") from error
+
+
+def _raise_for_status(status: int, body: bytes) -> None:
+    if status == 200:
+        return
+    try:
+        message = _message(msgspec.json.decode(body))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        message = body[:200].decode("utf-8", "replace")
+    if status == 429:
+        raise QueueFullError(f"the upstream is full: {message}")
+    if status == 400:
+        raise DataError(f"the upstream refuses this: {message}")
+    raise UpstreamError(f"HTTP {status} of the upstream: {message}")
+
+
+def _message(answer: Any) -> str:
+    error = answer.get("error", answer) if isinstance(answer, dict) else answer
+    return str(error.get("message", error) if isinstance(error, dict) else error)

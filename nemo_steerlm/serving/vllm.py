@@ -1,0 +1,30 @@
+"""The command that serves an exported model with vLLM, as ``Upstream`` needs it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.model_info import ModelInfo
+
+
+def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more: Sequence[str] = ()) -> list[str]:
+    """``vllm serve`` for ``folder`` on this machine, the port left out; ``more`` goes last and so wins.
+
+    Raises UsageError where ``folder`` is no exported model.
+    """
+    ModelInfo.load(folder)
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"{folder}: no config.json; vLLM serves exported model folders, no .nemo files")
+    length = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    on_cpu = device == "cpu" or (not device and shutil.which("nvidia-smi") is None)
+    command = [program, "serve", str(folder), "--host", "127.0.0.1", "--served-model-name", "upstream", "--max-model-len", str(length)]
+    # Sampling settings are the request's own; a generation_config.json beside the weights must not change them.
+    command += ["--generation-config", "vllm", "--max-logprobs", "100"]
+    if on_cpu:
+        # fp32: without AVX-512 bfloat16 is several times slower. Eager: compiling takes minutes and helps little here.
+        command += ["--dtype", "float32", "--enforce-eager"]
+    return [*command, *more]

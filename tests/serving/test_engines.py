@@ -1,0 +1,227 @@
+"""What every engine has to do, asked through the server in front of it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from tests.serving.servers import Server, running
+from tests.serving.test_scoring import requests, slow_score
+
+PROMPTS = ["Once upon a time", "The little dog was very happy because", "<extra_id_1>User\nHi", "One day, Lily and her mom went to the"]
+VLLM = os.environ.get("STEERLM_TEST_VLLM", "")
+
+
+class Pair(NamedTuple):
+    """One engine with both kinds of model."""
+
+    steer: Server
+    value: Server
+
+
+def _options(engine: str, behind: Server) -> tuple[str, ...]:
+    if engine == "vllm":
+        return ("--engine", "vllm", "--vllm", VLLM, "--device", "cpu")
+    return ("--engine", "openai", "--upstream", behind.url)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        "embedded",
+        "openai",
+        pytest.param("vllm", marks=pytest.mark.skipif(not VLLM, reason="STEERLM_TEST_VLLM does not name a vllm program")),
+    ],
+)
+def pair(request, steer_folder, value_folder, steer_server, value_server):
+    if request.param == "embedded":
+        yield Pair(steer_server, value_server)
+        return
+    with (
+        running(steer_folder, *_options(request.param, steer_server)) as steer,
+        running(value_folder, *_options(request.param, value_server)) as value,
+    ):
+        yield Pair(steer, value)
+
+
+@pytest.fixture(scope="module")
+def reference(steer_folder):
+    return AutoModelForCausalLM.from_pretrained(steer_folder, torch_dtype=torch.float32).eval()
+
+
+def complete(server: Server, prompt, **settings):
+    with server.client() as client:
+        body = {"prompt": prompt, "max_tokens": 24, "temperature": 0, **settings}
+        answer = client.post("/v1/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["choices"][0]
+
+
+def test_greedy_tokens_are_those_of_transformers_and_so_are_log_probabilities(pair, reference, steer_folder):
+    tokenizer = load_tokenizer(steer_folder)
+    for text in PROMPTS:
+        ids = encode_text(text, tokenizer)
+        told = complete(pair.steer, ids, logprobs=3, echo=True, return_tokens_as_token_ids=True)["logprobs"]
+        prompt = torch.tensor([ids])
+        expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24, pad_token_id=0)[0]
+        assert [int(name.removeprefix("token_id:")) for name in told["tokens"]] == expected.tolist()[: len(told["tokens"])]
+        with torch.inference_mode():
+            logs = reference(expected[None]).logits[0].log_softmax(-1)
+        assert told["token_logprobs"][0] is None
+        for at, (logprob, top) in enumerate(zip(told["token_logprobs"][1:], told["top_logprobs"][1:], strict=True)):
+            assert logprob == pytest.approx(float(logs[at, expected[at + 1]]), abs=1e-3)
+            best = logs[at].topk(3)
+            assert sorted(top.values(), reverse=True) == pytest.approx(best.values.tolist(), abs=1e-3)
+
+
+def test_requests_that_run_together_get_what_each_gets_alone(pair):
+    alone = [complete(pair.steer, text, max_tokens=8 + 7 * i)["text"] for i, text in enumerate(PROMPTS)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        together = pool.map(lambda i: complete(pair.steer, PROMPTS[i % 4], max_tokens=8 + 7 * (i % 4))["text"], range(8))
+        assert list(together) == alone * 2
+
+
+def test_streams_bring_the_whole_answer_piece_by_piece(pair):
+    whole = complete(pair.steer, PROMPTS[0])
+    pieces, finish = [], None
+    body = {"prompt": PROMPTS[0], "max_tokens": 24, "temperature": 0, "stream": True}
+    with pair.steer.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                [choice] = json.loads(line[6:])["choices"]
+                pieces.append(choice["text"])
+                finish = choice["finish_reason"] or finish
+    assert ("".join(pieces), finish) == (whole["text"], whole["finish_reason"])
+    assert len([piece for piece in pieces if piece]) > 5
+
+
+def test_a_stop_string_across_token_borders_ends_the_answer_before_it(pair):
+    told = complete(pair.steer, PROMPTS[0], logprobs=0)
+    text, words = told["text"], told["logprobs"]["tokens"]
+    border = len("".join(words[:6]).lstrip()) + (0 if text.startswith(words[0]) else 1)
+    stop = text[border - 2 : border + 2]
+    cut = complete(pair.steer, PROMPTS[0], stop=[stop, "never"])
+    assert stop not in words
+    assert (cut["text"], cut["finish_reason"]) == (text[: text.index(stop)], "stop")
+
+
+def test_a_seed_repeats_an_answer_in_any_company(pair):
+    settings = {"temperature": 1.3, "top_p": 0.95, "top_k": 40}
+    first = complete(pair.steer, PROMPTS[1], seed=5, **settings)["text"]
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        texts = list(pool.map(lambda seed: complete(pair.steer, PROMPTS[1], seed=seed, **settings)["text"], [5, 6, 7, 5, 8]))
+    assert texts[0] == texts[3] == first
+    assert len(set(texts)) > 2
+
+
+def test_whoever_goes_away_frees_the_engine(pair):
+    body = {"prompt": PROMPTS[0], "max_tokens": 450, "min_tokens": 450, "stream": True, "n": 3}
+    with pair.steer.client() as client:
+        with client.stream("POST", "/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+        deadline = time.monotonic() + 60
+        while "steerlm_running 0.0" not in client.get("/metrics").text:
+            assert time.monotonic() < deadline
+
+
+def test_scores_are_those_of_plain_forwards(pair, value_folder):
+    """Equal values, and every probability's logarithm within 1e-3 of fp32 transformers, value after value over the whole text."""
+    engine = HuggingFaceEngine(value_folder)
+    model = AutoModelForCausalLM.from_pretrained(value_folder, torch_dtype=torch.float32).eval()
+    wanted = requests(4)[2:]
+    records = [
+        {
+            "system": r.conversation.system,
+            "mask": "User",
+            "conversations": [{"from": t.speaker, "value": t.text} | ({"label": t.label} if t.label else {}) for t in r.conversation.turns],
+        }
+        for r in wanted
+    ]
+    with pair.value.client() as client:
+        answer = client.post("/v1/attributes", json={"conversations": records}, timeout=300)
+    assert answer.status_code == 200, answer.text
+    for request, result in zip(wanted, answer.json()["results"], strict=True):
+        for turn, (label, chances) in zip(result["turns"], slow_score(engine, model, request), strict=True):
+            assert turn["label"] == label
+            told = {name: found["probabilities"] for name, found in turn["attributes"].items()} | {"lang": turn["lang"]["probabilities"]}
+            for name, probabilities in told.items():
+                for value, chance in probabilities.items():
+                    assert math.log(chance) == pytest.approx(math.log(chances[name][value]), abs=1e-3)
+
+
+def test_chat_under_attributes_reaches_the_engine(pair):
+    body = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 12, "temperature": 0}
+    with pair.steer.client() as client:
+        texts = [
+            client.post("/v1/chat/completions", json=body | {"attributes": {"humor": humor}}).json()["choices"][0]["message"]["content"]
+            for humor in (0, 10)
+        ]
+        assert client.post("/v1/chat/completions", json=body | {"attributes": {"humor": 11}}).status_code == 400
+    assert texts[0] != texts[1]
+
+
+def test_an_upstream_without_token_ids_for_its_choices_is_asked_to_echo(value_folder, value_server, monkeypatch):
+    import asyncio
+
+    from nemo_steerlm.serving.upstream import Upstream
+
+    upstream, slow = (Upstream(value_folder, value_server.url) for _ in range(2))
+    assert upstream._selects
+    slow._selects = False
+    [request] = requests(1)
+
+    async def both():
+        return [(await model.score([(request, 0)]))[0] for model in (upstream, slow)]
+
+    for fast, echoed in zip(*asyncio.run(both()), strict=True):
+        assert fast.label == echoed.label
+        for name, choice in fast.choices.items():
+            assert choice.probabilities == pytest.approx(echoed.choices[name].probabilities, abs=1e-4)
+
+
+def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nemo_steerlm.cli.main", "serve", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_vllm_command_is_printed_or_asked_for(steer_folder):
+    printed = serve(steer_folder, "--engine", "vllm", "--print-command", "--vllm-options", "--tensor-parallel-size 2", "--device", "cpu")
+    assert printed.returncode == 0
+    assert printed.stdout.startswith(f"vllm serve {steer_folder} ")
+    assert "--max-model-len 512" in printed.stdout
+    assert printed.stdout.endswith("--tensor-parallel-size 2 --port PORT\n")
+    missing = serve(steer_folder, "--engine", "vllm", "--vllm", "no-such-vllm")
+    assert missing.returncode == 78
+    assert "install vLLM into an environment of its own" in missing.stderr
+    assert "Traceback" not in missing.stderr
+
+
+def test_an_upstream_that_is_absent_or_goes_away_is_a_sentence(steer_folder):
+    absent = serve(steer_folder, "--engine", "openai", "--upstream", "http://127.0.0.1:9")
+    assert (absent.returncode, "Traceback" in absent.stderr) == (69, False)
+    assert "--upstream http://127.0.0.1:9" in absent.stderr
+    assert serve(steer_folder, "--engine", "openai").returncode == 2
+    with contextlib.ExitStack() as stack:
+        behind = stack.enter_context(running(steer_folder))
+        front = stack.enter_context(running(steer_folder, "--engine", "openai", "--upstream", behind.url))
+        assert complete(front, PROMPTS[0])["text"]
+        behind.process.send_signal(signal.SIGKILL)
+        behind.process.wait(10)
+        with front.client() as client:
+            answer = client.post("/v1/completions", json={"prompt": "x"})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (502, "upstream")
