@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 
 import kopf
 
@@ -24,6 +25,8 @@ def main() -> None:
     kopf.run(
         registry=handlers.registry(config),
         standalone=True,  # one replica, strategy Recreate: no peering objects
+        # kopf would make one of the user's name, which the image's user does not have, and die of it.
+        identity=socket.gethostname(),
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,
     )
