@@ -102,18 +102,27 @@ def serve_with_nemo_flags(arguments: list[str]) -> None:
 
     Raises UsageError for an unknown flag, ConfigError where the parallel sizes do not fit the devices.
     """
+    from nemo_steerlm.megatron.ranks import rank_of
     from nemo_steerlm.serving.nemo_flags import read_flags
     from nemo_steerlm.serving.service import Settings
 
     flags = read_flags(arguments)
     folder = model_path(Path(str(flags["gpt_model_file"])))
-    sizes = {key: flags[key] for key in ("tensor_model_parallel_size", "pipeline_model_parallel_size")}
+    sizes = {
+        "tensor": flags["tensor_model_parallel_size"],
+        "pipeline": flags["pipeline_model_parallel_size"],
+        "devices": flags["trainer.devices"],
+        "nodes": flags["trainer.num_nodes"],
+    }
     device = "cpu" if flags["trainer.accelerator"] == "cpu" else None
 
     def load() -> Model:
         return scheduled(load_engine(folder, max_rows=32, device=device, **sizes), 1024)
 
-    run_server(load, Settings(name=folder.stem), str(flags["host"]), flags["port"], 30.0)
+    if rank_of(os.environ, devices=sizes["devices"], nodes=sizes["nodes"]):
+        load()  # follows rank 0, and ends with it
+    else:
+        run_server(load, Settings(name=folder.stem), str(flags["host"]), flags["port"], 30.0)
 
 
 def run_server(load: Callable[[], Model], settings: Settings, host: str, port: int, drain_seconds: float) -> None:
@@ -153,21 +162,26 @@ def model_path(given: Path) -> Path:
     return given
 
 
-def load_engine(path: Path, *, max_rows: int, device: str | None, **parallel: int) -> Engine:
-    """The engine for a model folder or a ``.nemo`` file. ``parallel``: Megatron's parallel sizes, below 0 as the checkpoint has them.
+def load_engine(path: Path, *, max_rows: int, device: str | None, **sizes: int) -> Engine:
+    """The engine for a model folder or a ``.nemo`` file; ``sizes`` are ``load_megatron_engine``'s.
 
-    Raises ConfigError where the extra that the engine needs is not installed.
+    Raises ConfigError where the extra that the engine needs is not installed, or a folder is to be spread over several processes.
     """
-    module, extra = ("megatron.engine", "nemo") if path.suffix == ".nemo" else ("serving.engines.huggingface", "serve")
+    nemo = path.suffix == ".nemo"
+    if device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # NeMo asks torch, not us
+    module, extra = ("megatron.engine", "nemo") if nemo else ("serving.engines.huggingface", "serve")
     try:
         # By name: the engines' libraries are heavy, and one of the two may be absent.
         engines: Any = importlib.import_module(f"nemo_steerlm.{module}")
     except ImportError as error:
         raise ConfigError(f"{path}: serving it needs nemo_steerlm[{extra}] ({error})") from error
     engine: Engine
-    if path.suffix == ".nemo":
-        engine = engines.load_megatron_engine(path, **parallel)
+    if nemo:
+        engine = engines.load_megatron_engine(path, max_rows=max_rows, **sizes)
     else:
+        if any(size > 1 for size in sizes.values()):
+            raise ConfigError(f"{path}: a model folder is served by one process; give the .nemo for tensor and pipeline parallelism")
         engine = engines.HuggingFaceEngine(path, device=device, max_rows=max_rows)
     return engine
 

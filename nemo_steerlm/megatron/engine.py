@@ -1,41 +1,62 @@
-"""Serving a ``.nemo``: it is written out as a Hugging Face folder by a process of its own, which the embedded engine then loads.
-
-One process and one device: a model that needs tensor or pipeline parallelism to fit is refused. Weights go through a temporary folder.
-"""
+"""The engine for a ``.nemo``: Megatron's own layers under tensor and pipeline parallelism, the loop of every other engine around them."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 
-from nemo_steerlm.core.errors import ConfigError, UsageError
-from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.tokenization import TextTokenizer
+from nemo_steerlm.megatron.ranks import Ranks
+from nemo_steerlm.megatron.serving_model import ServingModel, load_serving_model
+from nemo_steerlm.megatron.train_config import Layout, check_architecture, nemo_archive
+from nemo_steerlm.serving.engines.batching import BatchedEngine
+from nemo_steerlm.serving.nemo_flags import require_devices
+
+
+class MegatronEngine(BatchedEngine):
+    """See ``Engine``. Lives on rank 0, which gives the other ranks their orders."""
+
+    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: ServingModel, ranks: Ranks, *, max_rows: int = 32) -> None:
+        """Raises ConfigError where a value model's labels cannot be scored."""
+        super().__init__(info, tokenizer, model, max_rows=max_rows)
+        self._megatron = model
+        self._ranks = ranks
+
+    def close(self) -> None:
+        """See Engine. The other ranks end."""
+        self._megatron.close()
+        self._ranks.close()
 
 
 def load_megatron_engine(
-    path: str | Path,
-    *,
-    tensor_model_parallel_size: int = 1,
-    pipeline_model_parallel_size: int = 1,
-    max_rows: int = 32,
-    device: str | None = None,
-) -> HuggingFaceEngine:
-    """The engine for a ``.nemo`` file saved under any layout.
+    path: str | Path, *, tensor: int = 1, pipeline: int = 1, devices: int = 1, nodes: int = 1, max_rows: int = 32
+) -> MegatronEngine:
+    """The engine for a ``.nemo`` saved under any layout, over ``devices * nodes`` processes; starts those that no launcher started.
 
-    Raises ConfigError for parallel sizes above 1, UsageError where the file cannot be converted.
+    Sizes below 0 are the checkpoint's. On ranks other than 0 this does not return: they exit when rank 0 closes its engine.
+
+    Raises UsageError where the file is no ``.nemo`` of this project, ConfigError where sizes and devices do not fit.
     """
-    if tensor_model_parallel_size * pipeline_model_parallel_size > 1:
-        raise ConfigError(
-            f"serving under tensor_model_parallel_size={tensor_model_parallel_size} and "
-            f"pipeline_model_parallel_size={pipeline_model_parallel_size} is not supported: a .nemo of any layout is served by one process"
-        )
-    with tempfile.TemporaryDirectory(prefix="steerlm-serve-") as scratch:
-        folder = Path(scratch) / Path(path).stem
-        # Its own process: NeMo's patches for machines without CUDA stay out of the server.
-        command = [sys.executable, "-m", "nemo_steerlm.cli.main", "convert", str(path), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode:
-            raise UsageError(f"{path}: cannot be converted: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
-        return HuggingFaceEngine(folder, device=device, max_rows=max_rows)
+    path = Path(path)
+    cfg, tokenizer = nemo_archive(path)
+    info = _info(cfg, path)
+    tensor = tensor if tensor > 0 else cfg.get("tensor_model_parallel_size", 1)
+    pipeline = pipeline if pipeline > 0 else cfg.get("pipeline_model_parallel_size", 1)
+    require_devices(devices, nodes, tensor, pipeline)
+    layout = Layout(world_size=devices * nodes, tensor=tensor, pipeline=pipeline)
+    check_architecture(cfg, layout)
+    ranks = Ranks(devices=devices, nodes=nodes)
+    model = load_serving_model(path, layout, nodes=nodes, failed=ranks.fail)
+    if ranks.rank:
+        model.follow()
+        raise SystemExit(0)
+    return MegatronEngine(info, tokenizer, model, ranks, max_rows=max_rows)
+
+
+def _info(cfg: DictConfig, path: Path) -> ModelInfo:
+    if cfg.get("steerlm") is None:
+        raise UsageError(f"{path}: its config has no steerlm section; is this a model that nemo_steerlm trained?")
+    return ModelInfo.from_dict(OmegaConf.to_container(cfg.steerlm, resolve=True), str(path))

@@ -286,6 +286,13 @@ def start_distributed(cfg: DictConfig, trainer: Trainer) -> None:
     tensor_parallel.model_parallel_cuda_manual_seed(cfg.get("seed", 1234))
 
 
+def share_cores() -> None:
+    """Share the cores out among the processes of this machine, where torchrun gave each one thread, or nobody gave it a number."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if not compat.HAVE_CUDA and local > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
+
+
 def make_trainer(*, devices: int = 1, num_nodes: int = 1, precision: str | int = "bf16", **settings: Any) -> Trainer:
     """The Lightning trainer that NeMo models want: it carries the strategy and the sizes, the loop is ``train.py``'s own."""
     compat.activate()

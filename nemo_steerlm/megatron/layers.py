@@ -15,6 +15,8 @@ from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from nemo_steerlm.serving.engines.blocks import RowCache, grouped_sdpa
+
 
 class TorchDotProductAttention(MegatronModule):
     """Core attention on ``scaled_dot_product_attention``; takes the place of Megatron-Core's unfused ``DotProductAttention``.
@@ -128,3 +130,21 @@ class SteerLMGPT(GPTModel):
         if labels is not None:
             kwargs["labels"] = labels[loss_mask].unsqueeze(0)
         return super()._postprocess(hidden_states, *args, **kwargs).squeeze(0)
+
+
+class CachedAttention(MegatronModule):
+    """Core attention of a layer that is served: what it has read so far comes out of a cache, and a mask says who sees what."""
+
+    def __init__(self, config: TransformerConfig, index: int) -> None:
+        """``index`` counts the layers of this rank."""
+        super().__init__(config=config)
+        self.index = index
+        self.cache: RowCache | None = None
+        """Set for each forward."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_kwargs: Any) -> Tensor:
+        """As ``TorchDotProductAttention``, but ``attention_mask`` ``[b, 1, sq, columns]`` is added to the scores."""
+        assert self.cache is not None
+        keys, values = self.cache.update(key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), self.index)
+        context, _ = grouped_sdpa(self, query.permute(1, 2, 0, 3), keys, values, attention_mask, self.config.softmax_scale)
+        return context.transpose(0, 1).flatten(2)

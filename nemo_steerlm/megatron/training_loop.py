@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,15 @@ from nemo_steerlm.core.errors import EXIT_TERMINATED, TryAgainError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.megatron import checkpoints, compat, lora, optimization
 from nemo_steerlm.megatron.batches import Collator, MicroBatch, TrainingOrder
-from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel, build_model, make_trainer, restore_nemo, save_nemo, start_distributed
+from nemo_steerlm.megatron.gpt_sft import (
+    SteerLMGPTSFTModel,
+    build_model,
+    make_trainer,
+    restore_nemo,
+    save_nemo,
+    share_cores,
+    start_distributed,
+)
 from nemo_steerlm.megatron.reporting import Reporter
 from nemo_steerlm.megatron.train import Plan, StopSignal, is_nemo
 from nemo_steerlm.megatron.train_config import sizes_of
@@ -35,7 +42,7 @@ class Training:
         self.deadline = _deadline(plan.cfg.exp_manager.max_time_per_run)
         self.folder = plan.log_dir / "checkpoints"
         compat.activate()
-        _share_cores()
+        share_cores()
         cfg = plan.model_config
         trainer = make_trainer(devices=plan.cfg.trainer.devices, num_nodes=plan.cfg.trainer.num_nodes, precision=plan.cfg.trainer.precision)
         start_distributed(cfg, trainer)
@@ -214,10 +221,3 @@ def _deadline(limit: str | None) -> float | None:
     except ValueError as error:
         raise UsageError(f"exp_manager.max_time_per_run={limit}: write DD:HH:MM:SS") from error
     return time.monotonic() + ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _share_cores() -> None:
-    """Where torchrun gives every process one thread and there are more cores than processes, share them out."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not compat.HAVE_CUDA and local > 1 and os.environ.get("OMP_NUM_THREADS") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))

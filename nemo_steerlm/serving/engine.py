@@ -112,3 +112,6 @@ class Engine(Protocol):
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[ScoredTurn]]:
         """The labels of one batch of conversations, each no longer than ``max_length``."""
+
+    def close(self) -> None:
+        """No more calls follow: give back what it holds beside memory."""

@@ -77,16 +77,21 @@ def _check(flags: dict[str, Any]) -> None:
         raise UsageError("gpt_model_file=... is needed: a .nemo file or an exported model folder")
     if flags["server"] is not True:
         raise UsageError("server=True is needed: to generate without a server use steerlm answer")
-    numbers = ("port", "tensor_model_parallel_size", "pipeline_model_parallel_size", "trainer.devices", "trainer.num_nodes")
+    numbers = ("port", "trainer.devices", "trainer.num_nodes", "tensor_model_parallel_size", "pipeline_model_parallel_size")
     for key in numbers:
         if not isinstance(flags[key], int) or isinstance(flags[key], bool):
             raise UsageError(f"{key}={flags[key]}: write a whole number")
-    devices = flags["trainer.devices"] * flags["trainer.num_nodes"]
     # Below 0 means: as the checkpoint has it, which is known only when it is open.
-    sizes = [flags[f"{kind}_model_parallel_size"] for kind in ("tensor", "pipeline")]
-    tensor, pipeline = (max(size, 1) for size in sizes)
-    if devices < 1 or (devices != tensor * pipeline if min(sizes) > 0 else devices % (tensor * pipeline)):
+    if min(flags[f"{kind}_model_parallel_size"] for kind in ("tensor", "pipeline")) > 0:
+        require_devices(*(flags[key] for key in numbers if key != "port"))
+    elif flags["trainer.devices"] < 1 or flags["trainer.num_nodes"] < 1:
+        raise ConfigError("trainer.devices and trainer.num_nodes must be at least 1")
+
+
+def require_devices(devices: int, nodes: int, tensor: int, pipeline: int) -> None:
+    """Raise ConfigError unless there are as many devices as the model is to be spread over."""
+    if devices * nodes != tensor * pipeline:
         raise ConfigError(
-            f"trainer.devices * trainer.num_nodes is {devices}, tensor_model_parallel_size * pipeline_model_parallel_size is "
-            f"{tensor * pipeline}: they must be equal"
+            "devices * num_nodes should equal tensor_model_parallel_size * pipeline_model_parallel_size: "
+            f"trainer.devices={devices} * trainer.num_nodes={nodes} is not {tensor} * {pipeline}"
         )

@@ -64,6 +64,8 @@ class Scheduler:
             self._closed = True
             self._changed.notify()
         self._thread.join(timeout=30)
+        if not self._thread.is_alive():
+            self._engine.close()
 
     def require_room(self, more: int) -> None:
         """See Model. A request that alone exceeds the queue may have it when it is empty."""

@@ -80,3 +80,17 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
         loss.backward()
         optimizer.step()
     save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def nemo_file(folder: Path, path: Path) -> Path:
+    """An exported model as the ``.nemo`` it could have come from."""
+    from nemo_steerlm.megatron.gpt_sft import build_model, save_nemo
+    from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
+    from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config
+
+    model = build_model(
+        {**model_config_from_hf(folder), "tokenizer": nemo_tokenizer_config(folder), "steerlm": ModelInfo.load(folder).to_dict()}
+    )
+    load_hf_weights(model, folder)
+    save_nemo(model, path)
+    return path

@@ -57,6 +57,9 @@ class BatchedEngine:
         """See Engine. Takes effect with the next step, so that rows which end together are cut out together."""
         self._removed.add(row)
 
+    def close(self) -> None:
+        """See Engine. Nothing beside memory is held."""
+
     def _remove(self) -> None:
         gone, self._removed = self._removed, set()
         self._waiting = [r for r in self._waiting if r.row not in gone]
