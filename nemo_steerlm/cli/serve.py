@@ -178,7 +178,7 @@ def load_engine(path: Path, *, max_rows: int, device: str | None, **sizes: int) 
         raise ConfigError(f"{path}: serving it needs nemo_steerlm[{extra}] ({error})") from error
     engine: Engine
     if nemo:
-        engine = engines.load_megatron_engine(path, max_rows=max_rows, **sizes)
+        engine = engines.load_megatron_engine(path, max_rows=max_rows, device=device, **sizes)
     else:
         if any(size > 1 for size in sizes.values()):
             raise ConfigError(f"{path}: a model folder is served by one process; give the .nemo for tensor and pipeline parallelism")

@@ -125,7 +125,11 @@ def test_nothing_breaks_generate(steer_server, sentences, options):
     ("flags", "code", "message"),
     [
         (["gpt_model_file=x.nemo", "server=True", "prt=1"], 2, "unknown flag prt: did you mean port?"),
-        (["gpt_model_file=x.nemo", "server=True", "tensor_model_parallel_size=2", "trainer.devices=1"], 78, "they must be equal"),
+        (
+            ["gpt_model_file=x.nemo", "server=True", "tensor_model_parallel_size=2", "trainer.devices=1"],
+            78,
+            "should equal tensor_model_parallel_size",
+        ),
         (["gpt_model_file=x.nemo"], 2, "server=True is needed"),
         (["gpt_model_file=none.nemo", "server=True"], 2, "no such file"),
     ],
