@@ -22,8 +22,9 @@ import pytest
 from nemo_steerlm.core.tokenization import encode_text
 from nemo_steerlm.serving.engine import GenerationRequest, Sampling
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from tests.megatron.inputs import stories
 from tests.serving.test_scoring import requests
-from tests.serving.tiny_models import nemo_file
+from tests.serving.tiny_models import model_folder, nemo_file, teach_labels
 
 pytestmark = [pytest.mark.megatron, pytest.mark.distributed]
 
@@ -87,13 +88,21 @@ def alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def value_nemo(value_folder, tmp_path_factory) -> Path:
-    return nemo_file(value_folder, tmp_path_factory.mktemp("nemo") / "value.nemo")
+def folder(tmp_path_factory) -> Path:
+    """A value model of an even number of layers."""
+    folder = model_folder(stories(), tmp_path_factory.mktemp("value"), kind="value", layers=4)
+    teach_labels(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def embedded(value_folder) -> HuggingFaceEngine:
-    return HuggingFaceEngine(value_folder, device="cpu")
+def value_nemo(folder, tmp_path_factory) -> Path:
+    return nemo_file(folder, tmp_path_factory.mktemp("nemo") / "value.nemo")
+
+
+@pytest.fixture(scope="module")
+def embedded(folder) -> HuggingFaceEngine:
+    return HuggingFaceEngine(folder, device="cpu")
 
 
 SENTENCES = ["Once upon a time", "The little dog was very happy because", "a", "<extra_id_1>User\nHi", "One day, Tim", "She said"]

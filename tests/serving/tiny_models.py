@@ -27,9 +27,12 @@ SCHEMA = AttributeSchema(
 """Small, but with a value of two tokens and a language."""
 
 
-def model_folder(source: Path, folder: Path, *, kind: ModelKind, schema: AttributeSchema = SCHEMA, noise: float = 0.0) -> Path:
+def model_folder(
+    source: Path, folder: Path, *, kind: ModelKind, schema: AttributeSchema = SCHEMA, noise: float = 0.0, layers: int | None = None
+) -> Path:
     """``source`` (a Hugging Face folder or a ``.gguf``) as an exported model, its new embedding rows random.
 
+    ``layers`` keeps only the first ones.
     ``noise`` > 0 disturbs all weights by that many standard deviations: an untrained model's labels hardly vary otherwise.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -40,7 +43,11 @@ def model_folder(source: Path, folder: Path, *, kind: ModelKind, schema: Attribu
     weights = open_weights(source)
     generator = torch.Generator().manual_seed(0)
     tensors = {}
+    if layers is not None:
+        config["num_hidden_layers"] = layers
     for name in weights.names:
+        if layers is not None and name.startswith("model.layers.") and int(name.split(".")[2]) >= layers:
+            continue
         tensor = weights.tensor(name).clone()
         if name in ("model.embed_tokens.weight", "lm_head.weight") and size > tensor.shape[0]:
             rows = torch.randn(size - tensor.shape[0], tensor.shape[1], generator=generator) * tensor.std()
