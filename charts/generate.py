@@ -122,8 +122,8 @@ def values() -> str:
         if len(path) == 1:
             lines.append("")
         lines += [f"{indent}# {_plain(description)}"] if description else []
-        shown = "" if isinstance(default, BaseModel) else f" {json.dumps(default)}"
-        lines.append(f"{indent}{path[-1]}:{shown}")
+        shown = "" if default is None or isinstance(default, BaseModel) else f" {json.dumps(default)}"
+        lines.append(f"{indent}{'# ' if default is None else ''}{path[-1]}:{shown}")
     return "\n".join(lines) + "\n"
 
 
@@ -132,7 +132,8 @@ def table() -> str:
     lines = ["| value | default | what |", "|---|---|---|"]
     for path, description, default in _rows(Values()):
         if not isinstance(default, BaseModel):
-            lines.append(f"| `{'.'.join(path)}` | `{json.dumps(default)}` | {_plain(description)} |")
+            shown = "none" if default is None else f"`{json.dumps(default)}`"
+            lines.append(f"| `{'.'.join(path)}` | {shown} | {_plain(description)} |")
     return "\n".join([*lines, *_pipeline_rows()]) + "\n"
 
 
@@ -147,8 +148,7 @@ def _rows(model: BaseModel, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[
     for name, field in type(model).model_fields.items():
         key = field.alias or name
         value = getattr(model, name)
-        hidden = (*path, key) in HIDDEN or (path[:1] == ("config",) and value is None)
-        if hidden:
+        if (*path, key) in HIDDEN:
             continue
         yield (*path, key), field.description or "", value if isinstance(value, BaseModel) else _json(value)
         if isinstance(value, BaseModel):
