@@ -63,8 +63,8 @@ class Bench:
                 prompt += next(iter(slot.values.values()))
 
 
-def threads(bench: Bench, turns: int, tokens: range, count: int) -> list[Conversation]:
-    """Real OASST threads of ``turns`` turns and so many tokens."""
+def threads(ids: Callable[[Conversation, int], list[int]], turns: int, tokens: range, count: int) -> list[Conversation]:
+    """Real OASST threads of ``turns`` turns and so many tokens; ``ids`` gives the prompt for a turn's label."""
 
     def paths(node: dict[str, Any], above: tuple[Turn, ...] = ()) -> Iterator[tuple[Turn, ...]]:
         here = (*above, Turn(speaker="User" if node["role"] == "prompter" else "Assistant", text=node["text"]))
@@ -77,7 +77,7 @@ def threads(bench: Bench, turns: int, tokens: range, count: int) -> list[Convers
     with (SHARED / "oasst1_en_validation.trees.jsonl").open(encoding="utf-8") as file:
         for line in file:
             path = next(paths(json.loads(line)["prompt"]), None)
-            if path and len(bench.ids(Conversation(turns=path), turns - 1)) in tokens:
+            if path and len(ids(Conversation(turns=path), turns - 1)) in tokens:
                 found.append(Conversation(turns=path))
     return found[:count]
 
@@ -100,8 +100,9 @@ def main() -> None:
         ("2 turns, batch 4", 2, range(250, 350), 4),
         ("2 turns, batch 16", 2, range(250, 350), 16),
         ("4 turns, batch 4", 4, range(350, 700), 4),
+        ("4 turns, batch 16", 4, range(350, 700), 16),
     ):
-        work = threads(bench, turns, tokens, count)
+        work = threads(bench.ids, turns, tokens, count)
         for attempt in ("cold", "warm"):
             plain, score = seconds(lambda work=work: bench.plain(work)), seconds(lambda work=work: bench.score(work))
             # Upstream answers one at a time; one conversation is timed and stands for the batch.

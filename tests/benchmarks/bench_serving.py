@@ -1,0 +1,159 @@
+"""A served model under 1, 4, 16 and 64 clients at once, and the annotator against upstream's protocol: real processes over HTTP.
+
+The baselines are what upstream's server is: requests answered one after another behind a lock (transformers' ``generate`` here), and for
+labels thirteen one-token ``PUT /generate`` requests a turn, user turns included, one at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import torch
+from transformers import AutoModelForCausalLM
+
+from nemo_steerlm.annotation.client import UPSTREAM_SAMPLING
+from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.template import text_of
+from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.data.packages import local_path
+from tests.benchmarks.bench_scoring import threads
+from tests.serving.servers import running
+from tests.serving.tiny_models import SMOLLM2, model_folder
+
+CLIENTS = (1, 4, 16, 64)
+TOKENS = 32
+"""Generated for every request, whatever the model would have ended with."""
+QUESTIONS = ("Where did techno music start?", "Name three uses of a paper clip.", "Why is the sky blue?", "Write a line about rain.")
+
+
+class Told(NamedTuple):
+    """One streamed answer: seconds to its first token and to its end."""
+
+    first: float
+    last: float
+
+
+async def ask(client: httpx.AsyncClient, number: int) -> Told:
+    """Stream one answer of ``TOKENS`` tokens."""
+    body = {
+        "prompt": f"<extra_id_1>User\n{QUESTIONS[number % len(QUESTIONS)]}\n<extra_id_1>Assistant\n",
+        "max_tokens": TOKENS,
+        "min_tokens": TOKENS,
+        "temperature": 0,
+        "logprobs": 0,
+        "stream": True,
+    }
+    began, first = time.perf_counter(), 0.0
+    async with client.stream("POST", "/v1/completions", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data: {") and not first:
+                first = time.perf_counter() - began
+    return Told(first, time.perf_counter() - began)
+
+
+async def load(url: str, clients: int, each: int) -> tuple[list[Told], float]:
+    """``clients`` at once, each with ``each`` requests after one another."""
+
+    async def one(client: httpx.AsyncClient, number: int) -> list[Told]:
+        return [await ask(client, number + i) for i in range(each)]
+
+    limits = httpx.Limits(max_connections=clients)
+    async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as client:
+        await ask(client, 0)
+        began = time.perf_counter()
+        told = await asyncio.gather(*(one(client, i) for i in range(clients)))
+        return [t for answers in told for t in answers], time.perf_counter() - began
+
+
+def one_after_another(folder: Path, requests: int) -> float:
+    """Tokens/s of transformers' ``generate``, a request at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(folder)
+    began = time.perf_counter()
+    for number in range(requests):
+        ids = torch.tensor([encode_text(f"<extra_id_1>User\n{QUESTIONS[number % 4]}\n<extra_id_1>Assistant\n", tokenizer)])
+        length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
+        model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **length)
+    return requests * TOKENS / (time.perf_counter() - began)
+
+
+def throughput(folder: Path) -> None:
+    """Print tokens/s and time to first token by number of clients."""
+    base = one_after_another(folder, 4)
+    print(f"one request after another (transformers' generate): {base:.1f} tokens/s")
+    print(f"{'clients':>8} {'requests':>9} {'tokens/s':>9} {'x baseline':>11} {'first token, median s':>22} {'p95 s':>7}")
+    with running(folder, "--max-rows", "64", "--threads", str(torch.get_num_threads())) as server:
+        for clients in CLIENTS:
+            told, seconds = asyncio.run(load(server.url, clients, 4 if clients < 16 else 1))
+            firsts = sorted(t.first for t in told)
+            rate = len(told) * TOKENS / seconds
+            p95 = firsts[int(0.95 * (len(firsts) - 1))]
+            print(f"{clients:8} {len(told):9} {rate:9.1f} {rate / base:11.1f} {statistics.median(firsts):22.2f} {p95:7.2f}", flush=True)
+
+
+def upstream(url: str, conversations: list[Conversation], folder: Path) -> float:
+    """Seconds of upstream's annotator for these conversations. What it reads is thrown away: this model is not trained to give values."""
+    info = ModelInfo.load(folder)
+    template, schema = info.template(load_tokenizer(folder).special), preset("oasst")
+    fields = [*schema.names, "lang"]
+    began = time.perf_counter()
+    with httpx.Client(base_url=url, timeout=900) as client:
+        for conversation in conversations:
+            for turn in range(len(conversation.turns)):
+                start = text_of(template.label_prompt(conversation, turn))
+                for k in range(len(fields)):
+                    label = ",".join([*(f"{name}:0" for name in fields[:k]), f"{fields[k]}:"])
+                    client.put("/generate", json={"sentences": [start + label], **UPSTREAM_SAMPLING}).raise_for_status()
+    return time.perf_counter() - began
+
+
+def annotation(folder: Path) -> None:
+    """Print conversations/s of ``steerlm annotate`` and of upstream's protocol, on the same server."""
+    tokenizer = load_tokenizer(folder)
+    template = ModelInfo.load(folder).template(tokenizer.special)
+    measure = lambda c, turn: encode_text(text_of(template.label_prompt(c, turn)), tokenizer)  # noqa: E731
+    print(f"{'work':24} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7}")
+    for turns, tokens, count, few in ((2, range(150, 400), 32, 2), (4, range(300, 700), 16, 1)):
+        found = threads(measure, turns, tokens, count)
+        with tempfile.TemporaryDirectory() as scratch, running(folder, "--threads", str(torch.get_num_threads())) as server:
+            given = Path(scratch) / "in.jsonl"
+            given.write_text("".join(json.dumps(record(c)) + "\n" for c in found))
+            command = [sys.executable, "-m", "nemo_steerlm.cli.main", "annotate", "--server", server.url, "--progress", "none"]
+            began = time.perf_counter()
+            subprocess.run([*command, str(given), str(Path(scratch) / "out.jsonl")], check=True, stdout=subprocess.DEVNULL)
+            ours = len(found) / (time.perf_counter() - began)
+            theirs = few / upstream(server.url, found[:few], folder)
+        print(f"{f'{turns} turns, {len(found)} records':24} {ours:26.2f} {theirs:18.3f} {ours / theirs:7.1f}", flush=True)
+
+
+def record(conversation: Conversation) -> dict[str, object]:
+    """A conversation as a line of a record file."""
+    turns = [{"value": turn.text, "from": turn.speaker} for turn in conversation.turns]
+    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}
+
+
+def main(parts: str = "all") -> None:
+    """Print both tables."""
+    with tempfile.TemporaryDirectory() as scratch:
+        if parts in ("all", "throughput"):
+            throughput(model_folder(local_path(SMOLLM2), Path(scratch) / "steer", kind="steer"))
+        if parts in ("all", "annotation"):
+            annotation(model_folder(local_path(SMOLLM2), Path(scratch) / "value", kind="value", schema=preset("oasst"), noise=0.02))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default="all", choices=("all", "throughput", "annotation"))
+    main(**vars(parser.parse_args()))
