@@ -6,8 +6,8 @@ The two differ in layout only:
 * ``linear_fc1`` holds, for each tensor-parallel rank, its rows of the gate and then its rows of ``up``;
 * the embedding is padded to a multiple of ``make_vocab_size_divisible_by * tensor_model_parallel_size``.
 
-Rows of added tokens and of the padding start as the mean of the rows there are: a new token is then as likely as the average one,
-where a random or zero row would be likelier than almost all. Training tells them apart.
+Rows of added tokens and of the padding are drawn as the rows there are, the same under every layout. They must differ:
+control tokens that all start as the mean row are one token to the model, for good where LoRA freezes the embedding.
 """
 
 from __future__ import annotations
@@ -143,10 +143,13 @@ def _fused_qkv(query: Tensor, key: Tensor, value: Tensor, groups: int) -> Tensor
 
 
 def _rows(embedding: Tensor, count: int, known: int) -> Tensor:
-    """This rank's ``count`` rows; those from ``known`` on are the mean of the ones before."""
+    """This rank's ``count`` rows; those from ``known`` on are drawn with the mean and the standard deviation of the ones before."""
     start = count * parallel_state.get_tensor_model_parallel_rank()
     there = embedding[min(start, known) : min(start + count, known)]
     if len(there) == count:
         return there
-    mean = embedding[:known].float().mean(dim=0, keepdim=True).to(embedding.dtype)
-    return torch.cat([there, mean.expand(count - len(there), -1)])
+    old = embedding[:known].float()
+    # Row by row from ``known`` on: where the padding ends, and which rank has a row, changes none.
+    noise = torch.randn(start + count - known, old.size(1), generator=torch.Generator().manual_seed(known))
+    drawn = (old.mean(dim=0) + noise * old.std(dim=0)).to(embedding.dtype)
+    return torch.cat([there, drawn[len(drawn) - (count - len(there)) :]])
