@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import json
 import os
 import signal
@@ -70,7 +71,7 @@ class Child:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             # Its own session: Ctrl-C reaches the starter alone, which then stops its children in order.
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - only a system call
+            preexec_fn=functools.partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509 - only a system call
             pass_fds=tuple(pass_fds),
             text=True,
             errors="replace",
@@ -109,6 +110,11 @@ class Child:
         return 128 - code if code < 0 else code
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def running(self) -> bool:
         """Whether it still runs."""
         return self._process.poll() is None
@@ -135,8 +141,10 @@ class Child:
         self.stop()
 
 
-def _die_with_parent() -> None:
+def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(128 + signal.SIGTERM)
 
 
 def exit_on_sigterm() -> None:

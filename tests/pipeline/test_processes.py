@@ -53,7 +53,7 @@ from pathlib import Path
 from nemo_steerlm.pipeline.processes import Child
 child = Child([sys.executable, '-c', {child_code!r}], log=Path(sys.argv[1]))
 child.await_message('ready', 30)
-print(child._process.pid, flush=True)
+print(child.pid, flush=True)
 signal.pause()
 """
     parent = subprocess.Popen([*python(parent_code), str(tmp_path / "log")], stdout=subprocess.PIPE, text=True)

@@ -22,6 +22,9 @@ from nemo_steerlm.pipeline.steps.prepare import SPLITS, tokenizer_choice
 IN_FLIGHT = 64
 """Requests at once to a server at most: enough to fill its batches; the client sends fewer where it is busy."""
 
+FIGURES = ("model", "total", "labelled", "turns", "agreement")
+"""Of a run's summary, what follows from its inputs alone: the file has a digest that later stages hash."""
+
 
 def annotate(run: Run) -> dict[str, Any] | None:
     """Write ``train.jsonl``, ``val.jsonl`` and ``summary.json``. A shard writes its part only and returns None; merging ends the stage."""
@@ -47,7 +50,7 @@ def label_and_clean(run: Run, files: Mapping[str, Path]) -> dict[str, Any] | Non
         return None
     metrics = {name: _finish(run, name) for name in files}
     with atomic_write(run.folder / "summary.json") as file:
-        figures = {name: {**msgspec.to_builtins(summary), "seconds": None, "resumed": None} for name, summary in summaries.items()}
+        figures = {name: {key: getattr(summary, key) for key in FIGURES} for name, summary in summaries.items()}
         file.write(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode() + "\n")
     return metrics
 
