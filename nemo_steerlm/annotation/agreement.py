@@ -1,4 +1,4 @@
-"""How well predicted labels agree with human ones: one table of counts an attribute, from which every figure follows."""
+"""How well predictions agree with human labels: the figures, and for labels one table of counts an attribute, from which they follow."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +17,49 @@ from nemo_steerlm.core.files import atomic_write
 
 Counts = npt.NDArray[np.int64]
 """[human value - low, predicted value - low]"""
+
+
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """How near predictions are to human values."""
+
+    count: int
+    accuracy: float
+    mae: float
+    """Mean absolute error, in steps of the attribute's scale."""
+    spearman: float | None
+    """Rank correlation; None where either side never varies."""
+
+
+def compare(truth: npt.ArrayLike, predicted: npt.ArrayLike, counts: npt.ArrayLike | None = None) -> Figures:
+    """Figures of pairs of a human value and a prediction, each pair counted once or ``counts`` times.
+
+    Predictions that are no whole numbers are rounded for accuracy only.
+    """
+    left, right = np.asarray(truth, dtype=float), np.asarray(predicted, dtype=float)
+    weights = np.ones(left.shape) if counts is None else np.asarray(counts, dtype=float)
+    total = weights.sum()
+    return Figures(
+        count=int(total),
+        accuracy=float(weights[left == np.rint(right)].sum() / total),
+        mae=float((weights * np.abs(left - right)).sum() / total),
+        spearman=spearman(left, right, weights),
+    )
+
+
+def spearman(left: npt.ArrayLike, right: npt.ArrayLike, counts: npt.ArrayLike | None = None) -> float | None:
+    """Spearman's rank correlation of pairs, ties at their mean rank. None where a side never changes."""
+    weights = np.ones(np.shape(left)) if counts is None else np.asarray(counts, dtype=float)
+    x, y = _ranks(left, weights), _ranks(right, weights)
+    spread = float((weights * x * x).sum()) * float((weights * y * y).sum())
+    return float((weights * x * y).sum() / spread**0.5) if spread else None
+
+
+def _ranks(values: npt.ArrayLike, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The mean rank of each value, counted from the middle of all ranks."""
+    _, which = np.unique(np.asarray(values, dtype=float), return_inverse=True)
+    sizes = np.bincount(which, weights=weights)
+    ranks: npt.NDArray[np.float64] = (np.cumsum(sizes) - sizes / 2 - weights.sum() / 2)[which]
+    return ranks
 
 
 class Agreement:
@@ -76,26 +120,14 @@ def _fields(label: str) -> Mapping[str, str]:
 
 
 def _figures(counts: Counts) -> dict[str, float | int | None]:
-    total = int(counts.sum())
-    distance = np.abs(np.subtract.outer(np.arange(len(counts)), np.arange(len(counts))))
-    rho = spearman(counts)
+    human, predicted = np.indices(counts.shape)
+    found = compare(human.ravel(), predicted.ravel(), counts.ravel())
     return {
-        "turns": total,
-        "accuracy": round(float(np.trace(counts)) / total, 6),
-        "mae": round(float((counts * distance).sum()) / total, 6),
-        "spearman": None if rho is None else round(rho, 6),
+        "turns": found.count,
+        "accuracy": round(found.accuracy, 6),
+        "mae": round(found.mae, 6),
+        "spearman": None if found.spearman is None else round(found.spearman, 6),
     }
-
-
-def spearman(counts: Counts) -> float | None:
-    """Spearman's rank correlation of the pairs counted in a table, ties at their mean rank. None where a side never changes."""
-    total = counts.sum()
-    rows, columns = counts.sum(axis=1), counts.sum(axis=0)
-    # Mean rank of each value, counted from the middle of all ranks.
-    x = np.cumsum(rows) - rows / 2 - total / 2
-    y = np.cumsum(columns) - columns / 2 - total / 2
-    spread = float((rows * x * x).sum()) * float((columns * y * y).sum())
-    return float((counts * np.outer(x, y)).sum() / spread**0.5) if spread else None
 
 
 def write_figures(path: Path, figures: Mapping[str, Any]) -> None:

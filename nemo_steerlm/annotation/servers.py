@@ -17,19 +17,19 @@ from nemo_steerlm.core.errors import ConfigError, SteerLMError, UnavailableError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-START_LIMIT = 4.0
+START_LIMIT = 4
 FAILURES_TO_REST = 3
 
 
 class Server:
     """One address and what is known of it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, limit: int = START_LIMIT) -> None:
         self.url = url.rstrip("/")
         self.announcement: Announcement | None = None
         """What it said of itself when it was last ready."""
         self.ready = False
-        self.limit = START_LIMIT
+        self.limit = float(limit)
         """Requests it is given at once: one more per round of successes, half after a failure."""
         self.in_flight = 0
         self.failures = 0
@@ -46,13 +46,22 @@ class ServerPool:
     All servers must announce the same model: one that announces another ends the run with ConfigError.
     """
 
-    def __init__(self, urls: Sequence[str], client: httpx.AsyncClient, policy: RetryPolicy, *, max_in_flight: int = 32) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        client: httpx.AsyncClient,
+        policy: RetryPolicy,
+        *,
+        max_in_flight: int = 32,
+        start_limit: int = START_LIMIT,
+    ) -> None:
+        """``start_limit``: requests each server is given at once before it is known how many it takes."""
         if not urls:
             raise UsageError("no server: give --server http://HOST:PORT, several times for several")
         for url in urls:
             if not url.startswith(("http://", "https://")):
                 raise UsageError(f"--server {shown(url)}: write http://HOST:PORT")
-        self.servers = [Server(url) for url in dict.fromkeys(urls)]
+        self.servers = [Server(url, start_limit) for url in dict.fromkeys(urls)]
         self.client = client
         self.policy = policy
         self.max_in_flight = max_in_flight

@@ -11,28 +11,18 @@ from typing import Literal
 import msgspec
 import numpy as np
 
+from nemo_steerlm.annotation.agreement import Figures, compare, spearman
 from nemo_steerlm.core.attributes import AttributeSchema
 
 JudgeName = Literal["words", "characters", "vader"]
 
 
-class Agreement(msgspec.Struct, frozen=True, kw_only=True):
-    """How near one attribute's predictions are to human labels."""
-
-    count: int
-    accuracy: float
-    mae: float
-    """Mean absolute error, in steps of the attribute's scale."""
-    spearman: float | None
-    """Rank correlation; None where either side never varies."""
-
-
 class AttributeCheck(msgspec.Struct, frozen=True, kw_only=True):
     """One attribute's agreement on held-out turns: the value model, always the commonest value, and ridge regression on words."""
 
-    model: Agreement
-    majority: Agreement
-    ridge: Agreement | None
+    model: Figures
+    majority: Figures
+    ridge: Figures | None
     """None where there are too few labelled texts to fit it."""
 
 
@@ -82,22 +72,6 @@ class Steering(msgspec.Struct, frozen=True, kw_only=True):
     """Asked level against the judgement (the reading where there is no judge), over single answers."""
 
 
-def spearman(left: Sequence[float], right: Sequence[float]) -> float | None:
-    """Rank correlation, ties averaged; None where it is not defined."""
-    if len(left) < 2 or len(set(left)) < 2 or len(set(right)) < 2:
-        return None
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(left, right).statistic)
-
-
-def agreement(truth: Sequence[int], predicted: Sequence[float]) -> Agreement:
-    """Compare predictions with labels; predictions are rounded for accuracy only."""
-    errors = [abs(t - p) for t, p in zip(truth, predicted, strict=True)]
-    right = sum(t == round(p) for t, p in zip(truth, predicted, strict=True))
-    return Agreement(count=len(truth), accuracy=right / len(truth), mae=math.fsum(errors) / len(truth), spearman=spearman(truth, predicted))
-
-
 def check_value_model(
     taught: Sequence[RatedText], held_out: Sequence[RatedText], predicted: Sequence[Mapping[str, int]], schema: AttributeSchema
 ) -> dict[str, AttributeCheck]:
@@ -116,9 +90,9 @@ def check_value_model(
         common = Counter(t.values[name] for t in lessons).most_common(1)[0][0]
         guesses = ridge([t.text for t in lessons], [t.values[name] for t in lessons], [t.text for t, _ in known])
         checks[name] = AttributeCheck(
-            model=agreement(truth, [p for _, p in known]),
-            majority=agreement(truth, [common] * len(truth)),
-            ridge=None if guesses is None else agreement(truth, [min(max(g, attribute.low), attribute.high) for g in guesses]),
+            model=compare(truth, [p for _, p in known]),
+            majority=compare(truth, [common] * len(truth)),
+            ridge=None if guesses is None else compare(truth, [min(max(g, attribute.low), attribute.high) for g in guesses]),
         )
     return checks
 
@@ -223,7 +197,7 @@ def summary(checks: Mapping[str, AttributeCheck], table: Sequence[Steering]) -> 
     return "\n".join(lines) + "\n"
 
 
-def _short(found: Agreement | None) -> str:
+def _short(found: Figures | None) -> str:
     return "-" if found is None else f"{found.accuracy:.2f} / {found.mae:.2f} / {_number(found.spearman)}"
 
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import httpx
 import msgspec
 
+from nemo_steerlm.annotation.annotate import DIRECT, certificates, credentials
+from nemo_steerlm.annotation.retry import Fault, RequestFailed, RetryPolicy, send
+from nemo_steerlm.annotation.servers import Server, ServerPool
+from nemo_steerlm.annotation.signals import run_until_signal
 from nemo_steerlm.core.conversation import Conversation, Turn
-from nemo_steerlm.core.errors import DataError, UnavailableError, shown
+from nemo_steerlm.core.errors import DataError, UnavailableError
 
 IN_FLIGHT = 64
-"""Requests at a time: enough to fill a server's batches."""
+"""Requests at a time to a server: enough to fill its batches."""
 
-TIMEOUT = httpx.Timeout(900.0, connect=30.0)
+POLICY = RetryPolicy(timeout=900.0, patience=120.0)
+"""A long answer in a full batch takes minutes; a server that this run started and that is gone does not come back."""
 
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +44,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 def answers(urls: Sequence[str], asks: Sequence[Ask], sampling: Sampling, done: Callable[[int], None]) -> list[str]:
     """One answer for each ask, in order, over all servers; ``done`` gets how many are there so far.
 
-    Raises UnavailableError where a server cannot be reached or fails, DataError where it refuses a request.
+    Raises UnavailableError where no server can be reached or one request fails everywhere, DataError where one is refused.
     """
 
     def request(ask: Ask) -> tuple[str, dict[str, Any]]:
@@ -54,7 +59,7 @@ def answers(urls: Sequence[str], asks: Sequence[Ask], sampling: Sampling, done: 
         }
         return "/v1/chat/completions", body
 
-    replies = asyncio.run(_all(urls, [request(ask) for ask in asks], done))
+    replies = run_until_signal(_all(urls, [request(ask) for ask in asks], done))
     return [str(reply["choices"][0]["message"]["content"]) for reply in replies]
 
 
@@ -64,7 +69,7 @@ def readings(
     """The expected value of each attribute in the last turn of each conversation, as the value model reads it."""
     batches = [conversations[i : i + batch] for i in range(0, len(conversations), batch)]
     bodies = [("/v1/attributes", {"conversations": [_record(c) for c in part], "turns": "unmasked"}) for part in batches]
-    replies = asyncio.run(_all(urls, bodies, lambda n: done(min(n * batch, len(conversations)))))
+    replies = run_until_signal(_all(urls, bodies, lambda n: done(min(n * batch, len(conversations)))))
     read = []
     for reply in replies:
         for result in reply["results"]:
@@ -83,35 +88,41 @@ def _record(conversation: Conversation) -> dict[str, Any]:
 
 
 async def _all(urls: Sequence[str], bodies: Sequence[tuple[str, Mapping[str, Any]]], done: Callable[[int], None]) -> list[dict[str, Any]]:
-    slots = asyncio.Semaphore(IN_FLIGHT)
-    finished = 0
+    replies: dict[int, dict[str, Any]] = {}
+    pending = iter(enumerate(bodies))
+    async with (
+        httpx.AsyncClient(
+            timeout=httpx.Timeout(POLICY.timeout, connect=POLICY.connect_timeout),
+            limits=httpx.Limits(max_connections=None),
+            headers=credentials(),
+            mounts=DIRECT,
+            verify=certificates(urls),
+        ) as client,
+        ServerPool(urls, client, POLICY, max_in_flight=IN_FLIGHT, start_limit=IN_FLIGHT) as pool,
+    ):
 
-    async with httpx.AsyncClient(timeout=TIMEOUT, limits=httpx.Limits(max_connections=IN_FLIGHT)) as client:
+        async def work() -> None:
+            for number, (path, body) in pending:
+                replies[number] = await _post(client, pool, path, body)
+                done(len(replies))
 
-        async def one(number: int, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-            nonlocal finished
-            async with slots:
-                reply = await _post(client, urls[number % len(urls)] + path, body)
-            finished += 1
-            done(finished)
-            return reply
-
-        return list(await asyncio.gather(*(one(i, path, body) for i, (path, body) in enumerate(bodies))))
-
-
-async def _post(client: httpx.AsyncClient, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-    while True:
+        tasks = [asyncio.create_task(work()) for _ in range(min(IN_FLIGHT * len(urls), len(bodies)))]
         try:
-            response = await client.post(url, json=body)
-        except httpx.HTTPError as error:
-            raise UnavailableError(f"{url}: {type(error).__name__} {error}") from error
-        if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            break
-        # The queue is bounded on purpose; the server says when to come back.
-        await asyncio.sleep(float(response.headers.get("Retry-After", "1")))
-    if response.is_server_error:
-        raise UnavailableError(f"{url}: HTTP {response.status_code} {shown(response.text, 200)}")
-    if response.is_error:
-        raise DataError(f"{url} refused a request: HTTP {response.status_code} {shown(response.text, 200)}")
-    reply: dict[str, Any] = response.json()
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+    return [replies[number] for number in range(len(bodies))]
+
+
+async def _post(client: httpx.AsyncClient, pool: ServerPool, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def request(server: Server) -> Awaitable[bytes]:
+        return send(client, client.build_request("POST", f"{server.url}{path}", json=body), POLICY.timeout)
+
+    try:
+        reply: dict[str, Any] = msgspec.json.decode(await pool.call(request))
+    except RequestFailed as failure:
+        error = DataError if failure.fault is Fault.REQUEST else UnavailableError
+        raise error(f"POST {path} failed: {failure.reason}") from failure
     return reply

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from nemo_steerlm.annotation.agreement import Agreement, plot
+from nemo_steerlm.annotation.agreement import Agreement, compare, plot, spearman
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="quality", low=-1, high=3, default=0),), languages=("en", "de"))
@@ -27,6 +27,19 @@ def test_figures_from_counts_equal_those_from_the_pairs(pairs: list[tuple[int, i
         assert figures["spearman"] == pytest.approx(spearmanr([h for h, _ in pairs], [p for _, p in pairs]).statistic, abs=1e-6)
     else:
         assert figures["spearman"] is None
+
+
+def test_predictions_between_two_values_are_rounded_for_accuracy_only() -> None:
+    found = compare([0, 1, 4], [0.4, 2.0, 4.0])
+    assert found.accuracy == pytest.approx(2 / 3)
+    assert found.mae == pytest.approx(1.4 / 3)
+    assert found.count == 3
+
+
+def test_spearman_is_none_where_a_side_never_varies() -> None:
+    assert spearman([1, 2, 3], [5, 5, 5]) is None
+    assert spearman([1.5], [2.5]) is None
+    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
 def test_what_a_human_label_does_not_say_is_not_compared() -> None:

@@ -34,7 +34,7 @@ SMALLER = {
 pytestmark = [
     pytest.mark.megatron,
     pytest.mark.distributed,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
 ]
 

@@ -26,7 +26,7 @@ STAGES = ("prepare", "train-value", "annotate", "train-steer", "evaluate")
 
 pytestmark = [
     pytest.mark.megatron,
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(1800),
     pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
-from nemo_steerlm.pipeline.evaluation import RatedText, Sample, agreement, check_value_model, judge, spearman, spread, steering, summary
+from nemo_steerlm.pipeline.evaluation import RatedText, Sample, check_value_model, judge, spread, steering, summary
 from nemo_steerlm.pipeline.report.page import Report, write_page
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="verbosity"),))
@@ -17,17 +17,6 @@ def samples(read, judged):
         for level in range(5)
         for _ in range(3)
     ]
-
-
-def test_agreement_counts_rounded_hits_and_distances():
-    found = agreement([0, 1, 4], [0.4, 2.0, 4.0])
-    assert found.accuracy == pytest.approx(2 / 3)
-    assert found.mae == pytest.approx(1.4 / 3)
-
-
-def test_spearman_is_none_where_a_side_never_varies():
-    assert spearman([1, 2, 3], [5, 5, 5]) is None
-    assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
 
 
 def test_ridge_beats_the_commonest_value_where_words_tell():
