@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,10 @@ from local_cluster.client import Cluster, environment_kubeconfig
 from local_cluster.clients import Helm
 from local_cluster.cluster import LocalCluster, unavailable
 from local_cluster.errors import ClusterError, UnavailableError
+
+from tests.cluster import operating
+from tests.cluster.pipelines import Namespace
+from tests.cluster.stand_in import DONE, Kubelet, Play
 
 CLUSTER_FIXTURES = {"control_plane", "node_cluster", "helm", "programs"}
 FAILED = pytest.StashKey[bool]()
@@ -97,6 +103,57 @@ def local_cluster(request: pytest.FixtureRequest) -> LocalCluster:
     if not isinstance(cluster, LocalCluster):
         pytest.skip("needs the processes of a cluster of this machine, and STEERLM_TEST_KUBECONFIG names another")
     return cluster
+
+
+@dataclasses.dataclass(frozen=True)
+class Account:
+    """Who the operator is on a cluster."""
+
+    kubeconfig: Path
+    name: str
+    rules: list[dict[str, object]]
+
+
+@pytest.fixture(scope="session")
+def operator_account(control_plane: Cluster, helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Account:
+    """The definition is served, and the operator has the identity and the rights that the chart gives it."""
+    objects = operating.granted(helm)
+    kubeconfig = operating.install(control_plane, objects, tmp_path_factory.mktemp("account"))
+    user = f"system:serviceaccount:{operating.HOME}:{operating.account(objects)}"
+    return Account(kubeconfig, user, operating.role(objects))
+
+
+@pytest.fixture(scope="module")
+def operator(operator_account: Account, tmp_path_factory: pytest.TempPathFactory) -> Iterator[operating.Operator]:
+    """An operator for the whole cluster, while the tests of one module run."""
+    running = operating.Operator(operator_account.kubeconfig, tmp_path_factory.mktemp("operator"))
+    running.start()
+    yield running
+    running.stop()
+    assert not [line for line in running.lines() if "exc_info" in line], running.log.read_text()
+
+
+@pytest.fixture
+def pipelines(control_plane: Cluster, namespace: str) -> Namespace:
+    """The test's namespace as a place for pipelines."""
+    return Namespace(control_plane.kubeconfig, namespace)
+
+
+@pytest.fixture
+def kubelet(pipelines: Namespace) -> Iterator[Callable[..., Kubelet]]:
+    """``kubelet(behaves)`` starts the stand-in for nodes in the test's namespace."""
+    started: list[Kubelet] = []
+
+    def start(behaves: Callable[[Any], Play | None] = lambda _: DONE) -> Kubelet:
+        started.append(Kubelet(pipelines, behaves))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for each in started:
+        each.stopped.set()
+    for each in started:
+        each.join(20)
 
 
 @pytest.fixture

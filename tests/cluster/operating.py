@@ -1,0 +1,114 @@
+"""The operator as a process, with the identity and the rights that the chart gives it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from local_cluster.client import Cluster
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "charts/steerlm-operator"
+DEFINITION = ROOT / "k8s/crd/steerlmpipelines.yaml"
+HOME = "steerlm-system"
+"""Namespace of the operator's service account."""
+EVERY_ENGINE = "rbac.jobSet=true,rbac.volcano=true,rbac.coscheduling=true"
+CONFIG = {
+    "images": {"worker": "worker:test"},
+    "storage": {"claimTemplate": {"size": "1Gi", "accessMode": "ReadWriteOnce"}},
+    "scheduling": {"deviceResource": "none"},
+    "address": "127.0.0.1:0",
+    "retrySeconds": 0.5,
+    "progressSeconds": 1,
+    "resyncSeconds": 5,
+}
+
+
+def granted(helm: Any) -> list[dict[str, Any]]:
+    """The chart's service account, role and binding, with every engine's rights."""
+    show = [flag for name in ("serviceaccount", "rbac") for flag in ("--show-only", f"templates/{name}.yaml")]
+    text = helm("template", "steerlm-operator", str(CHART), "-n", HOME, "--set", EVERY_ENGINE, *show).stdout
+    return [item for item in yaml.safe_load_all(text) if item]
+
+
+def role(objects: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rules of the one role among the chart's objects."""
+    (found,) = [item for item in objects if item["kind"] in ("Role", "ClusterRole")]
+    rules: list[dict[str, Any]] = found["rules"]
+    return rules
+
+
+def account(objects: Sequence[dict[str, Any]]) -> str:
+    """The name of the chart's service account."""
+    (found,) = [item for item in objects if item["kind"] == "ServiceAccount"]
+    return str(found["metadata"]["name"])
+
+
+def install(cluster: Cluster, objects: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """Make the service account with its rights; returns a kubeconfig of it. The definition is applied too."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
+    cluster.kubectl("wait", "--for=condition=Established", "crd/steerlmpipelines.steerlm.dev", "--timeout=60s")
+    cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})
+    cluster.apply(*objects, namespace=HOME)
+    return cluster.service_account_kubeconfig(account(objects), HOME, folder).kubeconfig
+
+
+class Operator:
+    """One operator, which may live several times. Its log is JSON, as the chart sets it."""
+
+    def __init__(self, kubeconfig: Path, folder: Path, **config: Any) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "operator.yaml"
+        path.write_text(yaml.safe_dump(CONFIG | config))
+        self.environment = {
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig),
+            "STEERLM_OPERATOR_CONFIG": str(path),
+            "STEERLM_LOG_FORMAT": "json",
+        }
+        self.log = folder / "operator.log"
+        self.process: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Begin a life."""
+        with self._lock, self.log.open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "steerlm_operator"], env=self.environment, stdout=log, stderr=log)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM; it has to end well."""
+        assert self.process
+        self.process.terminate()
+        assert self.process.wait(30) == 0, self.log.read_text()[-3000:]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Its log, parsed: every line has to be JSON."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def page(self, path: str) -> httpx.Response:
+        """One of its pages, of its present life."""
+        said = re.findall(r"health and metrics on \('127.0.0.1', (\d+)\)", self.log.read_text())
+        return httpx.get(f"http://127.0.0.1:{said[-1]}{path}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric's value, 0 where it is absent."""
+        for line in self.page("/metrics").text.splitlines():
+            if re.match(rf"{name}(\{{|\s)", line) and all(f'{key}="{value}"' in line for key, value in labels.items()):
+                return float(line.rpartition(" ")[2])
+        return 0.0
