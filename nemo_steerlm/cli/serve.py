@@ -58,7 +58,7 @@ def serve(
     device: str = typer.Option("", help="cpu, cuda or cuda:1; by default cuda where there is one."),
     engine: EngineChoice = typer.Option(EngineChoice.EMBEDDED, help="embedded; vllm: started by this command; openai: at --upstream."),
     upstream: str = typer.Option("", help="http://HOST:PORT of the server that has the weights, for --engine openai."),
-    vllm: str = typer.Option("vllm", envvar="STEERLM_VLLM", help="The vllm program; it lives in an environment of its own."),
+    vllm: str = typer.Option("vllm", envvar="STEERLM_VLLM", help="The vllm program, or the Python of its environment."),
     vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
     print_command: bool = typer.Option(False, "--print-command", help="Print the vllm command that --engine vllm would run, and end."),
 ) -> None:
@@ -218,7 +218,7 @@ def vllm_server(command: list[str]) -> Iterator[str]:
         told = shlex.join([*command, "--port", "8000"])
         raise ConfigError(
             f"no program {command[0]}: install vLLM into an environment of its own (it needs another transformers) and give --vllm "
-            f"PATH/bin/vllm; or run there: {told}, and here: --engine openai --upstream http://HOST:8000"
+            f"PATH/bin/vllm or PATH/bin/python; or run there: {told}, and here: --engine openai --upstream http://HOST:8000"
         )
     with bind("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]

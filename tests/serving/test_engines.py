@@ -19,24 +19,28 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 from tests.serving.servers import Server, running
 from tests.serving.test_scoring import requests, slow_score
+from tests.serving.tiny_models import SMOLLM2, model_folder
 
 PROMPTS = ["Once upon a time", "The little dog was very happy because", "<extra_id_1>User\nHi", "One day, Lily and her mom went to the"]
 VLLM = os.environ.get("STEERLM_TEST_VLLM", "")
 
 
 class Pair(NamedTuple):
-    """One engine with both kinds of model."""
+    """One engine with both kinds of model, and their folders."""
 
     steer: Server
     value: Server
+    steer_folder: Path
+    value_folder: Path
 
 
 def _options(engine: str, behind: Server) -> tuple[str, ...]:
     if engine == "vllm":
-        return ("--engine", "vllm", "--vllm", VLLM, "--device", "cpu")
+        return ("--engine", "vllm", "--vllm", VLLM, "--device", "cpu", "--vllm-options", "--max-model-len 1024")
     return ("--engine", "openai", "--upstream", behind.url)
 
 
@@ -45,23 +49,35 @@ def _options(engine: str, behind: Server) -> tuple[str, ...]:
     params=[
         "embedded",
         "openai",
-        pytest.param("vllm", marks=pytest.mark.skipif(not VLLM, reason="STEERLM_TEST_VLLM does not name a vllm program")),
+        pytest.param(
+            "vllm",
+            marks=[
+                pytest.mark.skipif(not VLLM, reason="STEERLM_TEST_VLLM names neither a vllm program nor the Python of its environment"),
+                pytest.mark.timeout(3600),
+            ],
+        ),
     ],
 )
-def pair(request, steer_folder, value_folder, steer_server, value_server):
+def pair(request, steer_folder, value_folder, steer_server, value_server, tmp_path_factory):
     if request.param == "embedded":
-        yield Pair(steer_server, value_server)
+        yield Pair(steer_server, value_server, steer_folder, value_folder)
         return
+    if request.param == "vllm":
+        # Its attention on CPUs wants heads of 32 and more, which the tiny models have not.
+        kinds = ("steer", "value")
+        steer_folder, value_folder = (
+            model_folder(local_path(SMOLLM2), tmp_path_factory.mktemp(kind), kind=kind, noise=0.1 * (kind == "value")) for kind in kinds
+        )
     with (
         running(steer_folder, *_options(request.param, steer_server)) as steer,
         running(value_folder, *_options(request.param, value_server)) as value,
     ):
-        yield Pair(steer, value)
+        yield Pair(steer, value, steer_folder, value_folder)
 
 
 @pytest.fixture(scope="module")
-def reference(steer_folder):
-    return AutoModelForCausalLM.from_pretrained(steer_folder, torch_dtype=torch.float32).eval()
+def reference(pair):
+    return AutoModelForCausalLM.from_pretrained(pair.steer_folder, torch_dtype=torch.float32).eval()
 
 
 def complete(server: Server, prompt, **settings):
@@ -72,8 +88,8 @@ def complete(server: Server, prompt, **settings):
     return answer.json()["choices"][0]
 
 
-def test_greedy_tokens_are_those_of_transformers_and_so_are_log_probabilities(pair, reference, steer_folder):
-    tokenizer = load_tokenizer(steer_folder)
+def test_greedy_tokens_are_those_of_transformers_and_so_are_log_probabilities(pair, reference):
+    tokenizer = load_tokenizer(pair.steer_folder)
     for text in PROMPTS:
         ids = encode_text(text, tokenizer)
         told = complete(pair.steer, ids, logprobs=3, echo=True, return_tokens_as_token_ids=True)["logprobs"]
@@ -139,10 +155,10 @@ def test_whoever_goes_away_frees_the_engine(pair):
             assert time.monotonic() < deadline
 
 
-def test_scores_are_those_of_plain_forwards(pair, value_folder):
+def test_scores_are_those_of_plain_forwards(pair):
     """Equal values, and every probability's logarithm within 1e-3 of fp32 transformers, value after value over the whole text."""
-    engine = HuggingFaceEngine(value_folder)
-    model = AutoModelForCausalLM.from_pretrained(value_folder, torch_dtype=torch.float32).eval()
+    engine = HuggingFaceEngine(pair.value_folder)
+    model = AutoModelForCausalLM.from_pretrained(pair.value_folder, torch_dtype=torch.float32).eval()
     wanted = requests(4)[2:]
     records = [
         {
@@ -205,6 +221,8 @@ def test_the_vllm_command_is_printed_or_asked_for(steer_folder):
     assert printed.stdout.startswith(f"vllm serve {steer_folder} ")
     assert "--max-model-len 512" in printed.stdout
     assert printed.stdout.endswith("--tensor-parallel-size 2 --port PORT\n")
+    module = serve(steer_folder, "--engine", "vllm", "--print-command", "--vllm", "/env/bin/python3.11").stdout
+    assert module.startswith(f"/env/bin/python3.11 -m vllm.entrypoints.openai.api_server --model {steer_folder} ")
     missing = serve(steer_folder, "--engine", "vllm", "--vllm", "no-such-vllm")
     assert missing.returncode == 78
     assert "install vLLM into an environment of its own" in missing.stderr
