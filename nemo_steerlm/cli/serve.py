@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from nemo_steerlm.serving.model import Model
     from nemo_steerlm.serving.service import Settings
 
-_STEER = Path("train-steer") / "hf"
 _VALUE = Path("train-value") / "hf"
 
 
@@ -152,11 +151,13 @@ class JSONLines(logging.Formatter):
 
 
 def model_path(given: Path) -> Path:
-    """What to serve: ``given``, or the steer model of the pipeline work directory that it is. Raises UsageError."""
+    """What to serve: ``given``, or the last steer model of the pipeline work directory that it is. Raises UsageError."""
     if not given.exists():
         raise UsageError(f"{given}: no such file or folder")
-    if (given / _STEER).is_dir():
-        return given / _STEER
+    rounds = sorted(given.glob("bootstrap-*-train/hf"), key=lambda path: int(path.parent.name.split("-")[1]))
+    steer = [path for path in (given / "train-steer" / "hf", *rounds) if path.is_dir()]
+    if steer:
+        return steer[-1]
     if (given / _VALUE).is_dir():
         raise UsageError(f"{given}: the pipeline has no steer model yet; run it to its end, or serve {given / _VALUE}")
     return given
