@@ -1,0 +1,122 @@
+"""lm-eval's clients against a server, unchanged, on tasks that are files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from tests.environments import environment
+from tests.serving.servers import Server
+
+DOCUMENTS = [
+    {"question": "Once upon a time, there was a little", "choices": [" girl", " stone", " boy"], "answer": 0},
+    {"question": "The dog was very", "choices": [" happy", " table"], "answer": 0},
+    {"question": "Lily and her mom went to the", "choices": [" park", " red", " ran"], "answer": 0},
+]
+CHOICE = """
+task: local_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: question
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list: [{metric: acc}]
+"""
+GENERATE = """
+task: local_generate
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s}}
+test_split: test
+output_type: generate_until
+doc_to_text: question
+doc_to_target: "never this"
+generation_kwargs: {until: ["."], max_gen_toks: 30, temperature: 0}
+metric_list: [{metric: exact_match}]
+"""
+
+pytestmark = pytest.mark.timeout(900)  # the first run makes the environment
+
+
+@pytest.fixture(scope="module")
+def lm_eval():
+    return environment("lm-eval-0.4.13", ["lm_eval[api]==0.4.13", "transformers==4.57.6"])
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
+    (folder / "choice.yaml").write_text(CHOICE % (folder / "documents.jsonl"))
+    (folder / "generate.yaml").write_text(GENERATE % (folder / "documents.jsonl"))
+    return folder
+
+
+def evaluate(python: Path, tasks: Path, output: Path, server: Server, model: str, names: list[str], *more: str) -> list[list[dict]]:
+    """Run lm-eval; gives each task's samples in the order of the documents."""
+    path = "chat/completions" if "chat" in model else "completions"
+    arguments = f"model=writer,base_url={server.url}/v1/{path},num_concurrent=2,max_retries=1,{more[0]}"
+    command = [python, "-m", "lm_eval", "--model", model, "--model_args", arguments, "--include_path", tasks, "--tasks", ",".join(names)]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(output / "home"), "NO_PROXY": "127.0.0.1"}
+    done = subprocess.run(
+        [*map(str, command), "--log_samples", "--output_path", str(output), *more[1:]],
+        capture_output=True,
+        text=True,
+        env=os.environ | offline,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = []
+    for name in names:
+        [samples] = output.rglob(f"samples_{name}_*.jsonl")
+        found.append(sorted(map(json.loads, samples.read_text().splitlines()), key=lambda sample: sample["doc_id"]))
+    return found
+
+
+def assert_likelihoods(folder: Path, told: list[dict]) -> None:
+    """Log-likelihoods are those of plain forwards of transformers."""
+    model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(folder)
+    for document, sample in zip(DOCUMENTS, told, strict=True):
+        for choice, response in zip(document["choices"], sample["filtered_resps"], strict=True):
+            context, ids = (encode_text(text, tokenizer) for text in (document["question"], document["question"] + choice))
+            with torch.inference_mode():
+                logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+            places = range(len(context) - 1, len(ids) - 1)
+            assert float(response[0]) == pytest.approx(sum(float(logs[at, ids[at + 1]]) for at in places), abs=2e-3)
+            assert str(response[1]) == str(all(int(logs[at].argmax()) == ids[at + 1] for at in places))
+
+
+def assert_answers(server: Server, path: str, told: list[dict]) -> None:
+    """Answers are the server's own, and end before the stop string."""
+    for document, sample in zip(DOCUMENTS, told, strict=True):
+        [[text]] = sample["resps"]
+        asked = {"prompt": document["question"], "messages": [{"role": "user", "content": document["question"]}]}
+        with server.client() as client:
+            body = {**asked, "temperature": 0, "max_tokens": 30, "stop": ["."]}
+            choice = client.post(f"/v1/{path}", json=body).json()["choices"][0]
+        assert text == (choice["message"]["content"] if "message" in choice else choice["text"])
+        assert "." not in text
+    assert any(sample["resps"][0][0] for sample in told)
+
+
+def test_local_completions_reads_log_likelihoods_and_answers(lm_eval, tasks, tmp_path, steer_server, steer_folder):
+    names = ["local_choice", "local_generate"]
+    likelihoods, answers = evaluate(lm_eval, tasks, tmp_path, steer_server, "local-completions", names, f"tokenizer={steer_folder}")
+    assert_likelihoods(steer_folder, likelihoods)
+    assert_answers(steer_server, "completions", answers)
+
+
+def test_local_chat_completions_reads_answers(lm_eval, tasks, tmp_path, steer_server):
+    more = ("eos_string=<extra_id_1>", "--apply_chat_template")
+    [answers] = evaluate(lm_eval, tasks, tmp_path, steer_server, "local-chat-completions", ["local_generate"], *more)
+    assert_answers(steer_server, "chat/completions", answers)
