@@ -63,7 +63,11 @@ async def role(cluster: Cluster, rules: list[dict[str, list[str]]], namespaces: 
             for resource in rule["resources"]
             for verb in rule["verbs"]
         ]
-        allowed = await asyncio.gather(*(cluster.may(namespace, *each) for each in asked))
+        try:
+            allowed = await asyncio.gather(*(cluster.may(namespace, *each) for each in asked))
+        except ApiError as error:
+            yield False, f"the API server does not say what the operator may do: {error}"
+            return
         refused = [f"{verb} {resource}" for (_, resource, verb), held in zip(asked, allowed, strict=True) if not held]
         where = f"namespace {namespace}" if namespace else "all namespaces"
         yield not refused, f"{len(asked) - len(refused)} of {len(asked)} rights in {where}" + (f"; not {_few(refused)}" if refused else "")
