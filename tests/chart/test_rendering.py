@@ -226,3 +226,12 @@ def test_notes_name_the_next_commands(helm):
         flags = ("install", "test", str(CHART), "-n", "team", "--dry-run=client", "-f", "-")
         notes = helm(*flags, stdin=yaml.safe_dump(values)).stdout.partition("NOTES:")[2]
         assert not [sentence for sentence in sentences if sentence not in notes], notes
+
+
+def test_monitors_have_the_fields_of_their_kinds(render):
+    """No schema of these kinds is at hand: their specs are compared whole."""
+    objects = render(EVERYTHING)
+    endpoint = {"port": "http", "path": "/metrics", "interval": "30s", "scrapeTimeout": "10s"}
+    selector = {"matchLabels": named(objects, "Deployment")["spec"]["selector"]["matchLabels"]}
+    assert named(objects, "ServiceMonitor")["spec"] == {"selector": selector, "endpoints": [endpoint]}
+    assert named(objects, "PodMonitor")["spec"] == {"selector": selector, "podMetricsEndpoints": [endpoint]}
