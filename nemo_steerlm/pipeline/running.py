@@ -138,7 +138,7 @@ def run_stage(
             return done
         started = time.monotonic()
         work.begin(name, inputs)
-        for need in stage.servers:
+        for need in () if merge else stage.servers:
             if not (servers or {}).get(need.role):
                 raise UsageError(f"stage {name} needs a server of {need.stage}: give --server {need.role}=URL")
         run = Run(pipeline=pipeline, stage=stage, work=work, manifest=manifest, servers=servers or {}, shard=shard, merge=merge, lock=lock)
