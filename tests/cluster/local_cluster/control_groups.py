@@ -9,6 +9,8 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 PREFIX = "steerlm-test-"
 CONTROLLERS = ("cpuset", "cpu", "io", "memory", "pids")
+WEIGHTS = {"cpu.shares": "4096", "cpu.weight": "400"}
+"""All pods together weigh as four processes: as one, which is the default, they would starve on a busy machine."""
 
 
 def name_for(pid: int) -> str:
@@ -27,6 +29,7 @@ def create(name: str) -> None:
             if controller in available:
                 (ROOT / "cgroup.subtree_control").write_text(f"+{controller}")
         (ROOT / name).mkdir()
+        _weigh(ROOT / name)
         return
     for hierarchy in _hierarchies():
         folder = hierarchy / name
@@ -35,6 +38,13 @@ def create(name: str) -> None:
             # A new cpuset is empty, and nothing can run in an empty one.
             if (hierarchy / file).exists():
                 (folder / file).write_text((hierarchy / file).read_text())
+        _weigh(folder)
+
+
+def _weigh(folder: Path) -> None:
+    for file, weight in WEIGHTS.items():
+        if (folder / file).exists():
+            (folder / file).write_text(weight)
 
 
 def remove(name: str, patience: float = 10) -> None:

@@ -1,0 +1,293 @@
+"""The proof: the pipeline that ``tests/pipeline`` runs on one machine, applied to a real node, under the operator that helm installed.
+
+Trainings are two pods that find each other by DNS, annotation has two servers and three shards. What comes out is compared with
+``steerlm run`` on the same manifest; a second run loses pods again and again and has to come to the same end.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_steerlm.pipeline.artifacts import WorkDirectory
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+EXAMPLE = ROOT / "examples" / "pipelines" / "oasst_tiny.yaml"
+CHART = ROOT / "charts" / "steerlm-operator"
+STAGES = ("prepare", "train-value", "annotate", "train-steer", "evaluate")
+NAMESPACE = "steerlm-pipelines"
+CLAIM = "oasst-tiny-data"
+PATIENCE = 1500
+THREADS = {"OMP_NUM_THREADS": "2"}
+"""The same number on both sides: sums depend on it in their last digits."""
+
+pytestmark = [
+    pytest.mark.megatron,
+    pytest.mark.timeout(2 * PATIENCE),
+    pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
+]
+
+VALUES = {
+    "config": {
+        "storage": {"claimTemplate": {"size": "1Gi"}},
+        "resources": {
+            "prepare": {"cpu": "100m", "memory": "2Gi"},
+            "train": {"cpu": "100m", "memory": "4Gi", "sharedMemory": "64Mi"},
+            "annotate": {"cpu": "50m", "memory": "1Gi"},
+            "evaluate": {"cpu": "50m", "memory": "2Gi"},
+            "servers": {"cpu": "100m", "memory": "3Gi"},
+        },
+        "scheduling": {"deviceResource": "none"},
+        "environment": THREADS,
+        "retrySeconds": 1,
+        "progressSeconds": 2,
+    }
+}
+
+
+def manifest(name, parallel, **more):
+    """The example made smaller still, its inputs beside it or at the root of the claim."""
+    content = yaml.safe_load(EXAMPLE.read_text())
+    content["metadata"]["name"] = name
+    spec = content["spec"]
+    spec["data"]["oasst"]["path"] = "inputs/oasst1_en_validation.trees.jsonl"
+    spec["model"]["base"] = "inputs/stories260K"
+    small = {"maxSteps": 3, "validateEvery": 3, "limitValidationBatches": 1, "globalBatchSize": 4, "microBatchSize": 2}
+    for part in ("trainValue", "trainSteer"):
+        spec[part] = {**spec[part], **small, "parallel": parallel}
+    spec["evaluate"] |= {"attributes": ["quality"], "samplesPerLevel": 2, "maxTokens": 8}
+    content["spec"] = spec | more
+    return content
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A folder with the inputs in ``inputs/``."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    (folder / "inputs").mkdir()
+    shutil.copy(DATA / "oasst1_en_validation.trees.jsonl", folder / "inputs")
+    shutil.copytree(DATA / "stories260K", folder / "inputs" / "stories260K")
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(inputs):
+    """What ``steerlm run`` makes of it: two processes of one machine where the cluster has two pods."""
+    file = inputs / "local.yaml"
+    file.write_text(yaml.safe_dump(manifest("oasst-tiny", {"devices": 2})))
+    command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", str(file), "--workdir", str(inputs / "local")]
+    done = subprocess.run(command, env={**os.environ, **THREADS}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return WorkDirectory(inputs / "local")
+
+
+@pytest.fixture(scope="module")
+def place(node_cluster, helm, inputs):
+    """The cluster with the operator installed, a restricted namespace, and a claim in it that holds the inputs."""
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    for name in ("steerlm-system", NAMESPACE):
+        node_cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": restricted}})
+    values = ("--values", "-", "--wait", "--timeout", "300s")
+    install = ("upgrade", "--install", "steerlm", str(CHART), "--namespace", "steerlm-system", *values)
+    helm(*install, cluster=node_cluster, stdin=yaml.safe_dump(VALUES))
+    node_cluster.wait("serviceaccount", "default", lambda _: True, namespace=NAMESPACE)
+    node_cluster.apply(claim(), files_pod(), namespace=NAMESPACE)
+    node_cluster.wait_condition("pod", "files", "Ready", namespace=NAMESPACE, timeout=120)
+    node_cluster.kubectl("cp", str(inputs / "inputs"), "files:/data/inputs", namespace=NAMESPACE)
+    yield node_cluster
+    node_cluster.kubectl("delete", "slp", "--all", namespace=NAMESPACE)
+    helm("uninstall", "steerlm", "--namespace", "steerlm-system", "--wait", cluster=node_cluster)
+    node_cluster.kubectl("delete", "namespace", "steerlm-system", NAMESPACE, "--wait=false")
+
+
+def claim():
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM}, "spec": spec}
+
+
+def files_pod():
+    """A pod through which ``kubectl cp`` reaches the claim."""
+    container = {
+        "name": "files",
+        "image": "nemo-steerlm-worker:test",
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["sleep", "infinity"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    spec = {
+        "automountServiceAccountToken": False,
+        "terminationGracePeriodSeconds": 1,
+        "securityContext": {"runAsNonRoot": True, "runAsUser": 1000, "fsGroup": 1000, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [container],
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": CLAIM}}],
+    }
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "files"}, "spec": spec}
+
+
+def ended(item):
+    return any(c["type"] in ("Complete", "Failed") and c["status"] == "True" for c in item.get("status", {}).get("conditions", []))
+
+
+def complete(cluster, name):
+    """The finished resource; what went wrong otherwise."""
+    item = cluster.wait("slp", name, ended, namespace=NAMESPACE, timeout=PATIENCE)
+    assert item["status"]["phase"] == "Succeeded", cluster.describe_failure(NAMESPACE)
+    return item
+
+
+def fetch(cluster, name, folder):
+    """The work directory of a finished pipeline, models and logs left where they are."""
+    wanted = [f"runs/{name}/{stage}/{file}" for stage in STAGES for file in ("_SUCCESS.json", "metrics.json")]
+    for path in (*wanted, f"runs/{name}/annotate/train.jsonl"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        cluster.kubectl("cp", f"files:/data/{path}", str(folder / path), namespace=NAMESPACE, check="metrics.json" not in path)
+    return folder / "runs" / name
+
+
+def success(work, stage):
+    return json.loads((Path(work) / stage / "_SUCCESS.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def first(place, tmp_path_factory):
+    """The first run: the resource at its end, its work directory, and what ``kubectl get slp -w`` and ``get pods -w`` said."""
+    folder = tmp_path_factory.mktemp("first")
+    with (folder / "slp.txt").open("w") as slp, (folder / "pods.txt").open("w") as pods:
+        place.apply(manifest("oasst-tiny", {"nodes": 2}, serve={"enabled": True}), namespace=NAMESPACE)
+        watches = [
+            subprocess.Popen(place._argv(NAMESPACE, ("get", "slp", "oasst-tiny", "--watch")), stdout=slp),
+            subprocess.Popen(place._argv(NAMESPACE, ("get", "pods", "-l", "steerlm.dev/pipeline=oasst-tiny", "--watch")), stdout=pods),
+        ]
+        try:
+            item = complete(place, "oasst-tiny")
+        finally:
+            for watch in watches:
+                watch.kill()
+                watch.wait()
+    return item, fetch(place, "oasst-tiny", folder), (folder / "slp.txt").read_text(), (folder / "pods.txt").read_text()
+
+
+def test_the_whole_loop_runs_in_pods(first):
+    item, _, slp, pods = first
+    stages = {stage["name"]: (stage["phase"], stage["attempt"]) for stage in item["status"]["stages"]}
+    assert stages == dict.fromkeys(STAGES, ("Succeeded", 1))
+    assert item["status"]["annotation"]["succeeded"] == 3
+    names = {line.split()[0] for line in pods.splitlines()}
+    of = {stage: [name for name in names if re.match(rf"oasst-tiny-{stage}-1-\d-", name)] for stage in ("train-value", "annotate")}
+    assert (len(of["train-value"]), len(of["annotate"])) == (2, 3)
+    assert len([name for name in names if name.startswith("oasst-tiny-annotate-value-1-")]) == 2
+    assert all(stage in slp for stage in STAGES)
+
+
+def test_it_comes_to_what_one_machine_comes_to(first, local):
+    _, work, *_ = first
+    for stage in ("prepare", "annotate"):
+        assert success(work, stage)["inputHash"] == success(local.path, stage)["inputHash"], stage
+        assert digests(success(work, stage)) == digests(success(local.path, stage)), stage
+    for stage in ("train-value", "train-steer"):
+        mine, theirs = (json.loads((Path(root) / stage / "metrics.json").read_text()) for root in (work, local.path))
+        assert losses(mine) == pytest.approx(losses(theirs), abs=1e-3), stage
+    assert numbers(success(work, "evaluate")["metrics"]) == pytest.approx(numbers(success(local.path, "evaluate")["metrics"]), abs=1e-3)
+
+
+def digests(found):
+    """Of a stage's data: its summary names the machine's servers, a page its times."""
+    return {name: output["digest"] for name, output in found["outputs"].items() if name.endswith(".jsonl") or name == "tokenizer"}
+
+
+def losses(metrics):
+    return [entry["loss"] for entry in metrics["train"]] + [metrics["validation_loss"]]
+
+
+def numbers(metrics, prefix=""):
+    """Every number of nested metrics but those of speed."""
+    found = {}
+    for key, value in metrics.items():
+        if isinstance(value, dict):
+            found |= numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, int | float) and "second" not in key:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def test_the_served_model_answers_through_its_service(place, first):
+    place.wait_condition("slp", "oasst-tiny", "Serving", namespace=NAMESPACE, timeout=300)
+    url = place.get("slp", "oasst-tiny", namespace=NAMESPACE)["status"]["endpoints"]["serve"]
+    asked = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 8, "attributes": {"quality": 4}}
+    code = (
+        "import sys, urllib.request\n"
+        "request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {'Content-Type': 'application/json'})\n"
+        "print(urllib.request.urlopen(request, timeout=60).read().decode())"
+    )
+    said = place.kubectl("exec", "files", "--", "python", "-c", code, f"{url}/v1/chat/completions", json.dumps(asked), namespace=NAMESPACE)
+    assert json.loads(said.stdout)["usage"]["completion_tokens"] > 0
+
+
+def test_pods_killed_at_random_change_nothing(place, first):
+    """One pod of a training, one annotation server and one shard or more are deleted as they run."""
+    _, work, *_ = first
+    again = manifest("oasst-again", {"nodes": 2}, storage={"claimName": CLAIM})
+    place.apply(again, namespace=NAMESPACE)
+    with concurrent.futures.ThreadPoolExecutor(1) as executor:
+        ending = executor.submit(complete, place, "oasst-again")
+        killed = kill_pods(place, ending, random.Random(7))
+        item = ending.result()
+    assert {name.rpartition("-")[0].rpartition("-")[0] for name in killed} >= {"oasst-again-train-value-1"}
+    assert len(killed) >= 3
+    attempts = {stage["name"]: stage["attempt"] for stage in item["status"]["stages"]}
+    assert attempts["train-value"] > 1, attempts
+    other = fetch(place, "oasst-again", work.parents[1])
+    for stage in ("prepare", "annotate"):
+        assert digests(success(other, stage)) == digests(success(work, stage)), stage
+    assert numbers(success(other, "evaluate")["metrics"]) == pytest.approx(numbers(success(work, "evaluate")["metrics"]), abs=1e-3)
+
+
+def kill_pods(cluster, ending, rng):
+    """Delete a random running pod of each kind, until the pipeline has ended. Returns their names."""
+    wanted = {("train-value", "work"), ("annotate", "server"), ("annotate", "work"), ("train-steer", "work")}
+    running, killed = {}, []
+    for kind, pod in cluster.watch("pods", "-l", "steerlm.dev/pipeline=oasst-again", namespace=NAMESPACE, timeout=PATIENCE):
+        if ending.done():
+            break
+        labels, name = pod["metadata"]["labels"], pod["metadata"]["name"]
+        what = (labels.get("steerlm.dev/stage"), labels.get("steerlm.dev/component"))
+        if kind == "DELETED" or pod["status"].get("phase") != "Running":
+            running.pop(name, None)
+        else:
+            running[name] = what
+        candidates = sorted(other for other, its in running.items() if its == what)
+        # The last of a set to run is no more likely to be hit than the first.
+        if what in wanted and candidates and (len(candidates) > 1 or rng.random() < 0.5):
+            victim = rng.choice(candidates)
+            cluster.kubectl("delete", "pod", victim, "--grace-period=2", "--wait=false", namespace=NAMESPACE, check=False)
+            killed.append(victim)
+            wanted.discard(what)
+            if not wanted:
+                break
+    return killed
+
+
+def test_deleting_leaves_nothing_but_the_claim(place, first):
+    place.kubectl("delete", "slp", "oasst-tiny", namespace=NAMESPACE)
+    kinds = place.kubectl("api-resources", "--namespaced", "--verbs=list,delete", "-o", "name").stdout.split()
+    left = ("-l", "steerlm.dev/pipeline=oasst-tiny")
+    place.kubectl("wait", "--for=delete", "pods,jobs,deployments,services", *left, "--timeout=180s", namespace=NAMESPACE, timeout=200)
+    found = place.kubectl("get", ",".join(kinds), *left, "-o", "name", namespace=NAMESPACE).stdout.split()
+    assert found == []
+    assert place.get("pvc", CLAIM, namespace=NAMESPACE)["status"]["phase"] == "Bound"
+    listed = place.kubectl("exec", "files", "--", "ls", "/data/runs/oasst-tiny/train-steer", namespace=NAMESPACE).stdout
+    assert "_SUCCESS.json" in listed
