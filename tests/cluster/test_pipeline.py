@@ -195,8 +195,9 @@ def test_the_whole_loop_runs_in_pods(first):
 
 def test_it_comes_to_what_one_machine_comes_to(first, local):
     _, work, *_ = first
-    for stage in ("prepare", "annotate"):
+    for stage in ("prepare", "train-value"):  # later ones hash the speed of a training too, which its metrics have
         assert success(work, stage)["inputHash"] == success(local.path, stage)["inputHash"], stage
+    for stage in ("prepare", "annotate"):
         assert digests(success(work, stage)) == digests(success(local.path, stage)), stage
     for stage in ("train-value", "train-steer"):
         mine, theirs = (json.loads((Path(root) / stage / "metrics.json").read_text()) for root in (work, local.path))
