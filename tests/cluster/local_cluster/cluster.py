@@ -67,7 +67,8 @@ class LocalCluster(Cluster):
             environment=programs.environment,
             network_plugins=str(programs.network_plugins),
             port=listener.getsockname()[1],
-            cgroup=control_groups.name_for(os.getpid()),
+            # A cluster that outlives this process is nobody's to clean up after.
+            cgroup=control_groups.name_for(os.getpid() if tied else 1),
             node=node,
             images=images.default_images(),
             mounts={**images.default_mounts(), **(mounts or {})},
