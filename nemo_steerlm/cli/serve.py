@@ -132,6 +132,8 @@ def run_server(load: Callable[[], Model], settings: Settings, host: str, port: i
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(JSONLines())
+    # A line for every request to an upstream would say the request log a second time.
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     listener = bind(host, port)
     serve_forever(Service(load(), settings), listener, drain_seconds=drain_seconds)
 
