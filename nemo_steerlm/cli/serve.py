@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import typer
 
 from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, shown
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from nemo_steerlm.pipeline.processes import Child
     from nemo_steerlm.serving.engine import Engine
     from nemo_steerlm.serving.model import Model
-    from nemo_steerlm.serving.service import Settings
+    from nemo_steerlm.serving.playground.asking import Asking
+    from nemo_steerlm.serving.service import Service, Settings
+
+logger = logging.getLogger(__name__)
+
 
 _VALUE = Path("train-value") / "hf"
 
@@ -60,6 +66,12 @@ def serve(
     vllm: str = typer.Option("vllm", envvar="STEERLM_VLLM", help="The vllm program, or the Python of its environment."),
     vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
     print_command: bool = typer.Option(False, "--print-command", help="Print the vllm command that --engine vllm would run, and end."),
+    page: bool = typer.Option(True, "--page/--no-page", help="Have a page to chat, compare and read on, at /."),
+    reader: str = typer.Option(
+        "",
+        help="What reads texts for a steer model: a value model's folder or its server's URL; by default the work directory's, if it fits.",
+    ),
+    reader_api_key: str = typer.Option("", envvar="STEERLM_READER_API_KEY", help="Bearer token of the reader's server.", show_envvar=True),
 ) -> None:
     """Serve a model over HTTP: attribute scoring, OpenAI's API with attributes, and NeMo's PUT /generate."""
     folder = model_path(model)
@@ -68,7 +80,7 @@ def serve(
     from nemo_steerlm.serving.service import Settings
 
     settings = Settings(
-        name=name or folder.stem,
+        name=name or model.resolve().stem,
         default_attributes=read_attributes(default),
         max_body_bytes=int(max_body_mb * (1 << 20)),
         request_timeout=request_timeout,
@@ -77,14 +89,15 @@ def serve(
         log_prompts=log_prompts,
     )
 
+    open_page = _page(model, reader, reader_api_key, max_rows=max_rows, device=device) if page else None
     if engine is EngineChoice.EMBEDDED:
 
         def load() -> Model:
             return scheduled(load_engine(folder, max_rows=max_rows, device=device or None), max_waiting)
 
-        run_server(load, settings, host, port, drain_seconds)
+        run_server(load, settings, host, port, drain_seconds, open_page)
     elif engine is EngineChoice.OPENAI:
-        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, host, port, drain_seconds)
+        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, host, port, drain_seconds, open_page)
     else:
         from nemo_steerlm.serving.vllm import vllm_command
 
@@ -93,7 +106,31 @@ def serve(
             print(shlex.join([*command, "--port", "PORT"]))
             return
         with vllm_server(command) as url:
-            run_server(lambda: elsewhere(folder, url, max_waiting), settings, host, port, drain_seconds)
+            run_server(lambda: elsewhere(folder, url, max_waiting), settings, host, port, drain_seconds, open_page)
+
+
+def _page(model: Path, reader: str, reader_api_key: str, *, max_rows: int, device: str) -> Callable[[Service], Asking | None]:
+    """What makes the page of a service once its model is loaded, with what reads for it. Raises UsageError for a reader there is not."""
+    remote = reader if reader.startswith(("http://", "https://")) else ""
+    beside = None if remote else _reader_folder(model, reader)
+
+    def opened(service: Service) -> Asking | None:
+        from nemo_steerlm.serving.playground.asking import Asking
+        from nemo_steerlm.serving.playground.reading import RemoteReader
+        from nemo_steerlm.serving.service import Service
+
+        if beside and not service.scores and (reader or _fits(beside, device)):
+            value = scheduled(load_engine(beside, max_rows=max_rows, device=device or None), 1024)
+            named = msgspec.structs.replace(service.settings, name=f"{service.settings.name}-reader", default_attributes={})
+            service.reader = Service(value, named)
+            if not service.reader.scores:
+                raise UsageError(f"--reader {beside}: this is a steer model, it writes; give a value model")
+        if importlib.util.find_spec("gradio") is None:
+            logger.warning("no page: gradio is not installed; nemo_steerlm[serve] has it")
+            return None
+        return Asking(service, RemoteReader(remote, api_key=reader_api_key or None) if remote else None)
+
+    return opened
 
 
 def serve_with_nemo_flags(arguments: list[str]) -> None:
@@ -124,7 +161,14 @@ def serve_with_nemo_flags(arguments: list[str]) -> None:
         run_server(load, Settings(name=folder.stem), str(flags["host"]), flags["port"], 30.0)
 
 
-def run_server(load: Callable[[], Model], settings: Settings, host: str, port: int, drain_seconds: float) -> None:
+def run_server(
+    load: Callable[[], Model],
+    settings: Settings,
+    host: str,
+    port: int,
+    drain_seconds: float,
+    page: Callable[[Service], Asking | None] | None = None,
+) -> None:
     """Take the address, load the model, serve until SIGTERM."""
     from nemo_steerlm.serving.server import bind
     from nemo_steerlm.serving.server import serve as serve_forever
@@ -135,7 +179,8 @@ def run_server(load: Callable[[], Model], settings: Settings, host: str, port: i
     # A line for every request to an upstream would say the request log a second time.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     listener = bind(host, port)
-    serve_forever(Service(load(), settings), listener, drain_seconds=drain_seconds)
+    service = Service(load(), settings)
+    serve_forever(service, listener, page=page(service) if page else None, drain_seconds=drain_seconds)
 
 
 class JSONLines(logging.Formatter):
@@ -163,6 +208,26 @@ def model_path(given: Path) -> Path:
     if (given / _VALUE).is_dir():
         raise UsageError(f"{given}: the pipeline has no steer model yet; run it to its end, or serve {given / _VALUE}")
     return given
+
+
+def _reader_folder(given: Path, reader: str) -> Path | None:
+    """The value model to load beside the steer model: the one asked for, else that of a work directory. Raises UsageError."""
+    if reader:
+        if not Path(reader).exists():
+            raise UsageError(f"--reader {reader}: no such folder; give a value model's folder, or http://HOST:PORT of its server")
+        return Path(reader)
+    return given / _VALUE if model_path(given) != given and (given / _VALUE).is_dir() else None
+
+
+def _fits(folder: Path, device: str) -> bool:
+    """Whether there is memory for a second model that nobody asked for by name; says so where there is not."""
+    needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    free = importlib.import_module("nemo_steerlm.serving.engines.memory").free_bytes(device or None)
+    if needed <= free:
+        return True
+    sizes = f"{needed / 1e9:.1f} GB wanted, {free / 1e9:.1f} free"
+    logger.warning("the page does not read: no room for %s as well (%s); serve it elsewhere and give its URL as --reader", folder, sizes)
+    return False
 
 
 def load_engine(path: Path, *, max_rows: int, device: str | None, **sizes: int) -> Engine:

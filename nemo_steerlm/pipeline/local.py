@@ -137,7 +137,7 @@ def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
             for number in range(need.replicas):
                 log = work.log(f"{stage.name}.server-{need.role}-{number}")
                 log.unlink(missing_ok=True)
-                child = Child([*STEERLM, "serve", str(model), "--port", "0"], log=log)
+                child = Child([*STEERLM, "serve", str(model), "--port", "0", "--no-page"], log=log)
                 stack.callback(child.stop, SERVER_GRACE_SECONDS)
                 started.append((need, child))
         yield [f"{need.role}={_address(need, child)}" for need, child in started]

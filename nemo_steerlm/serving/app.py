@@ -17,6 +17,8 @@ from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
 from nemo_steerlm.serving.limits import Gate
 from nemo_steerlm.serving.model import QueueFullError
+from nemo_steerlm.serving.playground.asking import Asking
+from nemo_steerlm.serving.playground.door import Door
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
 from nemo_steerlm.serving.upstream import UpstreamError
 
@@ -33,13 +35,13 @@ _STATUS: dict[type[SteerLMError], int] = {
 _RETRY_AFTER = {429: "1", 503: "5"}
 
 
-def create_app(service: Service) -> FastAPI:
-    """The app around ``service``. It closes the service's model when it ends."""
+def create_app(service: Service, page: Asking | None = None) -> FastAPI:
+    """The app around ``service``, with its ``page`` if there is to be one. It closes the service when it ends."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        service.model.close()
+        service.close()
 
     app = FastAPI(title="nemo_steerlm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
@@ -50,6 +52,8 @@ def create_app(service: Service) -> FastAPI:
     if service.settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(service.settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Gate, service=service)
+    if page is not None:
+        app.add_middleware(Door, asking=page)
     return app
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -24,20 +24,39 @@ from nemo_steerlm.serving.service import Service
 def router(service: Service) -> APIRouter:
     """The route, bound to ``service``."""
     routes = APIRouter(prefix="/v1", tags=["SteerLM"])
-    plan = compile_label(service.model.info, service.model.tokenizer) if service.scores else None
+    reader = service if service.scores else service.reader
+    scoring = None if reader is None else Scoring(reader)
 
     @routes.post("/attributes", summary="Read the attributes of conversations")
     async def attributes(body: AttributesBody, request: Request) -> Response:
-        if plan is None:
+        if scoring is None:
             raise UsageError("this is a steer model: it writes (POST /v1/chat/completions); serve the value model to score")
-        requests = await run_in_threadpool(_requests, service, plan, body)
-        service.require_open(len(requests))
-        scored = await service.within(request, service.model.score(requests))
-        results = [{"turns": [_turn(turn) for turn in turns]} for turns in scored]
-        answer = {"model": service.model.info.fingerprint, "object": "list", "results": results}
+        requests = await scoring.requests(body)
+        answer = await service.within(request, scoring.answer(requests))
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
+
+
+class Scoring:
+    """What the endpoint does, for it and for those who read texts in this process: the page."""
+
+    def __init__(self, service: Service) -> None:
+        """``service`` serves a value model."""
+        self._service = service
+        self._plan = compile_label(service.model.info, service.model.tokenizer)
+
+    async def requests(self, body: AttributesBody) -> list[tuple[ScoreRequest, int]]:
+        """What to score, with lengths in tokens. Raises DataError for what cannot be, DrainingError and QueueFullError."""
+        requests = await run_in_threadpool(_requests, self._service, self._plan, body)
+        self._service.require_open(len(requests))
+        return requests
+
+    async def answer(self, requests: Sequence[tuple[ScoreRequest, int]]) -> dict[str, Any]:
+        """The endpoint's answer to them."""
+        scored = await self._service.model.score(requests)
+        results = [{"turns": [_turn(turn) for turn in turns]} for turns in scored]
+        return {"model": self._service.model.info.fingerprint, "object": "list", "results": results}
 
 
 def _requests(service: Service, plan: LabelPlan, body: AttributesBody) -> list[tuple[ScoreRequest, int]]:

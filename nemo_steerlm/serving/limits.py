@@ -25,6 +25,21 @@ class BodyTooLargeError(HTTPException):
         super().__init__(413, f"bodies may have {limit} bytes")
 
 
+def limited(receive: Receive, limit: int) -> Receive:
+    """``receive``, which raises BodyTooLargeError once a body has more than ``limit`` bytes."""
+    size = 0
+
+    async def counted() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise BodyTooLargeError(limit)
+        return message
+
+    return counted
+
+
 class Gate:
     """Middleware around the whole app."""
 
@@ -50,14 +65,10 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        size = 0
+        counted = limited(receive, self._settings.max_body_bytes)
 
-        async def limited_receive() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._settings.max_body_bytes:
-                raise BodyTooLargeError(self._settings.max_body_bytes)
+        async def watched_receive() -> Message:
+            message = await counted()
             if self._settings.log_prompts:
                 read.extend(message.get("body", b""))
             return message
@@ -66,7 +77,7 @@ class Gate:
             if refused := self._refusal(scope):
                 await _respond(watched_send, *refused)
                 return
-            await self._app(scope, limited_receive, watched_send)
+            await self._app(scope, watched_receive, watched_send)
         finally:
             self._service.in_flight -= 1
             self._record(scope, status, time.monotonic() - started, bytes(read))

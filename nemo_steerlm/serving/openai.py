@@ -44,16 +44,18 @@ class _Answer:
 def router(service: Service) -> APIRouter:
     """The routes, bound to ``service``."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    served = [service] if service.reader is None else [service, service.reader]
 
     @routes.get("/models", summary="The model, its attribute schema and whether it scores")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(service)]}
+        return {"object": "list", "data": [_model(one) for one in served]}
 
     @routes.get("/models/{name:path}", summary="One model")
     async def model(name: str) -> JSONResponse:
-        if name != service.settings.name:
-            return JSONResponse({"error": {"code": "not_found", "message": f"no such model; this server has {service.settings.name}"}}, 404)
-        return JSONResponse(_model(service))
+        for one in served:
+            if name == one.settings.name:
+                return JSONResponse(_model(one))
+        return JSONResponse({"error": {"code": "not_found", "message": f"no such model; this server has {service.settings.name}"}}, 404)
 
     @routes.post("/completions", summary="Continue a raw prompt")
     async def completions(body: CompletionBody, request: Request) -> Response:
@@ -61,11 +63,14 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/chat/completions", summary="Answer under attributes")
     async def chat(body: ChatBody, request: Request) -> Response:
-        if service.scores:
-            raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
         return await (await run_in_threadpool(_Chat, service, body)).respond(request)
 
     return routes
+
+
+async def chat_rows(service: Service, body: ChatBody) -> list[Generation]:
+    """The rows of a chat request, for those who follow them in this process: the page. Raises what the endpoint answers 400."""
+    return (await run_in_threadpool(_Chat, service, body)).generations
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -248,6 +253,8 @@ class _Chat(_Endpoint):
     prefix = "chatcmpl"
 
     def __init__(self, service: Service, body: ChatBody) -> None:
+        if service.scores:
+            raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
         super().__init__(service, body)
         self.chat = body
         stop_ids, control = service.prompts.control_stops()

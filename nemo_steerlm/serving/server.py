@@ -13,6 +13,7 @@ import uvicorn
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.serving.app import create_app
+from nemo_steerlm.serving.playground.asking import Asking
 from nemo_steerlm.serving.service import Service
 
 
@@ -34,12 +35,12 @@ def bind(host: str, port: int) -> socket.socket:
     return server
 
 
-def serve(service: Service, listener: socket.socket, *, drain_seconds: float = 30.0) -> None:
+def serve(service: Service, listener: socket.socket, *, page: Asking | None = None, drain_seconds: float = 30.0) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is in flight, for ``drain_seconds`` at most.
 
     Prints one JSON line on stdout when the server answers. While it drains it is alive, not ready, and answers new requests 503.
     """
-    app = create_app(service)
+    app = create_app(service, page)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75, timeout_graceful_shutdown=2, server_header=False
     )
@@ -62,7 +63,7 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
         print(json.dumps(line), flush=True)  # noqa: T201  whoever started this process waits for the line
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    service.draining = True
+    service.drain()
     deadline = loop.time() + drain_seconds
     while service.in_flight and loop.time() < deadline:  # noqa: ASYNC110  a counter, looked at for a moment once in a server's life
         await asyncio.sleep(0.02)

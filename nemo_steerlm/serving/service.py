@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -56,6 +56,8 @@ class Service:
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model = model
         self.settings = settings
+        self.reader: Service | None = None
+        """Serves the value model that reads for this steer model, where one process has both."""
         self.metrics = model.metrics
         self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.default_attributes)
         self.started = int(time.time())
@@ -68,13 +70,25 @@ class Service:
         """Whether the model reads labels (a value model) rather than writing under them."""
         return self.model.info.kind == "value"
 
+    def drain(self) -> None:
+        """Take no more requests."""
+        self.draining = True
+        if self.reader:
+            self.reader.drain()
+
+    def close(self) -> None:
+        """End the engines' threads."""
+        self.model.close()
+        if self.reader:
+            self.reader.close()
+
     def require_open(self, jobs: int) -> None:
         """Raise DrainingError or QueueFullError where ``jobs`` more cannot be taken."""
         if self.draining:
             raise DrainingError("this server is stopping; ask another")
         self.model.require_room(jobs)
 
-    async def merged(self, generations: Sequence[Generation]) -> AsyncIterator[tuple[int, Delta]]:
+    async def merged(self, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Delta], None]:
         """Steps of several answers as they come, each with its answer's number."""
         steps: asyncio.Queue[tuple[int, Delta | BaseException]] = asyncio.Queue()
 
