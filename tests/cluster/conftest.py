@@ -20,7 +20,7 @@ from local_cluster.clients import Helm
 from local_cluster.cluster import LocalCluster, unavailable
 from local_cluster.errors import ClusterError, UnavailableError
 
-from tests.cluster import operating
+from tests.cluster import audited, operating
 from tests.cluster.pipelines import Namespace
 from tests.cluster.stand_in import DONE, Kubelet, Play
 
@@ -115,12 +115,21 @@ class Account:
 
 
 @pytest.fixture(scope="session")
-def operator_account(control_plane: Cluster, helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Account:
-    """The definition is served, and the operator has the identity and the rights that the chart gives it."""
+def operator_account(control_plane: Cluster, helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    """The definition is served, and the operator has the identity and the rights that the chart gives it.
+
+    At the end the audit log of the whole run has to show that it asked for nothing else.
+    """
     objects = operating.granted(helm)
     kubeconfig = operating.install(control_plane, objects, tmp_path_factory.mktemp("account"))
     user = f"system:serviceaccount:{operating.HOME}:{operating.account(objects)}"
-    return Account(kubeconfig, user, operating.role(objects))
+    made = Account(kubeconfig, user, operating.role(objects))
+    yield made
+    if isinstance(control_plane, LocalCluster):
+        used, refused = audited.asked(control_plane.audit(), user)
+        assert used, "no request of the operator is in the audit log"
+        assert not refused
+        assert not used - audited.rights(made.rules)
 
 
 @pytest.fixture(scope="module")
