@@ -54,3 +54,20 @@ def test_watches_are_cut(proxy, pipelines, kubelet):
     pipelines.until(lambda s: s.stages.get("train-value", {}).get("attempt"), seconds=120)
     proxy.watch_events = None
     check_the_end(pipelines)
+
+
+def test_the_operator_is_killed_between_its_writes(proxy, proxied, pipelines, kubelet):
+    """kill -9 once every fifth write has arrived, before its answer has; the next life carries on."""
+    kubelet()
+    kills = []
+
+    def kill(number):
+        if number % 5 == 0 and len(kills) < 5:
+            kills.append(number)
+            proxied.kill()
+            proxied.start()
+
+    proxy.after_write = kill
+    pipelines.create(annotate={"shards": 2})
+    check_the_end(pipelines)
+    assert len(kills) == 5
