@@ -81,11 +81,13 @@ def _check(flags: dict[str, Any]) -> None:
     for key in numbers:
         if not isinstance(flags[key], int) or isinstance(flags[key], bool):
             raise UsageError(f"{key}={flags[key]}: write a whole number")
-    # Below 0 means: as the checkpoint has it, which is known only when it is open.
-    if min(flags[f"{kind}_model_parallel_size"] for kind in ("tensor", "pipeline")) > 0:
-        require_devices(*(flags[key] for key in numbers if key != "port"))
-    elif flags["trainer.devices"] < 1 or flags["trainer.num_nodes"] < 1:
+    devices, nodes, *sizes = (flags[key] for key in numbers if key != "port")
+    if min(devices, nodes) < 1:
         raise ConfigError("trainer.devices and trainer.num_nodes must be at least 1")
+    # Below 0 means: as the checkpoint has it, which is known only when it is open.
+    tensor, pipeline = (max(size, 1) for size in sizes)
+    if min(sizes) > 0 or devices * nodes % (tensor * pipeline):
+        require_devices(devices, nodes, tensor, pipeline)
 
 
 def require_devices(devices: int, nodes: int, tensor: int, pipeline: int) -> None:
