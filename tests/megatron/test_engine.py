@@ -161,7 +161,7 @@ def test_two_processes_answer_as_the_embedded_engine_and_end_together(value_nemo
         ranks = served.ranks()
         assert len(ranks) == (2 if launcher else 1)
         served.process.send_signal(signal.SIGTERM)
-        code = served.process.wait(60)
+        code = served.process.wait(120)
         assert code == 0 or launcher, "torchrun tells of its signal by a code of its own"
         until(lambda: not any(map(alive, ranks)))
         assert "Finished server process" in served.log.read_text()
@@ -171,13 +171,13 @@ def test_a_server_goes_down_with_a_message_when_a_rank_dies(value_nemo, tmp_path
     with serving(value_nemo, 1, 2, tmp_path / "log") as served:
         (other,) = served.ranks()
         os.kill(other, signal.SIGKILL)
-        assert served.process.wait(60) == 69
+        assert served.process.wait(120) == 69
         assert "rank 1 ended with -9: this server goes down" in served.log.read_text()
 
 
 def test_devices_must_be_as_many_as_the_sizes_of_the_checkpoint(value_nemo):
     """Sizes that are not given are the checkpoint's."""
     command = [sys.executable, SCRIPT, f"gpt_model_file={value_nemo}", "server=True", "port=0", "trainer.devices=2"]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 78
     assert "devices * num_nodes should equal tensor_model_parallel_size * pipeline_model_parallel_size" in done.stderr
