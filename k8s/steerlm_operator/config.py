@@ -73,6 +73,8 @@ class OperatorConfig(Spec):
     """Between two looks at what a running stage prints."""
     resync_seconds: Annotated[float, Field(gt=0)] = 300
     """Every pipeline is looked at this often even when nothing happened."""
+    stuck_seconds: Annotated[float, Field(gt=0)] = 300
+    """/healthz fails when a pipeline has waited so long to be looked at, or when the regular look at all of them is late by as much."""
     workers: Annotated[int, Field(ge=1, le=64)] = 8
     """Pipelines reconciled at the same time."""
 

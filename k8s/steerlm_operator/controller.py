@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 Name = tuple[str, str]
 """Namespace and name of a pipeline."""
 
-STUCK_SECONDS = 300.0
-"""A pipeline that waits in the queue for so long means that reconciling has stopped."""
 LONGEST_BACKOFF_SECONDS = 120.0
 CONFLICT_TRIES = 5
 DISCOVERY_SECONDS = 30.0
@@ -112,13 +110,11 @@ class Controller:
 
     def problem(self) -> str | None:
         """Why the operator should be restarted, or None."""
-        now = time.monotonic()
-        late = [
-            f"{namespace}/{name}" for (namespace, name), since in {**self._waiting, **self._busy}.items() if now - since > STUCK_SECONDS
-        ]
+        now, limit = time.monotonic(), self.config.stuck_seconds
+        late = [f"{namespace}/{name}" for (namespace, name), since in {**self._waiting, **self._busy}.items() if now - since > limit]
         if late:
-            return f"{len(late)} pipelines wait for more than {STUCK_SECONDS:.0f} s, {late[0]} among them"
-        if now - self._last_resync > 2 * self.config.resync_seconds + STUCK_SECONDS:
+            return f"{len(late)} pipelines wait for more than {limit:.0f} s, {late[0]} among them"
+        if now - self._last_resync > 2 * self.config.resync_seconds + limit:
             return "the regular look at every pipeline has stopped"
         return None
 

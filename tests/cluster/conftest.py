@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import secrets
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from local_cluster import binaries
+from local_cluster import binaries, clients
 from local_cluster.client import Cluster, environment_kubeconfig
 from local_cluster.clients import Helm
 from local_cluster.cluster import LocalCluster, unavailable
@@ -24,30 +23,43 @@ from tests.cluster import audited, operating
 from tests.cluster.pipelines import Namespace
 from tests.cluster.stand_in import DONE, Kubelet, Play
 
-CLUSTER_FIXTURES = {"control_plane", "node_cluster", "helm", "programs"}
+CLUSTER_FIXTURES = ("programs", "control_plane", "node_cluster")
 FAILED = pytest.StashKey[bool]()
 REASON = pytest.StashKey[str]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Everything here comes last, in an order in which no cluster runs for much longer than it is used."""
     here = Path(__file__).parent
+    places: dict[Path, tuple[int, bool]] = {}
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.cluster)
+            used = [number for number, name in enumerate(CLUSTER_FIXTURES, 2) if name in _fixtures(item)]
+            # The chart's tests remove the definition and with it every pipeline: they go before the others.
+            place = (max(used, default=1), item.path.name != "test_chart.py")
+            places[item.path] = max(places.get(item.path, place), place)
+    items.sort(key=lambda item: places.get(item.path, (0, False)))
+
+
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the programs before the first test: a test's time limit must not count a build of many minutes."""
-    wanted = any(CLUSTER_FIXTURES & set(getattr(item, "fixturenames", ())) for item in session.items)
-    if session.config.option.collectonly or not wanted:
+    wanted = any(not _fixtures(item).isdisjoint(CLUSTER_FIXTURES) for item in session.items)
+    if session.config.option.collectonly or not wanted or environment_kubeconfig():
         return
     reporter = session.config.pluginmanager.getplugin("terminalreporter")
     try:
         if reason := unavailable():
             raise UnavailableError(reason)
         binaries.ensure(lambda line: reporter.write_line(f"cluster: {line}") if reporter else None)
-    except (UnavailableError, ClusterError) as error:
+    except (UnavailableError, ClusterError, OSError) as error:
         session.config.stash[REASON] = str(error)
+        if reporter:
+            reporter.write_line(f"no cluster: {error}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,18 +94,30 @@ def node_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 def _cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, *, node: bool) -> Iterator[Cluster]:
     if other := environment_kubeconfig():
-        found = binaries.built()
-        yield Cluster(other, found.program("kubectl") if found else shutil.which("kubectl") or "kubectl")
+        yield Cluster(other, str(clients.ensure() / "kubectl"))
         return
-    if reason := unavailable() or request.config.stash.get(REASON, ""):
+    if reason := request.config.stash.get(REASON, ""):
         pytest.skip(reason)
     state = tmp_path_factory.mktemp("node" if node else "control-plane")
-    cluster = LocalCluster.up(state, node=node, tied=True)
+    try:
+        cluster = LocalCluster.up(state, node=node, tied=True)
+    except UnavailableError as error:
+        pytest.skip(str(error))
     yield cluster
     failed = request.session.stash.get(FAILED, False)
     cluster.down(keep_logs=failed)
     if failed:
         print(f"\ncluster logs kept in {state}", file=sys.__stderr__)
+
+
+@pytest.fixture(scope="session")
+def installed(node_cluster: Cluster, helm: Helm) -> Iterator[Cluster]:
+    """The cluster with the operator on its node, installed by helm into a restricted namespace."""
+    node_cluster.apply(operating.restricted(operating.HOME))
+    operating.helm_install(helm, node_cluster)
+    yield node_cluster
+    helm("uninstall", operating.RELEASE, "--namespace", operating.HOME, "--wait", cluster=node_cluster)
+    node_cluster.kubectl("delete", "namespace", operating.HOME, "--wait=false")
 
 
 @pytest.fixture
@@ -172,9 +196,8 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
     used = [request.getfixturevalue(fixture) for fixture in ("control_plane", "node_cluster") if fixture in request.fixturenames]
     if not used:
         raise pytest.UsageError("the namespace fixture needs control_plane or node_cluster beside it")
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
     for cluster in used:
-        cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        cluster.apply(operating.restricted(name))
         cluster.wait("serviceaccount", "default", lambda _: True, namespace=name)
     yield name
     for cluster in used:
@@ -185,6 +208,9 @@ def namespace(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def helm(programs: binaries.Binaries, tmp_path_factory: pytest.TempPathFactory) -> Helm:
-    """``helm(*arguments, cluster=None, check=True)``."""
-    return Helm(tmp_path_factory.mktemp("helm"))
+def helm(tmp_path_factory: pytest.TempPathFactory) -> Helm:
+    """``helm(*arguments, cluster=None, check=True)``; skips where its package cannot be had."""
+    try:
+        return Helm(tmp_path_factory.mktemp("helm"))
+    except UnavailableError as error:
+        pytest.skip(str(error))

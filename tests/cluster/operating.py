@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ CHART = ROOT / "charts/steerlm-operator"
 DEFINITION = ROOT / "k8s/crd/steerlmpipelines.yaml"
 HOME = "steerlm-system"
 """Namespace of the operator's service account."""
+RELEASE = "steerlm"
 EVERY_ENGINE = "rbac.jobSet=true,rbac.volcano=true,rbac.coscheduling=true"
 CONFIG = {
     "images": {"worker": "worker:test"},
@@ -32,6 +35,39 @@ CONFIG = {
     "progressSeconds": 1,
     "resyncSeconds": 5,
 }
+
+
+THREADS = {"OMP_NUM_THREADS": "2"}
+"""The same number on a cluster as on one machine: sums depend on it in their last digits."""
+VALUES = {
+    "config": {
+        "storage": {"claimTemplate": {"size": "1Gi"}},
+        "resources": {
+            "prepare": {"cpu": "100m", "memory": "2Gi"},
+            "train": {"cpu": "100m", "memory": "4Gi", "sharedMemory": "64Mi"},
+            "annotate": {"cpu": "50m", "memory": "1Gi"},
+            "evaluate": {"cpu": "50m", "memory": "2Gi"},
+            "servers": {"cpu": "100m", "memory": "3Gi"},
+        },
+        "scheduling": {"deviceResource": "none"},
+        "environment": THREADS,
+        "retrySeconds": 1,
+        "progressSeconds": 2,
+    }
+}
+"""The chart's values for a node of two cores without accelerators."""
+
+
+def restricted(name: str) -> dict[str, Any]:
+    """A namespace that enforces Pod Security *restricted*."""
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}
+
+
+def helm_install(helm: Any, cluster: Cluster) -> None:
+    """The chart's operator in ``HOME``, ready."""
+    flags = ("--namespace", HOME, "--values", "-", "--wait", "--timeout", "300s")
+    helm("upgrade", "--install", RELEASE, str(CHART), *flags, cluster=cluster, stdin=yaml.safe_dump(VALUES))
 
 
 def granted(helm: Any) -> list[dict[str, Any]]:
@@ -105,6 +141,30 @@ class Operator:
         """One of its pages, of its present life."""
         said = re.findall(r"health and metrics on \('127.0.0.1', (\d+)\)", self.log.read_text())
         return httpx.get(f"http://127.0.0.1:{said[-1]}{path}")
+
+    def until_page(self, path: str, status: int, seconds: float = 60) -> str:
+        """The text of a page once it has this status."""
+
+        def look() -> tuple[bool, str]:
+            found = self.page(path)
+            return found.status_code == status, found.text
+
+        return self._until(look, seconds)
+
+    def until_metric(self, value: float, name: str, seconds: float = 60, **labels: str) -> None:
+        """Wait until a metric has this value."""
+        self._until(lambda: (self.metric(name, **labels) == value, ""), seconds)
+
+    def _until(self, look: Callable[[], tuple[bool, str]], seconds: float) -> str:
+        """Its pages cannot be watched: they are asked again and again."""
+        end, pause, said = time.monotonic() + seconds, threading.Event(), ""
+        while time.monotonic() < end:
+            with contextlib.suppress(httpx.HTTPError, IndexError):  # it has not started yet
+                holds, said = look()
+                if holds:
+                    return said
+            pause.wait(0.1)
+        raise AssertionError(f"never came; last: {said}\n{self.log.read_text()[-2000:]}")
 
     def metric(self, name: str, **labels: str) -> float:
         """A metric's value, 0 where it is absent."""

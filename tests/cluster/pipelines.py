@@ -143,6 +143,22 @@ class Namespace:
                 return event["object"]
         raise AssertionError("never came")
 
+    def scale(self, replicas: int | None = None, name: str = "p") -> dict[str, Any]:
+        """The scale subresource, set first where a number is given."""
+        place = {"namespace": self.name, "name": name, **GROUP}
+        if replicas is not None:
+            self.custom.patch_namespaced_custom_object_scale(body={"spec": {"replicas": replicas}}, **place)
+        found: dict[str, Any] = self.custom.get_namespaced_custom_object_scale(**place)
+        return found
+
+    def labelled(self, selector: str) -> set[str]:
+        """Names of the pods that a label selector finds."""
+        return {pod.metadata.name for pod in self.core.list_namespaced_pod(self.name, label_selector=selector).items}
+
+    def selected(self, selector: Any) -> set[str]:
+        """Names of the pods that a NetworkPolicy's selector finds."""
+        return self.labelled(",".join(f"{key}={value}" for key, value in (selector.match_labels or {}).items()))
+
     def jobs(self) -> dict[str, Any]:
         """Jobs by name."""
         return {job.metadata.name: job for job in self.batch.list_namespaced_job(self.name).items}

@@ -1,6 +1,6 @@
 """The chart on a real API server: installed, upgraded with its definition, rolled back, uninstalled, and what each leaves.
 
-The definition is the cluster's, not a namespace's, so these tests have a control plane of their own.
+The definition is the cluster's, not a namespace's: each test begins and ends without it, and ``conftest.py`` lets them run first.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import secrets
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from local_cluster.client import Cluster, environment_kubeconfig
-from local_cluster.cluster import LocalCluster, unavailable
 from steerlm_operator.check import answers
 
 from charts.generate import CHART
@@ -37,15 +35,11 @@ NAME = "steerlm-operator"
 
 
 @pytest.fixture(scope="module")
-def plane(helm, tmp_path_factory) -> Iterator[Cluster]:
-    """A control plane that no other test uses."""
+def plane(control_plane) -> Cluster:
+    """The control plane, with ``plane.helm(...)`` below."""
     if environment_kubeconfig():
         pytest.skip("removes and replaces the definition, which on another's cluster is not for a test to do")
-    if reason := unavailable():
-        pytest.skip(reason)
-    cluster = LocalCluster.up(tmp_path_factory.mktemp("chart"), node=False, tied=True)
-    yield cluster
-    cluster.down()
+    return control_plane
 
 
 @pytest.fixture

@@ -1,114 +1,177 @@
-"""What the API server refuses, and what it says: one wrong resource a rule."""
+"""What the API server refuses, and what it says: one wrong resource a rule. And what people read of the definition."""
+
+from __future__ import annotations
 
 import copy
-from pathlib import Path
+import json
+import re
 
 import kubernetes
 import pytest
+import yaml
 
-GROUP = {"group": "steerlm.dev", "version": "v1alpha1", "plural": "steerlmpipelines"}
+from tests.cluster.operating import DEFINITION
+from tests.cluster.pipelines import GROUP
+
 SPEC = {
     "attributes": {"preset": "helpsteer"},
     "data": {"records": {"train": "t.jsonl", "validation": "v.jsonl"}},
     "model": {"base": "base"},
 }
+RATED_TEXT = {"files": [{"path": "a", "prompt": "b"}]}
 WRONG = {
-    "no attributes": ({"attributes": {}}, "give exactly one of preset and custom"),
-    "two attribute lists": ({"attributes": {"preset": "paper", "custom": [{"name": "a"}]}}, "give exactly one of preset and custom"),
-    "low above high": ({"attributes": {"custom": [{"name": "a", "low": 4, "high": 1, "default": 2}]}}, "low must be smaller than high"),
-    "default outside": ({"attributes": {"custom": [{"name": "a", "default": 9}]}}, "default must lie between low and high"),
-    "no data": ({"data": {}}, "name exactly one of oasst, helpsteer, ratedText, records"),
-    "ranks do not divide": ({"trainValue": {"parallel": {"devices": 3, "tensor": 2}}}, "tensor x pipeline must divide nodes x devices"),
-    "batches do not divide": ({"trainSteer": {"globalBatchSize": 3, "microBatchSize": 2}}, "must be a multiple of microBatchSize"),
-    "unknown steered": ({"evaluate": {"attributes": ["wit"]}}, "evaluate.attributes names an attribute that spec.attributes does not have"),
-    "unknown base": ({"evaluate": {"base": {"wit": 1}}}, "evaluate.base names an attribute"),
-    "unknown judge": ({"evaluate": {"judges": {"wit": "words"}}}, "evaluate.judges names an attribute"),
-    "unknown required": ({"bootstrap": {"require": {"wit": 1}}}, "bootstrap.require names an attribute"),
-    "unknown rating": (
-        {"data": {"ratedText": {"files": [{"path": "a", "prompt": "b"}], "ratings": {"wit": {"column": "c"}}}}},
-        "data.ratedText.ratings names an attribute",
-    ),
-    "unknown computed": (
-        {"data": {"ratedText": {"files": [{"path": "a", "prompt": "b"}], "computed": {"wit": {}}}}},
-        "data.ratedText.computed names an attribute",
-    ),
-    "two claims": ({"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}}, "give claimName or claimTemplate, not both"),
-    "toleration of nothing": ({"scheduling": {"tolerations": [{}]}}, "a toleration without key needs operator Exists"),
-    "too many shards": ({"annotate": {"shards": 5000}}, "should be less than or equal to 4096"),
-    "climbing path": ({"storage": {"claimName": "a", "directory": "../other"}}, "should match"),
+    ("", "metadata.name must start with a letter"): {},  # the name itself is the mistake
+    ("spec", "evaluate.attributes names"): {"evaluate": {"attributes": ["wit"]}},
+    ("spec", "evaluate.base names"): {"evaluate": {"base": {"wit": 1}}},
+    ("spec", "evaluate.judges names"): {"evaluate": {"judges": {"wit": "words"}}},
+    ("spec", "bootstrap.require names"): {"bootstrap": {"require": {"wit": 1}}},
+    ("spec", "data.ratedText.ratings names"): {"data": {"ratedText": {**RATED_TEXT, "ratings": {"wit": {"column": "c"}}}}},
+    ("spec", "data.ratedText.computed names"): {"data": {"ratedText": {**RATED_TEXT, "computed": {"wit": {}}}}},
+    ("spec.attributes", "give exactly one of preset and custom"): {"attributes": {"preset": "paper", "custom": [{"name": "a"}]}},
+    ("spec.attributes.custom[]", "low must be smaller"): {"attributes": {"custom": [{"name": "a", "low": 4, "high": 1, "default": 2}]}},
+    ("spec.attributes.custom[]", "default must lie"): {"attributes": {"custom": [{"name": "a", "default": 9}]}},
+    ("spec.data", "name exactly one"): {"data": {}},
+    ("spec.trainValue", "globalBatchSize must"): {"trainValue": {"globalBatchSize": 3, "microBatchSize": 2}},
+    ("spec.trainSteer", "globalBatchSize must"): {"trainSteer": {"globalBatchSize": 6, "microBatchSize": 2, "parallel": {"devices": 2}}},
+    ("spec.trainValue.parallel", "tensor x pipeline"): {"trainValue": {"parallel": {"devices": 3, "tensor": 2}}},
+    ("spec.trainSteer.parallel", "tensor x pipeline"): {"trainSteer": {"parallel": {"nodes": 2, "pipeline": 3}}},
+    ("spec.storage", "give claimName or claimTemplate"): {"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}},
+    ("spec.scheduling.tolerations[]", "a toleration without key"): {"scheduling": {"tolerations": [{}]}},
 }
+"""By where a rule stands and how its sentence begins: what else the spec has to say to break it."""
 FORBIDDEN_CHANGES = {
-    "data": ({"data": {"records": {"train": "other.jsonl"}}}, "may change only while the pipeline is suspended"),
-    "storage": ({"storage": {"claimName": "other"}}, "storage may change only while the pipeline is suspended"),
-    "engine": ({"engine": "JobSet"}, "engine cannot be changed"),
-    "managedBy": ({"managedBy": "example.com/other"}, "managedBy cannot be changed"),
+    "attributes": {"attributes": {"preset": "steerlm9"}},
+    "data": {"data": {"records": {"train": "other.jsonl"}}},
+    "model": {"model": {"layout": "nemo-annotate"}},
+    "trainValue": {"trainValue": {"maxSteps": 7}},
+    "trainSteer": {"trainSteer": {"seed": 7}},
+    "bootstrap": {"bootstrap": {"rounds": 1}},
+    "evaluate": {"evaluate": {"seed": 7}},
+    "annotate.shards": {"annotate": {"shards": 7}},
+    "annotate.turns": {"annotate": {"turns": "all"}},
+    "storage": {"storage": {"claimName": "other"}},
+    "engine": {"engine": "JobSet"},
+    "managedBy": {"managedBy": "example.com/other"},
 }
+"""By the field that a rule about updates names: a change of it."""
 
 
-@pytest.fixture(scope="module")
-def steerlm_crd(control_plane):
+def schemas(schema, path=""):
+    """Every schema of the definition with its path."""
+    yield path, schema
+    for name, child in schema.get("properties", {}).items():
+        yield from schemas(child, f"{path}.{name}".lstrip("."))
+    for inner, mark in ((schema.get("items"), "[]"), (schema.get("additionalProperties"), "{}")):
+        if inner:
+            yield from schemas(inner, path + mark)
+
+
+ROOT = yaml.safe_load(DEFINITION.read_text())["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+RULES = [(path, rule["message"], "oldSelf" in rule["rule"]) for path, s in schemas(ROOT) for rule in s.get("x-kubernetes-validations", ())]
+STATE = [(path, message) for path, message, of_update in RULES if not of_update]
+UPDATES = [message for _, message, of_update in RULES if of_update]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _definition(control_plane):
     """The committed CustomResourceDefinition, served."""
-    path = Path(__file__).parents[2] / "k8s/crd/steerlmpipelines.yaml"
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
+    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
     control_plane.kubectl("wait", "--for=condition=Established", "crd/steerlmpipelines.steerlm.dev", "--timeout=60s")
 
 
-@pytest.fixture
-def pipelines(control_plane, namespace):
-    """create(name, spec) and edit(name, spec) in this test's namespace."""
-    api = kubernetes.client.CustomObjectsApi(kubernetes.config.new_client_from_config(str(control_plane.kubeconfig)))
-
-    def create(spec, name="p"):
-        body = {"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": name}, "spec": spec}
-        return api.create_namespaced_custom_object(namespace=namespace, body=body, field_validation="Strict", **GROUP)
-
-    def edit(spec, name="p"):
-        return api.patch_namespaced_custom_object(namespace=namespace, name=name, body={"spec": spec}, **GROUP)
-
-    return create, edit
-
-
-def refused(call, *arguments):
+def refused(call, *arguments, **fields):
     with pytest.raises(kubernetes.client.ApiException) as caught:
-        call(*arguments)
+        call(*arguments, **fields)
     assert caught.value.status in (400, 422)
-    return caught.value.body
+    return json.loads(caught.value.body)["message"]
 
 
-@pytest.mark.usefixtures("steerlm_crd")
-@pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_resources_are_refused_with_what_to_write(pipelines, wrong):
-    create, _ = pipelines
-    spec, sentence = WRONG[wrong]
-    assert sentence in refused(create, copy.deepcopy(SPEC) | spec)
+@pytest.fixture
+def create(pipelines):
+    """create(name="p", **spec): the smallest resource with other fields."""
+
+    def make(name="p", **spec):
+        body = {"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": name}}
+        body["spec"] = copy.deepcopy(SPEC) | spec
+        return pipelines.custom.create_namespaced_custom_object(namespace=pipelines.name, body=body, field_validation="Strict", **GROUP)
+
+    return make
 
 
-@pytest.mark.usefixtures("steerlm_crd")
-def test_names_and_unknown_fields_are_refused(pipelines):
-    create, _ = pipelines
-    assert "at most 40 characters" in refused(create, SPEC, "a" * 41)
-    assert "must start with a letter" in refused(create, SPEC, "1a")
-    assert "unknown field" in refused(create, SPEC | {"annotat": {}})
+def test_every_rule_refuses_a_wrong_resource_with_its_sentence(create):
+    """One resource a rule of the definition; a new rule without one fails here."""
+    for path, message in STATE:
+        wrong = [spec for (place, start), spec in WRONG.items() if place == path and message.startswith(start)]
+        assert len(wrong) == 1, f"no wrong resource for the rule at {path or 'the root'}: {message}"
+        said = refused(create, "1a" if not path else "p", **wrong[0])
+        field = re.escape(path).replace(re.escape("[]"), r"\[0\]")
+        assert re.search(rf"{field}: Invalid value: [^ ]*.*{re.escape(message)}", said), said
+    assert len(STATE) == len(WRONG)
 
 
-@pytest.mark.usefixtures("steerlm_crd")
-@pytest.mark.parametrize("change", FORBIDDEN_CHANGES)
-def test_changes_that_finished_stages_would_not_fit_are_refused(pipelines, change):
-    create, edit = pipelines
-    create(SPEC)
-    spec, sentence = FORBIDDEN_CHANGES[change]
-    assert sentence in refused(edit, spec)
-    if "suspended" in sentence:
-        edit({"suspend": True})
-        edit(spec)
+def test_bounds_and_unknown_fields_are_refused(create):
+    assert "at most 40 characters" in refused(create, "a" * 41)
+    assert "unknown field" in refused(create, annotat={})
+    assert "should be less than or equal to 4096" in refused(create, annotate={"shards": 5000})
+    assert "should match" in refused(create, storage={"claimName": "a", "directory": "../other"})
+    assert 'Unsupported value: "vader2": supported values: "words", "characters", "vader"' in refused(
+        create, evaluate={"judges": {"quality": "vader2"}}
+    )
 
 
-@pytest.mark.usefixtures("steerlm_crd")
-def test_scaling_moves_the_annotation_servers(control_plane, pipelines, namespace):
-    create, _ = pipelines
-    assert create(SPEC)["spec"]["annotate"]["servers"]["replicas"] == 1
-    api = kubernetes.client.CustomObjectsApi(kubernetes.config.new_client_from_config(str(control_plane.kubeconfig)))
-    body = {"spec": {"replicas": 3}}
-    api.patch_namespaced_custom_object_scale(namespace=namespace, name="p", body=body, **GROUP)
-    found = api.get_namespaced_custom_object(namespace=namespace, name="p", **GROUP)
-    assert found["spec"]["annotate"]["servers"]["replicas"] == 3
+def test_changes_that_finished_stages_would_not_fit_are_refused(pipelines, create):
+    """Each field that a rule about updates names, changed while the pipeline runs and while it is suspended."""
+    named = {field: message for message in UPDATES for field in re.split(" may change| cannot be", message)[0].split(", ")}
+    assert named.keys() == FORBIDDEN_CHANGES.keys()
+    create()
+    for field, change in FORBIDDEN_CHANGES.items():
+        assert named[field] in refused(pipelines.edit, **change)
+    pipelines.edit(suspend=True)
+    for field, change in FORBIDDEN_CHANGES.items():
+        if "suspended" in named[field]:
+            pipelines.edit(**change)
+        else:
+            assert named[field] in refused(pipelines.edit, **change)
+    assert pipelines.get()["spec"]["annotate"] == {"shards": 7, "turns": "all", "servers": pipelines.get()["spec"]["annotate"]["servers"]}
+
+
+def test_scaling_moves_the_annotation_servers(pipelines, create):
+    assert create()["spec"]["annotate"]["servers"]["replicas"] == 1
+    place = {"namespace": pipelines.name, "name": "p", **GROUP}
+    pipelines.custom.patch_namespaced_custom_object_scale(body={"spec": {"replicas": 3}}, **place)
+    assert pipelines.get()["spec"]["annotate"]["servers"]["replicas"] == 3
+
+
+@pytest.mark.parametrize("path", ["spec.annotate", "spec.storage.claimTemplate", "spec.runPolicy", "status.stages"])
+def test_explain_reads_like_documentation(control_plane, path):
+    """Every field with its type and its sentences, as they stand beside it in the code."""
+    said = control_plane.kubectl("explain", f"slp.{path}").stdout
+    words = " ".join(said.split())
+    schema = next(schema for place, schema in schemas(ROOT) if place == path)
+    assert f"DESCRIPTION: {schema['description']}" in words
+    fields = (schema.get("items") or schema)["properties"]
+    for name, field in fields.items():
+        assert re.search(rf"^  {name}\t<", said, re.MULTILINE), said
+        assert field["description"] in words
+    assert [line.split()[0] for line in said.splitlines() if re.match(r"  [a-z]\w+\t<", line)] == sorted(fields)
+
+
+def test_columns_say_where_a_pipeline_stands(control_plane, pipelines, create):
+    create(suspend=True)
+    moment = "2026-01-01T00:00:00Z"
+    progressing = {"type": "Progressing", "status": "True", "reason": "StageRunning", "message": "", "lastTransitionTime": moment}
+    status = {"phase": "Running", "currentStage": "train-value", "round": 1, "progress": "train-value 4/9 loss 1.8"}
+    status["conditions"] = [progressing]
+    pipelines.custom.patch_namespaced_custom_object_status(namespace=pipelines.name, name="p", body={"status": status}, **GROUP)
+
+    def table(*arguments):
+        header, row = control_plane.kubectl("get", *arguments, namespace=pipelines.name).stdout.splitlines()
+        starts = [found.start() for found in re.finditer(r"\S+", header)]
+        ends = [*starts[1:], None]
+        return {header[a:b].strip(): row[a:b].strip() for a, b in zip(starts, ends, strict=True)}
+
+    narrow = {"NAME": "p", "PHASE": "Running", "STAGE": "train-value", "PROGRESS": "train-value 4/9 loss 1.8"}
+    wide = {"ROUND": "1", "SUSPENDED": "true", "REASON": "StageRunning"}
+    for resource in ("slp", "steerlmpipelines", "steerlm"):  # short name, plural, category
+        assert {k: v for k, v in table(resource).items() if k != "AGE"} == narrow
+    assert {k: v for k, v in table("slp", "-o", "wide").items() if k != "AGE"} == narrow | wide

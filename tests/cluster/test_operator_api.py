@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cluster.pipelines import TWO_NODES
-from tests.cluster.stand_in import DONE, component_of, index_of, job_of, stage_of
+from tests.cluster.stand_in import CACHED, DONE, RUNNING, component_of, index_of, job_of, stage_of
 
 
 @pytest.mark.usefixtures("operator")
@@ -78,6 +78,115 @@ def test_a_shard_that_always_fails_is_named(pipelines, kubelet):
 
 
 @pytest.mark.usefixtures("operator")
+def test_shards_start_with_one_ready_server_and_only_their_pods_reach_the_servers(pipelines, kubelet):
+    ready = []
+
+    def behaves(pod):
+        if component_of(pod) == "server" and stage_of(pod) == "annotate":
+            ready.append(pod.metadata.name)
+            return RUNNING if len(ready) == 1 else None
+        return None if component_of(pod) == "work" and stage_of(pod) == "annotate" else DONE
+
+    kubelet(behaves)
+    pipelines.create(annotate={"shards": 2, "servers": {"replicas": 3}})
+    found = pipelines.until(lambda s: "p-annotate-1" in pipelines.jobs())
+    assert (found.status["annotation"]["serversReady"], found.reason("ServersReady")) == (1, "ServersReady")
+    pipelines.until_listed(pipelines.batch.list_namespaced_job, lambda job: job.metadata.name == "p-annotate-1" and job.status.active == 2)
+    pods = {pod.metadata.name: component_of(pod) for pod in pipelines.core.list_namespaced_pod(pipelines.name).items}
+    policies = {item.metadata.name: item.spec for item in pipelines.networking.list_namespaced_network_policy(pipelines.name).items}
+    assert policies.keys() == {"p-work-network", "p-server-network", "p-serve-network"}
+    for component in ("work", "server"):
+        assert pipelines.selected(policies[f"p-{component}-network"].pod_selector) == {n for n, c in pods.items() if c == component}
+    (rule,) = policies["p-server-network"].ingress
+    assert [(peer.namespace_selector, peer.ip_block) for peer in rule._from] == [(None, None)]
+    assert pipelines.selected(rule._from[0].pod_selector) == set(pods)
+    assert [port.port for port in rule.ports] == [8000]
+    assert {port.port for rule in policies["p-server-network"].egress for port in rule.ports} == {53}
+
+
+@pytest.mark.usefixtures("operator")
+def test_scaling_makes_servers_come_and_go_while_shards_run(pipelines, kubelet):
+    kubelet(lambda pod: RUNNING if stage_of(pod) == "annotate" else DONE)
+    pipelines.create(annotate={"shards": 2})
+    pipelines.until(lambda s: s.stages.get("annotate", {}).get("phase") == "Running")
+    scale = pipelines.scale()
+    assert (scale["spec"]["replicas"], scale["status"]["replicas"]) == (1, 1)
+    assert len(pipelines.labelled(scale["status"]["selector"])) == 1
+    pipelines.scale(3)
+    pipelines.until(lambda s: s.status["annotation"]["serversReady"] == 3)
+    pipelines.scale(1)
+    pipelines.until(lambda s: s.status["annotation"]["serversReady"] == 1)
+    assert pipelines.get()["status"]["stages"][2]["attempt"] == 1
+
+
+@pytest.mark.usefixtures("operator")
+def test_bootstrap_rounds_sample_label_and_train_again(pipelines, kubelet):
+    node = kubelet()
+    pipelines.create(bootstrap={"rounds": 2}, serve={"enabled": True})
+    rounds = set()
+    end = pipelines.until(lambda s: rounds.add(s.status.get("round")) or (s.holds("Complete") and s.holds("Serving")))
+    assert rounds == {None, 1, 2}
+    named = ["prepare", "train-value", "annotate", "train-steer"]
+    named += [f"bootstrap-{number}-{what}" for number in (1, 2) for what in ("sample", "train")]
+    assert list(end.stages) == [*named, "evaluate"]
+    assert set(end.attempts().values()) == {1}
+    for number in (1, 2):  # both models' servers: one writes, one reads
+        assert {name.rpartition("-1-")[0] for name in node.seen if name.startswith(f"p-bootstrap-{number}-sample-")} == {
+            f"p-bootstrap-{number}-sample", f"p-bootstrap-{number}-sample-value", f"p-bootstrap-{number}-sample-steer",
+        }  # fmt: skip
+    served = pipelines.deployments()["p-serve"].spec.template.spec.containers[0].args
+    assert any("bootstrap-2-train" in argument for argument in served)
+
+
+@pytest.mark.usefixtures("operator")
+def test_pipelines_that_share_a_claim_find_each_other_s_stages(pipelines, kubelet):
+    """What a pod of the second one reports is tried on a real node in ``test_pipeline.py``; here is what the operator makes of it."""
+    cached = ("prepare", "train-value")
+    kubelet(lambda pod: CACHED if pod.metadata.name.startswith("b-") and stage_of(pod) in cached else DONE)
+    claim = {"metadata": {"name": "shared"}, "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}}}
+    pipelines.core.create_namespaced_persistent_volume_claim(pipelines.name, claim)
+    for name in ("a", "b"):
+        pipelines.create(name, storage={"claimName": "shared", "directory": "runs/both"})
+        end = pipelines.until(lambda s: s.holds("Complete"), name)
+    assert {stage: entry["phase"] for stage, entry in end.stages.items()} == {
+        "prepare": "CacheHit", "train-value": "CacheHit", "annotate": "Succeeded", "train-steer": "Succeeded", "evaluate": "Succeeded",
+    }  # fmt: skip
+    assert end.stages["prepare"]["inputHash"] == "c" * 64
+    assert pipelines.events().count("StageCacheHit") == 2
+    made = pipelines.jobs()
+    for stage in ("prepare", "train-value"):
+        first, second = (made[f"{name}-{stage}-1"].spec.template.spec for name in ("a", "b"))
+        assert first.containers[0].args == second.containers[0].args
+        volumes = [{v.persistent_volume_claim.claim_name for v in each.volumes if v.persistent_volume_claim} for each in (first, second)]
+        assert volumes == [{"shared"}, {"shared"}]
+
+
+@pytest.mark.usefixtures("operator")
+def test_a_deadline_ends_what_runs(pipelines, kubelet):
+    kubelet(lambda _: RUNNING)
+    pipelines.create()
+    pipelines.until(lambda s: s.stages.get("prepare", {}).get("phase") == "Running")
+    pipelines.edit(runPolicy={"activeDeadlineSeconds": 1})
+    end = pipelines.until(lambda s: s.holds("Failed"))
+    assert (end.reason("Failed"), end.message("Failed")) == ("DeadlineExceeded", "not done within 1 s")
+    assert end.stages["prepare"]["phase"] == "Failed"
+    pipelines.until_gone(pipelines.batch.list_namespaced_job)
+
+
+@pytest.mark.usefixtures("operator")
+def test_the_end_outlives_the_jobs(pipelines, kubelet):
+    """kubeflow/trainer#3737: Jobs that their time to live removed are not made again, whatever changes later."""
+    kubelet()
+    pipelines.create(runPolicy={"jobTtlSecondsAfterFinished": 1})
+    pipelines.until(lambda s: s.holds("Complete"))
+    pipelines.until_gone(pipelines.batch.list_namespaced_job)
+    pipelines.edit(serve={"enabled": True})
+    end = pipelines.until(lambda s: s.holds("Serving"))
+    assert set(end.attempts().values()) == {1}
+    assert not pipelines.jobs()
+
+
+@pytest.mark.usefixtures("operator")
 def test_suspended_is_quiet_and_resumes_where_it_was(pipelines, kubelet):
     held = {"train-value"}
     kubelet(lambda pod: None if stage_of(pod) in held else DONE)
@@ -142,10 +251,18 @@ def test_what_it_waits_for_is_named(pipelines, kubelet):
 
 @pytest.mark.usefixtures("operator")
 def test_absent_engines_are_refused_with_a_condition(pipelines):
-    pipelines.create("a", scheduling={"queueName": "q"})
-    pipelines.create("b", engine="JobSet", trainValue=TWO_NODES)
-    assert pipelines.until(lambda s: s.reason("EngineAvailable"), "a").reason("EngineAvailable") == "KueueNotInstalled"
-    assert pipelines.until(lambda s: s.reason("EngineAvailable"), "b").reason("EngineAvailable") == "JobSetNotInstalled"
+    wanted = {
+        "kueue": ("KueueNotInstalled", {"scheduling": {"queueName": "q"}}),
+        "jobset": ("JobSetNotInstalled", {"engine": "JobSet"}),
+        "volcano": ("GangSchedulerNotInstalled", {"scheduling": {"gang": "Volcano"}}),
+        "coscheduling": ("GangSchedulerNotInstalled", {"scheduling": {"gang": "Coscheduling"}}),
+    }
+    for name, (_, spec) in wanted.items():
+        pipelines.create(name, trainValue=TWO_NODES, **spec)
+    for name, (reason, _) in wanted.items():
+        found = pipelines.until(lambda s: s.reason("EngineAvailable"), name)
+        assert (found.reason("EngineAvailable"), found.holds("EngineAvailable")) == (reason, False)
+        assert "which this cluster does not have" in found.message("EngineAvailable")
     assert not pipelines.jobs()
 
 

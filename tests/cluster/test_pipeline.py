@@ -12,48 +12,31 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
+from tests.cluster.operating import THREADS, restricted
+from tests.cluster.plugin import Plugin
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"
 EXAMPLE = ROOT / "examples" / "pipelines" / "oasst_tiny.yaml"
-CHART = ROOT / "charts" / "steerlm-operator"
 STAGES = ("prepare", "train-value", "annotate", "train-steer", "evaluate")
 NAMESPACE = "steerlm-pipelines"
 CLAIM = "oasst-tiny-data"
 PATIENCE = 1500
-THREADS = {"OMP_NUM_THREADS": "2"}
-"""The same number on both sides: sums depend on it in their last digits."""
-
 pytestmark = [
     pytest.mark.megatron,
     pytest.mark.timeout(2 * PATIENCE),
     pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
 ]
-
-VALUES = {
-    "config": {
-        "storage": {"claimTemplate": {"size": "1Gi"}},
-        "resources": {
-            "prepare": {"cpu": "100m", "memory": "2Gi"},
-            "train": {"cpu": "100m", "memory": "4Gi", "sharedMemory": "64Mi"},
-            "annotate": {"cpu": "50m", "memory": "1Gi"},
-            "evaluate": {"cpu": "50m", "memory": "2Gi"},
-            "servers": {"cpu": "100m", "memory": "3Gi"},
-        },
-        "scheduling": {"deviceResource": "none"},
-        "environment": THREADS,
-        "retrySeconds": 1,
-        "progressSeconds": 2,
-    }
-}
 
 
 def manifest(name, parallel, **more):
@@ -95,22 +78,16 @@ def local(inputs):
 
 
 @pytest.fixture(scope="module")
-def place(node_cluster, helm, inputs):
-    """The cluster with the operator installed, a restricted namespace, and a claim in it that holds the inputs."""
-    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-    for name in ("steerlm-system", NAMESPACE):
-        node_cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": restricted}})
-    values = ("--values", "-", "--wait", "--timeout", "300s")
-    install = ("upgrade", "--install", "steerlm", str(CHART), "--namespace", "steerlm-system", *values)
-    helm(*install, cluster=node_cluster, stdin=yaml.safe_dump(VALUES))
-    node_cluster.wait("serviceaccount", "default", lambda _: True, namespace=NAMESPACE)
-    node_cluster.apply(claim(), files_pod(), namespace=NAMESPACE)
-    node_cluster.wait_condition("pod", "files", "Ready", namespace=NAMESPACE, timeout=120)
-    node_cluster.kubectl("cp", str(inputs / "inputs"), "files:/data/inputs", namespace=NAMESPACE)
-    yield node_cluster
-    node_cluster.kubectl("delete", "slp", "--all", namespace=NAMESPACE)
-    helm("uninstall", "steerlm", "--namespace", "steerlm-system", "--wait", cluster=node_cluster)
-    node_cluster.kubectl("delete", "namespace", "steerlm-system", NAMESPACE, "--wait=false")
+def place(installed, inputs):
+    """The cluster with the operator, a restricted namespace, and a claim in it that holds the inputs."""
+    installed.apply(restricted(NAMESPACE))
+    installed.wait("serviceaccount", "default", lambda _: True, namespace=NAMESPACE)
+    installed.apply(claim(), files_pod(), namespace=NAMESPACE)
+    installed.wait_condition("pod", "files", "Ready", namespace=NAMESPACE, timeout=120)
+    installed.kubectl("cp", str(inputs / "inputs"), "files:/data/inputs", namespace=NAMESPACE)
+    yield installed
+    installed.kubectl("delete", "slp", "--all", namespace=NAMESPACE)
+    installed.kubectl("delete", "namespace", NAMESPACE, "--wait=false")
 
 
 def claim():
@@ -236,6 +213,37 @@ def test_the_served_model_answers_through_its_service(place, first):
     )
     said = place.kubectl("exec", "files", "--", "python", "-c", code, f"{url}/v1/chat/completions", json.dumps(asked), namespace=NAMESPACE)
     assert json.loads(said.stdout)["usage"]["completion_tokens"] > 0
+
+
+def test_the_plugin_shows_what_pods_say_and_opens_the_page(place, first):
+    steerlm = Plugin(place, NAMESPACE)
+    assert "oasst-tiny: Succeeded, 5/5 stages" in steerlm("status", "oasst-tiny")
+    said = steerlm("logs", "oasst-tiny", "--stage", "train-value").splitlines()
+    assert {line.split("/")[1].rpartition("-")[0] for line in said} == {"oasst-tiny-train-value-1-0", "oasst-tiny-train-value-1-1"}
+    assert any('"steerlm": "progress"' in line for line in said)
+    place.wait_condition("slp", "oasst-tiny", "Serving", namespace=NAMESPACE, timeout=300)
+    with steerlm.start("open", "oasst-tiny", "--port", "0") as opened:
+        try:
+            line = next(line for line in opened.stdout if line.startswith("Forwarding from 127.0.0.1:"))
+            found = httpx.get(f"http://{line.split()[2]}/", follow_redirects=True, timeout=60)
+        finally:
+            os.killpg(opened.pid, signal.SIGTERM)
+    assert (found.status_code, "<html" in found.text) == (200, True)
+
+
+def test_a_second_pipeline_finds_the_stages_of_the_first(place, first):
+    """On the same claim: its pods find what is done, and say so."""
+    shared = {"claimName": CLAIM, "directory": "runs/oasst-tiny"}
+    place.apply(manifest("oasst-same", {"nodes": 2}, storage=shared), namespace=NAMESPACE)
+    item = place.wait("slp", "oasst-same", lambda item: len(stages_in(item, "CacheHit")) == 2, namespace=NAMESPACE, timeout=PATIENCE)
+    assert stages_in(item, "CacheHit") == ["prepare", "train-value"]
+    before = {stage["name"]: stage["inputHash"] for stage in first[0]["status"]["stages"]}
+    assert all(stage["inputHash"] == before[stage["name"]] for stage in item["status"]["stages"] if stage["phase"] == "CacheHit")
+    place.kubectl("delete", "slp", "oasst-same", namespace=NAMESPACE)
+
+
+def stages_in(item, phase):
+    return [stage["name"] for stage in item.get("status", {}).get("stages", []) if stage["phase"] == phase]
 
 
 def test_pods_killed_at_random_change_nothing(place, first):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -32,6 +33,9 @@ KUBERNETES = "1.34.4"
 COMPONENTS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy")
 DEBIAN_PACKAGES = ("containerd", "runc", "containernetworking-plugins", "nftables", "conntrack")
 HOST_PROGRAMS = {"unshare": "util-linux", "nsenter": "util-linux", "setpriv": "util-linux", "ip": "iproute2", "openssl": "openssl"}
+DOWNLOAD_TRIES = 2
+DOWNLOAD_SECONDS = 900
+"""For one try: a network that swallows packets must not hold up everything else for hours."""
 
 Report = Callable[[str], None]
 
@@ -97,10 +101,16 @@ def ensure(report: Report = lambda _: None) -> Binaries:
     """
     if found := built():
         return found
+    for tool in ("apt-get", "apt-cache", "dpkg", "dpkg-query"):
+        if shutil.which(tool) is None:
+            raise UnavailableError(
+                f"{tool} is absent: the node's programs ({', '.join(DEBIAN_PACKAGES)}) come from Debian or Ubuntu packages"
+            )
     root = cache_root() / cache_key()
     root.mkdir(parents=True, exist_ok=True)
     with _locked(cache_root() / "lock", report):
         if not (root / "complete.json").exists():
+            report(f"building the programs, once, into {root}: a quarter of an hour on two cores")
             seconds = {step.__name__.strip("_"): _timed(step, root, report) for step in (_from_pypi, _from_debian, _from_go)}
             partial = root / "complete.json.tmp"
             partial.write_text(json.dumps({"kubernetes": KUBERNETES, "seconds": seconds}) + "\n")
@@ -133,10 +143,28 @@ def _locked(path: Path, report: Report) -> Iterator[None]:
         yield
 
 
-def _run(argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _run(
+    argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    command = [str(arg) for arg in argv]
     return subprocess.run(
-        [str(arg) for arg in argv], cwd=cwd, env=env, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command, cwd=cwd, env=env, check=False, text=True, timeout=timeout, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
+
+
+def _download(what: str, argv: Sequence[str | Path], *, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    """Run a command that downloads, once more if it fails. What it has is kept, so a second try is a continuation."""
+    said = ""
+    for _ in range(DOWNLOAD_TRIES):
+        try:
+            done = _run(argv, cwd=cwd, env=env, timeout=DOWNLOAD_SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise UnavailableError(f"{what}: not there after {DOWNLOAD_SECONDS} s") from error
+        if done.returncode == 0:
+            return
+        said = done.stdout
+    lines = [line for line in said.strip().splitlines() if not line.startswith(("[notice]", "WARNING"))]
+    raise UnavailableError(f"{what} cannot be had: {(lines or ['no output'])[-1]}")
 
 
 # --- PyPI ------------------------------------------------------------------------------------------------------------------------
@@ -162,17 +190,15 @@ def _from_pypi(root: Path, report: Report) -> None:
 
 
 def _pip_install(requirements: Path, target: Path) -> None:
-    options = ["install", "--no-deps", "--require-hashes", "--target", str(target), "-r", str(requirements)]
-    clients = [[sys.executable, "-m", "pip"], ["uv", "pip"], ["pip3"]]
-    failures = []
-    for client in clients:
-        if shutil.which(client[0]) is None:
-            continue
-        done = _run([*client, *options])
-        if done.returncode == 0:
-            return
-        failures.append(done.stdout.strip().splitlines()[-1:] or ["no output"])
-    raise UnavailableError(f"no Python package client could install {requirements.name}: {failures or 'pip and uv are both absent'}")
+    options = ["install", "--no-deps", "--require-hashes", "--target", target, "-r", requirements]
+    if importlib.util.find_spec("pip"):
+        client = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--retries", "2"]
+    else:
+        uv, pip = shutil.which("uv"), shutil.which("pip3")
+        client = [uv, "pip"] if uv else [pip] if pip else []
+    if not client:
+        raise UnavailableError("pip and uv are both absent")
+    _download(f"PyPI packages ({requirements.name})", [*client, *options])
 
 
 def _place(content: bytes, path: Path) -> None:
@@ -184,23 +210,14 @@ def _place(content: bytes, path: Path) -> None:
 
 
 def _from_debian(root: Path, report: Report) -> None:
-    for tool in ("apt-get", "apt-cache", "dpkg", "dpkg-query"):
-        if shutil.which(tool) is None:
-            raise UnavailableError(
-                f"{tool} is absent: the node's programs ({', '.join(DEBIAN_PACKAGES)}) come from Debian or Ubuntu packages"
-            )
     with tempfile.TemporaryDirectory() as folder:
         download = Path(folder)
         download.chmod(0o755)
         packages = _with_missing_libraries()
         report(f"unpacking Debian packages: {' '.join(packages)}")
-        done = _run(["apt-get", "download", *packages], cwd=download)
-        if done.returncode != 0 and os.geteuid() == 0:
+        if _run(["apt-get", "download", *packages], cwd=download).returncode:
             _run(["apt-get", "update"])
-            packages = _with_missing_libraries()
-            done = _run(["apt-get", "download", *packages], cwd=download)
-        if done.returncode != 0:
-            raise UnavailableError(f"apt-get download failed: {done.stdout.strip().splitlines()[-1:]}")
+            _download("Debian packages", ["apt-get", "download", *_with_missing_libraries()], cwd=download)
         for package in sorted(download.glob("*.deb")):
             _checked(["dpkg", "-x", package, root / "debian"])
 
@@ -229,9 +246,7 @@ def _from_go(root: Path, report: Report) -> None:
     }
     for module in ("kubernetes", "coredns"):
         report(f"downloading the Go modules of {module}")
-        done = _run([go, "mod", "download"], cwd=SOURCES / "go" / module, env=environment)
-        if done.returncode != 0:
-            raise UnavailableError(f"go mod download failed: {done.stdout.strip().splitlines()[-1:]}")
+        _download(f"the Go modules of {module}", [go, "mod", "download"], cwd=SOURCES / "go" / module, env=environment)
     # Without the stamp the components report v0.0.0, which clients refuse to parse.
     _, minor, _ = KUBERNETES.split(".")
     stamp = {"gitVersion": f"v{KUBERNETES}", "gitMajor": "1", "gitMinor": minor}

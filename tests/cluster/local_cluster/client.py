@@ -21,17 +21,24 @@ Predicate = Callable[[Manifest], bool]
 
 
 class Cluster:
-    """Client of one cluster through one kubeconfig."""
+    """Client of one cluster through one kubeconfig.
 
-    def __init__(self, kubeconfig_path: str | Path, kubectl: str = "kubectl") -> None:
+    ``cache`` is where kubectl and helm keep which kinds the cluster has. By default they keep that by address, and another cluster may have
+    had the same one an hour ago.
+    """
+
+    def __init__(self, kubeconfig_path: str | Path, kubectl: str = "kubectl", *, cache: Path | None = None) -> None:
         self.kubeconfig = Path(kubeconfig_path)
         self.kubectl_program = kubectl
+        self.cache = cache
+        self.environment = {**os.environ, **({"KUBECACHEDIR": str(cache)} if cache else {})}
 
     def kubectl(
         self, *arguments: str, namespace: str | None = None, check: bool = True, stdin: str | None = None, timeout: float = 120
     ) -> subprocess.CompletedProcess[str]:
         """Run kubectl. With ``check`` a failure raises an AssertionError that shows what it said."""
-        done = subprocess.run(self._argv(namespace, arguments), input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
+        argv, environment = self._argv(namespace, arguments), self.environment
+        done = subprocess.run(argv, env=environment, input=stdin, capture_output=True, text=True, check=False, timeout=timeout)
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")
         return done
@@ -54,7 +61,7 @@ class Cluster:
         deadline = time.monotonic() + timeout
         command = self._argv(namespace, ("get", resource, *arguments, "--watch", "--output-watch-events", "-o", "json"))
         while (left := deadline - time.monotonic()) > 0:
-            process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+            process = subprocess.Popen(command, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             timer = threading.Timer(left, process.kill)
             timer.start()
             try:
@@ -92,13 +99,14 @@ class Cluster:
         content = yaml.safe_load(kubeconfig("", b"", {"token": token}, namespace))
         content["clusters"][0]["cluster"] = mine["clusters"][0]["cluster"]
         path.write_text(yaml.safe_dump(content))
-        return Cluster(path, self.kubectl_program)
+        return Cluster(path, self.kubectl_program, cache=self.cache)
 
     @contextlib.contextmanager
     def port_forward(self, target: str, port: int, *, namespace: str) -> Iterator[str]:
         """``kubectl port-forward`` on a free local port; yields the URL."""
         argv = self._argv(namespace, ("port-forward", "--address", "127.0.0.1", target, f":{port}"))
-        with tempfile.TemporaryFile() as errors, subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=errors, text=True) as process:
+        options: dict[str, Any] = {"env": self.environment, "stdout": subprocess.PIPE, "text": True}
+        with tempfile.TemporaryFile() as errors, subprocess.Popen(argv, stderr=errors, **options) as process:
             try:
                 line = process.stdout.readline() if process.stdout else ""
                 if "Forwarding from" not in line:

@@ -51,8 +51,9 @@ class Helm:
     ) -> subprocess.CompletedProcess[str]:
         """Run helm. With ``check`` a failure raises an AssertionError that shows what it said."""
         target = ["--kubeconfig", str(cluster.kubeconfig)] if cluster else []
+        environment = self.environment | ({"KUBECACHEDIR": str(cluster.cache)} if cluster and cluster.cache else {})
         done = subprocess.run(
-            [self.program, *arguments, *target], input=stdin, env=self.environment, capture_output=True, text=True, check=False
+            [self.program, *arguments, *target], input=stdin, env=environment, capture_output=True, text=True, check=False
         )
         if check and done.returncode:
             raise AssertionError(f"helm {' '.join(arguments)} exited {done.returncode}: {done.stderr.strip()}")

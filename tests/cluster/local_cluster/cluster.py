@@ -44,7 +44,7 @@ class LocalCluster(Cluster):
         self.layout = Layout.load(state)
         self.state = state
         self.process: subprocess.Popen[bytes] | None = None
-        super().__init__(self.layout.kubeconfig("admin"), self.layout.program("kubectl"))
+        super().__init__(self.layout.kubeconfig("admin"), self.layout.program("kubectl"), cache=state / "clients")
 
     @classmethod
     def up(cls, state: Path, *, node: bool, tied: bool = False, mounts: dict[str, str] | None = None) -> LocalCluster:
@@ -81,7 +81,11 @@ class LocalCluster(Cluster):
 
     def _launch(self, listener: socket.socket, tied: bool) -> None:
         if self.layout.node:
-            control_groups.create(self.layout.cgroup)
+            try:
+                control_groups.create(self.layout.cgroup)
+            except OSError as error:
+                control_groups.remove(self.layout.cgroup)
+                raise UnavailableError(f"control groups cannot be made here: {error}") from error
         reading, writing = os.pipe()
         environment = {"HOME": "/root", "LANG": "C.UTF-8", **self.layout.environment, "PYTHONPATH": str(Path(__file__).parents[1])}
         init = [sys.executable, "-m", "local_cluster.init", str(self.state), str(listener.fileno()), str(writing)]
@@ -117,6 +121,8 @@ class LocalCluster(Cluster):
                 steps.write(block)
                 steps.flush()
                 buffer += block
+                if b'"unavailable"' in buffer:
+                    raise UnavailableError(f"a cluster cannot run here: {json.loads(buffer.splitlines()[-1])['reason']}")
                 if not block or b'"failed"' in buffer:
                     log = self.layout.path("log", "init.log").read_text()[-2000:]
                     raise ClusterError(f"the cluster did not come up: {buffer.decode()[-400:]}{log} (logs: {self.state}/log)")

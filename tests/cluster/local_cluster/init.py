@@ -181,7 +181,11 @@ async def _request(host: str, port: int, path: str, tls: ssl.SSLContext | None) 
 
 
 def prepare(layout: Layout) -> None:
-    """Private folders, network and configuration files: what must stand before the first component."""
+    """Private folders, network and configuration files: what must stand before the first component.
+
+    Raises:
+        ClusterError, OSError, CalledProcessError: the kernel, or what confines this machine, does not allow it.
+    """
     socket.sethostname(NODE)
     for folder in PRIVATE:
         _checked(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", folder])
@@ -199,6 +203,7 @@ def prepare(layout: Layout) -> None:
 
 
 def _prepare_node(layout: Layout) -> None:
+    _try_kernel()
     for key, value in KERNEL_VALUES.items():
         mine = layout.path("config", key.replace("/", "."))
         mine.write_text(f"{value}\n")
@@ -209,6 +214,19 @@ def _prepare_node(layout: Layout) -> None:
     layout.path("config", "cni", "pods.conflist").write_text(json.dumps(components.pod_network(layout)))
     default = json.loads(subprocess.run(["ctr", "oci", "spec"], check=True, capture_output=True).stdout)
     layout.path("config", "base-spec.json").write_text(json.dumps(images.base_runtime_spec(default, layout.mounts)))
+
+
+def _try_kernel() -> None:
+    """What only pods need of the kernel: it is better to miss it now than as a pod that does not start."""
+    for name in ("lower", "upper", "work", "merged"):
+        Path("/run/overlay", name).mkdir(parents=True)
+    folders = "lowerdir=/run/overlay/lower,upperdir=/run/overlay/upper,workdir=/run/overlay/work"
+    _checked(["mount", "-t", "overlay", "-o", folders, "overlay", "/run/overlay/merged"])
+    _checked(["umount", "/run/overlay/merged"])
+    for command in ("link add bridge0 type bridge", "link del bridge0"):
+        _checked(["ip", *shlex.split(command)])
+    for command in ("add table ip probe", "add chain ip probe nat { type nat hook prerouting priority 0; }", "delete table ip probe"):
+        _checked(["nft", command])
 
 
 def _checked(argv: list[str]) -> None:
@@ -226,6 +244,10 @@ async def live(layout: Layout, listener: socket.socket, pipe: int) -> None:
 
     try:
         prepare(layout)
+    except (ClusterError, OSError, subprocess.CalledProcessError) as error:
+        report("unavailable", reason=str(error))
+        return
+    try:
         report("network and mounts")
         init = Init(layout, report)
         # Accepting connections only later would leave early clients hanging in the backlog.
