@@ -39,6 +39,7 @@ def activate() -> None:
         _names_from_apex()
     if not HAVE_TRANSFORMER_ENGINE:
         logger.info("TransformerEngine is missing: Megatron-Core's own layers with torch's scaled_dot_product_attention take its place")
+        _fused_functions()
     if not HAVE_CUDA:
         logger.info("CUDA is missing: everything runs on the CPU in fp32, processes talk over gloo")
         _cuda_on_cpu()
@@ -71,6 +72,22 @@ def _names_from_apex() -> None:
 
     nlp_overrides.HAVE_APEX = True
     build_model.set_defaults_if_not_set_tensor_model_parallel_attributes = set_defaults_if_not_set_tensor_model_parallel_attributes
+
+
+def _fused_functions() -> None:
+    """Megatron-Core's ``apply_rope_fusion`` and ``bias_activation_fusion`` call the functions of ``fused.py``.
+
+    Seen: megatron-core 0.13.1, ``rope_utils.py`` has TransformerEngine's function for the one, ``fused_bias_swiglu.py`` for the other what
+    ``torch.compile`` makes, which needs a C++ compiler on a CPU. Remove when a layer specification can name its own.
+    """
+    from megatron.core.fusions import fused_bias_swiglu
+    from megatron.core.models.common.embeddings import rope_utils
+
+    from nemo_steerlm.megatron import fused
+
+    rope_utils.fused_apply_rotary_pos_emb = fused.rotate
+    if not HAVE_CUDA:
+        fused_bias_swiglu.SwiGLUFunction = fused.SwiGLU
 
 
 def _cuda_on_cpu() -> None:

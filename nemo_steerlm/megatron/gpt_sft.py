@@ -18,7 +18,6 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
-from megatron.core.optimizer.clip_grads import get_grad_norm_fp32
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
@@ -54,10 +53,9 @@ CPU_SETTINGS: dict[str, Any] = {
 LOCAL_LAYER_SETTINGS: dict[str, Any] = {
     "transformer_engine": False,
     "masked_softmax_fusion": False,
-    "bias_activation_fusion": False,
     "bias_dropout_add_fusion": False,
     "persist_layer_norm": False,
-    "apply_rope_fusion": False,
+    "apply_rope_fusion": True,  # ``fused.rotate``
 }
 """What goes with Megatron-Core's own layers, where TransformerEngine is missing."""
 
@@ -208,10 +206,21 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             return float("nan")
         parameters = self._optimizer.get_parameters_with_grad() if self.megatron_amp_O2 else self.get_parameters_with_grad()
         counted = [p.grad for p in parameters if not getattr(p, "shared", False) and param_is_not_tensor_parallel_duplicate(p)]
-        norm = get_grad_norm_fp32(counted, grad_stats_parallel_group=parallel_state.get_model_parallel_group())
+        norm = _norm(counted)
         if max_norm and norm > max_norm:
             torch._foreach_mul_([p.grad for p in parameters], max_norm / (norm + 1e-6))
         return float(norm)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Of the gradients of all ranks that share a model. Megatron-Core's, without apex, takes them one by one, and exchanges with nobody."""
+    squares = torch.zeros((), device="cuda")
+    if gradients:
+        squares = torch.stack(torch._foreach_norm(gradients, dtype=torch.float32)).square().sum()
+    group = parallel_state.get_model_parallel_group()
+    if group.size() > 1:
+        torch.distributed.all_reduce(squares, group=group)
+    return squares.sqrt()
 
 
 def _learn_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
@@ -366,6 +375,7 @@ def _fitted(cfg: DictConfig) -> DictConfig:
             cfg.update(CPU_SETTINGS)
         if not compat.HAVE_TRANSFORMER_ENGINE:
             cfg.update(LOCAL_LAYER_SETTINGS)
+            cfg.bias_activation_fusion = not compat.HAVE_CUDA and cfg.get("activation") == "fast-swiglu" and not cfg.get("bias")
             if cfg.get("activations_checkpoint_granularity") == "selective":
                 # It recomputes core attention, which torch's fused attention does by itself.
                 cfg.activations_checkpoint_granularity = None

@@ -11,10 +11,12 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import ModuleSpec, TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.utils import divide
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from nemo_steerlm.megatron.fused import RMSNorm
 from nemo_steerlm.serving.engines.blocks import RowCache, grouped_sdpa
 
 
@@ -55,20 +57,21 @@ class TorchDotProductAttention(MegatronModule):
         """
         if packed_seq_params is not None or attention_bias is not None:
             raise NotImplementedError("packed sequences and attention bias need TransformerEngine")
-        groups = query.size(2) // key.size(2)
-        if groups > 1:
-            key, value = key.repeat_interleave(groups, dim=2), value.repeat_interleave(groups, dim=2)
         visible, causal = self._mask(attn_mask_type or self.attn_mask_type, attention_mask, query.size(0), key.size(0), query.device)
-        context = scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
+        groups = query.size(2) // key.size(2)
+        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        if groups > 1:
+            key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        context: Tensor = scaled_dot_product_attention(
+            query,
+            key,
+            value,
             attn_mask=visible,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=causal,
             scale=self.softmax_scale,
         )
-        return context.permute(2, 0, 1, 3).reshape(query.size(0), query.size(1), -1)
+        return context.permute(2, 0, 1, 3).flatten(2)
 
     @staticmethod
     def _mask(kind: AttnMaskType, hidden: Tensor | None, queries: int, keys: int, device: torch.device) -> tuple[Tensor | None, bool]:
@@ -91,6 +94,8 @@ def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
         normalization=config.normalization,
     )
     spec.submodules.self_attention.submodules.core_attention = TorchDotProductAttention
+    if config.normalization == "RMSNorm" and spec.submodules.input_layernorm is WrappedTorchNorm:
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
     return spec
 
 
@@ -126,10 +131,20 @@ class SteerLMGPT(GPTModel):
             return super()._postprocess(hidden_states, *args, **kwargs)
         if self.config.sequence_parallel:  # hidden states are spread over ranks along the sequence until the output layer gathers them
             return super()._postprocess(hidden_states, *args, **kwargs)[loss_mask]
-        hidden_states = hidden_states.transpose(0, 1)[loss_mask].unsqueeze(1)  # [s, b, h] -> [learned, 1, h]
+        # By rows of [s * b, h]: the gradient keeps the layout of the hidden states, without which every product on its way is a slow one.
+        sample, position = loss_mask.nonzero(as_tuple=True)
+        rows = position * loss_mask.size(0) + sample
+        hidden_states = hidden_states.flatten(0, 1).index_select(0, rows).unsqueeze(1)  # [learned, 1, h]
         if labels is not None:
             kwargs["labels"] = labels[loss_mask].unsqueeze(0)
         return super()._postprocess(hidden_states, *args, **kwargs).squeeze(0)
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Losses ``[b, s]``. A vocabulary that one rank holds needs no exchange, and torch's own loss is one pass over it."""
+        if parallel_state.get_tensor_model_parallel_world_size() > 1 or self.config.cross_entropy_loss_fusion:
+            losses: Tensor = super().compute_language_model_loss(labels, logits)
+            return losses
+        return cross_entropy(logits.flatten(0, 1).float(), labels.T.flatten(), reduction="none").view_as(labels.T).T
 
 
 class CachedAttention(MegatronModule):
