@@ -36,6 +36,7 @@ def manifest_with(folder, **sections):
     content = yaml.safe_load(EXAMPLE.read_text())
     spec = content["spec"]
     spec["data"]["oasst"]["path"] = str(DATA / "oasst1_en_validation.trees.jsonl")
+    del spec["data"]["oasst"]["limit"]  # more to label: a fast machine must not be done before it is disturbed
     spec["model"]["base"] = str(DATA / "stories260K")
     for part in ("trainValue", "trainSteer"):
         spec[part] |= {"maxSteps": 4, "validateEvery": 2, "limitValidationBatches": 1, "globalBatchSize": 4, "microBatchSize": 2}
@@ -91,6 +92,8 @@ def finished(tmp_path_factory):
 def kill_in(stage, steps, who, manifest, work):
     """Run until ``stage`` has said ``steps`` times how far it is, kill, and see that nothing of the run is left."""
     log = work.log(stage)
+    log.parent.mkdir(exist_ok=True)
+    log.touch()  # tail looks once a second at a file that it did not find at first, and at once at any other
     with Child([*STEERLM, "run", str(manifest), "--workdir", str(work.path)], log=work.path / "killed.log") as runner:
         with subprocess.Popen(["tail", "-F", "-n", "+1", str(log)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as lines:
             said = (line for line in lines.stdout if '"progress"' in line)
