@@ -41,6 +41,7 @@ class EngineChoice(str, enum.Enum):
     """What has the weights."""
 
     EMBEDDED = "embedded"
+    OPENVINO = "openvino"
     VLLM = "vllm"
     OPENAI = "openai"
 
@@ -61,7 +62,9 @@ def serve(
     cors_origin: list[str] = typer.Option([], help="Origin whose pages may call this server. Repeatable."),
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Write request bodies to the log."),
     device: str = typer.Option("", help="cpu, cuda or cuda:1; by default cuda where there is one."),
-    engine: EngineChoice = typer.Option(EngineChoice.EMBEDDED, help="embedded; vllm: started by this command; openai: at --upstream."),
+    engine: EngineChoice = typer.Option(
+        EngineChoice.EMBEDDED, help="embedded; openvino: its layers on CPUs; vllm: started by this command; openai: at --upstream."
+    ),
     upstream: str = typer.Option("", help="http://HOST:PORT of the server that has the weights, for --engine openai."),
     vllm: str = typer.Option("vllm", envvar="STEERLM_VLLM", help="The vllm program, or the Python of its environment."),
     vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
@@ -89,11 +92,12 @@ def serve(
         log_prompts=log_prompts,
     )
 
-    open_page = _page(model, reader, reader_api_key, max_rows=max_rows, device=device) if page else None
-    if engine is EngineChoice.EMBEDDED:
+    openvino = engine is EngineChoice.OPENVINO
+    open_page = _page(model, reader, reader_api_key, max_rows=max_rows, device=device, openvino=openvino) if page else None
+    if openvino or engine is EngineChoice.EMBEDDED:
 
         def load() -> Model:
-            return scheduled(load_engine(folder, max_rows=max_rows, device=device or None), max_waiting)
+            return scheduled(load_engine(folder, max_rows=max_rows, device=device or None, openvino=openvino), max_waiting)
 
         run_server(load, settings, host, port, drain_seconds, open_page)
     elif engine is EngineChoice.OPENAI:
@@ -109,7 +113,9 @@ def serve(
             run_server(lambda: elsewhere(folder, url, max_waiting), settings, host, port, drain_seconds, open_page)
 
 
-def _page(model: Path, reader: str, reader_api_key: str, *, max_rows: int, device: str) -> Callable[[Service], Asking | None]:
+def _page(
+    model: Path, reader: str, reader_api_key: str, *, max_rows: int, device: str, openvino: bool
+) -> Callable[[Service], Asking | None]:
     """What makes the page of a service once its model is loaded, with what reads for it. Raises UsageError for a reader there is not."""
     remote = reader if reader.startswith(("http://", "https://")) else ""
     beside = None if remote else _reader_folder(model, reader)
@@ -120,7 +126,7 @@ def _page(model: Path, reader: str, reader_api_key: str, *, max_rows: int, devic
         from nemo_steerlm.serving.service import Service
 
         if beside and not service.scores and (reader or _fits(beside, device)):
-            value = scheduled(load_engine(beside, max_rows=max_rows, device=device or None), 1024)
+            value = scheduled(load_engine(beside, max_rows=max_rows, device=device or None, openvino=openvino), 1024)
             named = msgspec.structs.replace(service.settings, name=f"{service.settings.name}-reader", default_attributes={})
             service.reader = Service(value, named)
             if not service.reader.scores:
@@ -230,23 +236,34 @@ def _fits(folder: Path, device: str) -> bool:
     return False
 
 
-def load_engine(path: Path, *, max_rows: int, device: str | None, **sizes: int) -> Engine:
+def load_engine(path: Path, *, max_rows: int, device: str | None, openvino: bool = False, **sizes: int) -> Engine:
     """The engine for a model folder or a ``.nemo`` file; ``sizes`` are ``load_megatron_engine``'s.
 
-    Raises ConfigError where the extra that the engine needs is not installed, or a folder is to be spread over several processes.
+    Raises ConfigError where the extra that the engine needs is not installed, or a folder is to be spread over several processes,
+    UsageError for what OpenVINO has no layers for.
     """
     nemo = path.suffix == ".nemo"
+    if openvino and (nemo or (device or "cpu") != "cpu"):
+        instead = f"steerlm convert {path} FOLDER makes one" if nemo else "leave --device out"
+        raise UsageError(f"{path}: --engine openvino serves exported model folders on CPUs; {instead}")
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # NeMo asks torch, not us
-    module, extra = ("megatron.engine", "nemo") if nemo else ("serving.engines.huggingface", "serve")
+    if nemo:
+        module, extra = "megatron.engine", "nemo"
+    elif openvino:
+        module, extra = "serving.engines.openvino", "serve,openvino"
+    else:
+        module, extra = "serving.engines.huggingface", "serve"
     try:
-        # By name: the engines' libraries are heavy, and one of the two may be absent.
+        # By name: the engines' libraries are heavy, and some may be absent.
         engines: Any = importlib.import_module(f"nemo_steerlm.{module}")
     except ImportError as error:
         raise ConfigError(f"{path}: serving it needs nemo_steerlm[{extra}] ({error})") from error
     engine: Engine
     if nemo:
         engine = engines.load_megatron_engine(path, max_rows=max_rows, device=device, **sizes)
+    elif openvino:
+        engine = engines.OpenVINOEngine(path, max_rows=max_rows)
     else:
         if any(size > 1 for size in sizes.values()):
             raise ConfigError(f"{path}: a model folder is served by one process; give the .nemo for tensor and pipeline parallelism")

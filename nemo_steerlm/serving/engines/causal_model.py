@@ -54,22 +54,26 @@ class CausalModel:
         tokens: Sequence[int] | None = None,
     ) -> torch.Tensor:
         """See BlockModel."""
-        with appended(cache, block, active, dtype=self.dtype, device=self.device) as mask:
-            hidden = self.body(
-                input_ids=block.tokens.to(self.device),
-                position_ids=block.positions.to(self.device),
-                attention_mask=mask,
-                past_key_values=cache,
-                cache_position=torch.arange(cache.length, cache.length + block.tokens.shape[1], device=self.device),
-                use_cache=True,
-            ).last_hidden_state
         where = torch.tensor(reads, dtype=torch.long, device=self.device).reshape(-1, 2)
-        picked = hidden[where[:, 0], where[:, 1]]
+        with appended(cache, block, active, dtype=self.dtype, device=self.device) as mask:
+            picked = self._hidden(cache, block, mask, where)
         if tokens is None:
             return self.head(picked).float().cpu()
         index = torch.tensor(tokens, device=self.device)
         bias = None if self.head.bias is None else self.head.bias[index]
         return torch.nn.functional.linear(picked, self.head.weight[index], bias).float().cpu()
+
+    def _hidden(self, cache: RowCache, block: Block, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Last hidden states [reads, hidden] at ``where`` [reads, 2], the block's keys and values now in ``cache``."""
+        hidden = self.body(
+            input_ids=block.tokens.to(self.device),
+            position_ids=block.positions.to(self.device),
+            attention_mask=mask,
+            past_key_values=cache,
+            cache_position=torch.arange(cache.length, cache.length + block.tokens.shape[1], device=self.device),
+            use_cache=True,
+        ).last_hidden_state
+        return hidden[where[:, 0], where[:, 1]]
 
 
 def _config(folder: Path) -> Any:
