@@ -40,7 +40,16 @@ KEPT = {
     "Service": (),
 }
 """What is kept of a watched object besides its metadata. A thousand pipelines' pod templates would not fit."""
-KEPT_METADATA = ("name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp")
+KEPT_METADATA = (
+    "name",
+    "namespace",
+    "uid",
+    "labels",
+    "annotations",
+    "ownerReferences",
+    "deletionTimestamp",
+    "deletionGracePeriodSeconds",
+)
 
 
 class IndexedCaches:

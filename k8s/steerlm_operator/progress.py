@@ -10,11 +10,13 @@ from nemo_steerlm.pipeline.stages import Stage
 from steerlm_operator import names
 from steerlm_operator.draft import Draft
 from steerlm_operator.models import Object
-from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten
+from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten, taken_away
 from steerlm_operator.resources import servers, work
 
 LONGEST_RETRY_SECONDS = 600.0
 LONGEST_REFUSAL_SECONDS = 300.0
+POD_DELETED = "PodDeleted"
+"""Reason of a running stage: somebody deletes a pod of it. Whatever the other pods make of that counts no failure."""
 
 
 def advance(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
@@ -128,16 +130,17 @@ def _count_shards(draft: Draft, stage: Stage, job: Object) -> None:
 
 
 def _act_on(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> bool:
-    if reading.state == "Waiting":
+    deleted = entry.reason == POD_DELETED
+    if reading.state == "Lagging" or (deleted and reading.state == "Waiting"):
+        draft.look_again(2)
+    elif reading.state == "Waiting":
         if reading.reason == "SecretNotFound":
             draft.condition("SecretsAvailable", False, reading.reason, reading.message)
         _queue(draft, stage, entry, reading.reason, reading.message, blocked=reading.blocked)
     elif reading.state == "Running":
         _note_running(draft, stage, entry, reading)
-    elif reading.state == "Lagging":
-        draft.look_again(2)
     elif reading.state == "Failed":
-        _fail(draft, stage, entry, reading)
+        _fail(draft, stage, entry, taken_away(entry.message or "") if deleted and not reading.permanent else reading)
     elif stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work":
         entry.step = "Merge"
         _release_servers(draft)
@@ -164,8 +167,12 @@ def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message:
 
 def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
     entry.phase = "Running"
-    entry.reason = entry.message = None
-    if stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work":
+    sharded = stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work"
+    if reading.taken and not sharded:  # a shard is tried again inside its Job
+        entry.reason, entry.message = POD_DELETED, f"{reading.taken} is being deleted"
+    elif entry.reason != POD_DELETED:
+        entry.reason = entry.message = None
+    if sharded:
         annotation = draft.status.annotation or AnnotationStatus()
         entry.progress = f"{annotation.succeeded}/{stage.shards} shards"
     elif reading.pod:

@@ -15,7 +15,7 @@ from steerlm_operator import names
 from steerlm_operator.models import Object
 
 POD_LAG_SECONDS = 15
-"""How long a finished Job is waited for to be joined by its pods in the watch caches, before its result is taken for lost."""
+"""How long a finished Job is waited for to be joined by its pods in the watch caches, before what they said is taken for lost."""
 
 PERMANENT_REASONS = {2: "WrongManifest", 65: "BadData", 78: "BadConfiguration"}
 
@@ -38,6 +38,8 @@ class Reading:
     """Succeeded: what the stage reported, see ``termination_message``."""
     pod: str | None = None
     """Running: the pod whose output tells the progress."""
+    taken: str | None = None
+    """Running: a pod that somebody is deleting, before any pod has failed."""
 
 
 def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, creation_failure: str = "") -> Reading:
@@ -46,7 +48,7 @@ def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, cre
     if "Complete" in conditions:
         return _read_success(conditions["Complete"], pods, now)
     if "Failed" in conditions:
-        return _read_failure(conditions["Failed"], pods)
+        return _read_failure(conditions["Failed"], pods, now)
     return _read_active(job, pods, creation_failure, suspended="Suspended" in conditions)
 
 
@@ -63,7 +65,9 @@ def _read_active(job: Object, pods: Sequence[Object], creation_failure: str, *, 
     if not running and not any(pod.get("status", {}).get("phase") == "Succeeded" for pod in pods):
         return Reading(state="Waiting", reason="PodsStarting", message="its pods are starting")
     first = min(running, key=_index, default=None)
-    return Reading(state="Running", pod=first["metadata"]["name"] if first else None)
+    # Once a pod has failed, the Job controller deletes the others.
+    taken = None if _endings(pods) else next((pod["metadata"]["name"] for pod in running if _deletion(pod)), None)
+    return Reading(state="Running", pod=first["metadata"]["name"] if first else None, taken=taken)
 
 
 def _index(pod: Object) -> int:
@@ -75,10 +79,14 @@ def _read_success(condition: Object, pods: Sequence[Object], now: datetime.datet
         ended = _terminated(pod)
         if ended and ended.get("exitCode") == 0 and (result := termination_message(ended.get("message", ""))):
             return Reading(state="Succeeded", result=result)
-    ended_at = parse_time(condition.get("lastTransitionTime"))
-    if ended_at and (now - ended_at).total_seconds() < POD_LAG_SECONDS and not any(_terminated(pod) for pod in pods):
+    if _just_ended(condition, now) and not any(_terminated(pod) for pod in pods):
         return Reading(state="Lagging")
     return Reading(state="Succeeded")
+
+
+def _just_ended(condition: Object, now: datetime.datetime) -> bool:
+    ended_at = parse_time(condition.get("lastTransitionTime"))
+    return ended_at is not None and (now - ended_at).total_seconds() < POD_LAG_SECONDS
 
 
 def termination_message(text: str) -> dict[str, Any]:
@@ -93,27 +101,70 @@ def termination_message(text: str) -> dict[str, Any]:
 _RULE_EXIT = re.compile(r"failed with exit code (\d+)")
 
 
-def _read_failure(condition: Object, pods: Sequence[Object]) -> Reading:
+def _read_failure(condition: Object, pods: Sequence[Object], now: datetime.datetime) -> Reading:
     """Why a Job failed. Its own message outlives its pods; the pods know more."""
     reason, message = condition.get("reason", ""), condition.get("message", "")
-    endings = [(pod, ended) for pod in pods if (ended := _terminated(pod)) and ended.get("exitCode") != 0]
-    endings.sort(key=lambda found: found[1].get("finishedAt") or "")
+    endings = _endings(pods)
     if reason in ("FailedIndexes", "MaxFailedIndexesExceeded"):
         return _read_failed_shards(message, endings)
-    own_fault = _own_fault(endings)
-    if own_fault:
-        return own_fault
-    conditions = (c for pod in pods for c in _pod_conditions(pod))
-    disrupted = next((c for c in conditions if c.get("type") == "DisruptionTarget" and c.get("status") == "True"), None)
-    if disrupted or "DisruptionTarget" in message:
-        said = (disrupted or {}).get("message") or message
-        return Reading(state="Failed", reason="Disrupted", message=shorten(f"a pod was taken away: {said}"), counted=False)
+    if found := _own_fault(endings) or _disruption(message, pods, endings):
+        return found
     if endings:
         # A rank that lost another one fails too: the exit that is nobody's consequence is the first.
         return _exited(*endings[0])
-    if match := _RULE_EXIT.search(message):
-        return _exit_reading(int(match[1]), message)
-    return Reading(state="Failed", reason=reason or "JobFailed", message=shorten(message or "the Job failed"))
+    if rule := _RULE_EXIT.search(message):
+        return _exit_reading(int(rule[1]), message)
+    return _unexplained(condition, pods, now)
+
+
+def _disruption(message: str, pods: Sequence[Object], endings: Sequence[tuple[Object, Object]]) -> Reading | None:
+    """A pod that was taken away, where that is what ended the Job."""
+    conditions = (c for pod in pods for c in _pod_conditions(pod))
+    disrupted = next((c for c in conditions if c.get("type") == "DisruptionTarget" and c.get("status") == "True"), None)
+    if disrupted or "DisruptionTarget" in message:
+        return taken_away((disrupted or {}).get("message") or message)
+    rule = _RULE_EXIT.search(message)
+    if rule and int(rule[1]) == EXIT_TERMINATED:
+        return _exit_reading(EXIT_TERMINATED, message)
+    if endings and _was_deleted(*endings[0]):
+        return taken_away(f"{endings[0][0]['metadata']['name']} was deleted")
+    return None
+
+
+def _unexplained(condition: Object, pods: Sequence[Object], now: datetime.datetime) -> Reading:
+    """A failed Job none of whose pods says how it ended."""
+    reason, message = condition.get("reason") or "JobFailed", condition.get("message") or "the Job failed"
+    refused = next((pod for pod in pods if pod.get("status", {}).get("phase") == "Failed" and not _terminated(pod)), None)
+    if refused:  # by its node, before its container ran
+        said = (refused["metadata"]["name"], *(refused["status"].get(key) for key in ("reason", "message")))
+        return Reading(state="Failed", reason="JobFailed", message=shorten(": ".join(filter(None, said))))
+    if reason != "BackoffLimitExceeded":
+        return Reading(state="Failed", reason=reason, message=shorten(message))
+    # A pod failed, and a pod that has failed stays for as long as its Job does: this one was deleted.
+    return Reading(state="Lagging") if _just_ended(condition, now) else taken_away("it was deleted before it could say how it ended")
+
+
+def taken_away(said: str) -> Reading:
+    """Failed by somebody who deleted a pod, or took its node: not the stage's own fault."""
+    return Reading(state="Failed", reason="Disrupted", message=shorten(f"a pod was taken away: {said}"), counted=False)
+
+
+def _endings(pods: Sequence[Object]) -> list[tuple[Object, Object]]:
+    """Pods that failed and how, the first one first; of the same second, those that nobody deleted."""
+    found = [(pod, ended) for pod in pods if (ended := _terminated(pod)) and ended.get("exitCode") != 0]
+    return sorted(found, key=lambda each: (each[1].get("finishedAt") or "", _deletion(each[0]) is not None))
+
+
+def _deletion(pod: Object) -> datetime.datetime | None:
+    """When somebody asked for a pod's deletion: its timestamp says when the time to end is over."""
+    due = parse_time(pod["metadata"].get("deletionTimestamp"))
+    return due - datetime.timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0) if due else None
+
+
+def _was_deleted(pod: Object, ended: Object) -> bool:
+    """Whether a pod's end came of its deletion."""
+    asked, finished = _deletion(pod), parse_time(ended.get("finishedAt"))
+    return asked is not None and (finished is None or asked <= finished)
 
 
 def _own_fault(endings: Sequence[tuple[Object, Object]]) -> Reading | None:

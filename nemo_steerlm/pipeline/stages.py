@@ -20,6 +20,8 @@ ModelRole = Literal["value", "steer"]
 
 MODEL_FOLDER = "hf"
 """Where a training stage puts the exported model, inside its own folder."""
+SPLITS = ("train.jsonl", "val.jsonl")
+"""The records that annotation and sampling leave for a training."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,8 +44,9 @@ class Stage:
 
     name: str
     kind: Kind
-    after: tuple[str, ...] = ()
-    """Stages whose outputs it reads."""
+    reads: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Of each earlier stage the outputs that change this one's result. A training's metrics hold its speed and ``model.nemo`` its time of
+    writing: what stands for a model is the exported one."""
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The manifest fields that change its result, as plain data."""
     files: tuple[str, ...] = ()
@@ -54,6 +57,11 @@ class Stage:
     parallel: ParallelSpec = ParallelSpec()
     shards: int = 1
 
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Stages whose outputs it reads."""
+        return tuple(self.reads)
+
     def command(self, manifest: str, workdir: str) -> list[str]:
         """The arguments of ``steerlm`` that run it, servers and shard left to the executor."""
         return ["stage", self.name, "--manifest", manifest, "--workdir", workdir]
@@ -61,7 +69,7 @@ class Stage:
     def input_hash(self, file_digests: Mapping[str, str], outputs: Mapping[str, Mapping[str, str]], salt: str = "") -> str:
         """sha256 over everything that changes the result, and nothing that does not (replicas, devices, addresses).
 
-        ``file_digests`` has a digest for each of ``files``; ``outputs`` the output digests of each stage in ``after``. Another ``salt``
+        ``file_digests`` has a digest for each of ``files``; ``outputs`` the output digests of each stage in ``reads``. Another ``salt``
         is another hash: how a cluster asks for work that is done to be done again.
         """
         described = {
@@ -69,7 +77,7 @@ class Stage:
             "kind": self.kind,
             "fields": self.fields,
             "files": {reference: file_digests[reference] for reference in self.files},
-            "inputs": {name: dict(outputs[name]) for name in self.after},
+            "inputs": {name: {output: outputs[name][output] for output in read} for name, read in self.reads.items()},
             **({"salt": salt} if salt else {}),
         }
         text = json.dumps(described, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -80,25 +88,26 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
     """Every stage of a pipeline in the order they run, without ``serve`` (it is no work that ends)."""
     spec = manifest.spec
     teach = _plain(spec, "attributes", "model") | {"system": spec.data.system}
+    rated, unlabelled = ("value_train.jsonl", "value_val.jsonl"), ("annotate_train.jsonl", "annotate_val.jsonl")
     graph = [
         Stage(
             name="prepare",
             kind="prepare",
             fields=_plain(spec, "attributes", "data", "model"),
             files=(*_data_files(spec), spec.model.base),
-            outputs=("value_train.jsonl", "value_val.jsonl", "annotate_train.jsonl", "annotate_val.jsonl", "tokenizer"),
+            outputs=(*rated, *unlabelled, "tokenizer"),
         ),
-        _train("train-value", spec.train_value, teach, after=("prepare",), base=spec.model.base),
+        _train("train-value", spec.train_value, teach, {"prepare": rated}, base=spec.model.base),
         Stage(
             name="annotate",
             kind="annotate",
-            after=("prepare", "train-value"),
+            reads={"prepare": (*unlabelled, "tokenizer"), "train-value": (MODEL_FOLDER,)},
             fields={"turns": spec.annotate.turns, **_plain(spec, "model")},
-            outputs=("train.jsonl", "val.jsonl", "summary.json"),
+            outputs=(*SPLITS, "summary.json"),
             servers=(_servers("value", "train-value", spec),),
             shards=spec.annotate.shards,
         ),
-        _train("train-steer", spec.train_steer, teach, after=("prepare", "annotate"), base=spec.model.base),
+        _train("train-steer", spec.train_steer, teach, {"annotate": SPLITS}, base=spec.model.base),
     ]
     for number in range(1, spec.bootstrap.rounds + 1):
         graph += _bootstrap(number, spec, teach, previous=graph[-1].name)
@@ -106,7 +115,12 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
         Stage(
             name="evaluate",
             kind="evaluate",
-            after=("prepare", "train-value", "annotate", graph[-1].name),
+            reads={
+                "prepare": ("value_train.jsonl", "annotate_val.jsonl", "tokenizer"),
+                "train-value": (MODEL_FOLDER,),
+                "annotate": SPLITS,
+                graph[-1].name: (MODEL_FOLDER,),
+            },
             fields=_plain(spec, "attributes", "evaluate", "model"),
             outputs=("metrics.json", "samples.jsonl", "report.html"),
             servers=(_servers("value", "train-value", spec), _servers("steer", graph[-1].name, spec)),
@@ -135,12 +149,12 @@ def train_spec(manifest: SteerLMPipeline, stage: Stage) -> TrainSpec:
     return manifest.spec.train_value if stage.name == "train-value" else manifest.spec.train_steer
 
 
-def _train(name: str, spec: TrainSpec, teach: Mapping[str, Any], *, after: tuple[str, ...], base: str | None) -> Stage:
+def _train(name: str, spec: TrainSpec, teach: Mapping[str, Any], reads: Mapping[str, tuple[str, ...]], *, base: str | None) -> Stage:
     result = spec.model_dump(mode="json", by_alias=True, exclude={"parallel", "micro_batch_size"})
     return Stage(
         name=name,
         kind="train",
-        after=after,
+        reads=reads,
         fields={**teach, "train": result},
         files=(base,) if base else (),
         outputs=("model.nemo", MODEL_FOLDER, "metrics.json"),
@@ -152,12 +166,12 @@ def _bootstrap(number: int, spec: PipelineSpec, teach: Mapping[str, Any], *, pre
     sample = Stage(
         name=f"bootstrap-{number}-sample",
         kind="sample",
-        after=("annotate", "train-value", previous),
+        reads={"prepare": ("tokenizer",), "annotate": SPLITS, "train-value": (MODEL_FOLDER,), previous: (MODEL_FOLDER,)},
         fields={"round": number, **_plain(spec, "attributes", "bootstrap")},
-        outputs=("train.jsonl", "val.jsonl"),
+        outputs=SPLITS,
         servers=(_servers("value", "train-value", spec), _servers("steer", previous, spec)),
     )
-    train = _train(f"bootstrap-{number}-train", spec.train_steer, teach, after=("prepare", sample.name, previous), base=None)
+    train = _train(f"bootstrap-{number}-train", spec.train_steer, teach, {sample.name: SPLITS, previous: (MODEL_FOLDER,)}, base=None)
     return sample, train
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import ssl
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import aiohttp.web
@@ -30,6 +32,8 @@ class FaultProxy:
         self.watch_events: int | None = None
         """Watches are cut after so many events."""
         self.requests = self.writes = self.faults = 0
+        self._open: set[aiohttp.web.Request] = set()
+        self._gap: asyncio.Event | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -54,24 +58,49 @@ class FaultProxy:
         async def end() -> None:
             await self._runner.cleanup()
             await self._session.close()
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in left:
+                task.cancel()
+            await asyncio.gather(*left, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(end(), self._loop).result(20)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(20)
 
+    @contextlib.contextmanager
+    def expired(self, *, in_stream: bool) -> Iterator[None]:
+        """Cut all watches, and answer those that are asked for meanwhile at the end: 410 Gone, as a status or as the stream's first event."""
+        self._in_stream = in_stream
+
+        async def begin() -> None:
+            self._gap = asyncio.Event()
+            for request in self._open:
+                if request.transport:
+                    request.transport.close()
+
+        async def end() -> None:
+            if self._gap:
+                self._gap.set()
+            self._gap = None
+
+        asyncio.run_coroutine_threadsafe(begin(), self._loop).result(20)
+        yield
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result(20)
+
     async def _handle(self, request: aiohttp.web.Request) -> aiohttp.web.StreamResponse:
         self.requests += 1
+        if self._gap and "watch=true" in request.path_qs:
+            await self._gap.wait()
+            self.faults += 1
+            said = failure(410, "Expired")
+            return (
+                aiohttp.web.json_response({"type": "ERROR", "object": said})
+                if self._in_stream
+                else aiohttp.web.json_response(said, status=410)
+            )
         if status := self.fault(request.method, request.path_qs, self.requests):
             self.faults += 1
-            said = {
-                "kind": "Status",
-                "apiVersion": "v1",
-                "metadata": {},
-                "status": "Failure",
-                "code": status,
-                "message": "a fault on purpose",
-            }
-            return aiohttp.web.json_response(said | {"reason": "Expired" if status == 410 else "Fault"}, status=status)
+            return aiohttp.web.json_response(failure(status, "Fault"), status=status)
         headers = {k: v for k, v in request.headers.items() if k.lower() not in ("host", "content-length", "transfer-encoding")}
         timeout = aiohttp.ClientTimeout(total=None)
         async with self._session.request(
@@ -90,10 +119,27 @@ class FaultProxy:
         response = aiohttp.web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
         await response.prepare(request)
         left = self.watch_events
-        async for line in answer.content:
-            await response.write(line)
-            if left is not None and (left := left - 1) <= 0:
-                if request.transport:
-                    request.transport.close()  # in the middle of the stream, without its end
-                break
+        self._open.add(request)
+        try:
+            async for line in answer.content:
+                await response.write(line)
+                if left is not None and (left := left - 1) <= 0:
+                    if request.transport:
+                        request.transport.close()  # in the middle of the stream, without its end
+                    break
+        finally:
+            self._open.discard(request)
         return response
+
+
+def failure(code: int, reason: str) -> dict[str, Any]:
+    """The Status object that goes with an error."""
+    return {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "code": code,
+        "reason": reason,
+        "message": "on purpose",
+    }

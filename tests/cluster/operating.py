@@ -121,6 +121,16 @@ class Operator:
         with self._lock, self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "steerlm_operator"], env=self.environment, stdout=log, stderr=log)
 
+    def until_ready(self, seconds: float = 60) -> None:
+        """Wait until this life has reached the API server. Raises TimeoutError."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            with contextlib.suppress(IndexError, httpx.TransportError):
+                if self.page("/readyz").status_code == 200:
+                    return
+            time.sleep(0.1)
+        raise TimeoutError(self.log.read_text()[-3000:])
+
     def kill(self) -> None:
         """kill -9."""
         assert self.process

@@ -163,6 +163,10 @@ class Namespace:
         """Jobs by name."""
         return {job.metadata.name: job for job in self.batch.list_namespaced_job(self.name).items}
 
+    def pod(self, job: str) -> Any:
+        """A pod of a Job."""
+        return self.core.list_namespaced_pod(self.name, label_selector=f"batch.kubernetes.io/job-name={job}").items[0]
+
     def deployments(self) -> dict[str, Any]:
         """Deployments by name."""
         return {item.metadata.name: item for item in self.apps.list_namespaced_deployment(self.name).items}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from local_cluster.cluster import LocalCluster
 
 from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.operating import Operator
+from tests.cluster.stand_in import DONE, RUNNING, job_of
 
 JOBS = {"p-prepare-1", "p-train-value-1", "p-annotate-1", "p-annotate-merge-1", "p-train-steer-1", "p-evaluate-1"}
 
@@ -27,8 +29,8 @@ def proxied(proxy, namespace, tmp_path):
     running.kill()
 
 
-def check_the_end(pipelines):
-    end = pipelines.until(lambda s: s.ended, seconds=240)
+def check_the_end(pipelines, seconds=240):
+    end = pipelines.until(lambda s: s.ended, seconds=seconds)
     assert end.holds("Complete"), end.status
     assert set(end.attempts().values()) == {1}
     assert set(pipelines.jobs()) == JOBS
@@ -56,18 +58,48 @@ def test_watches_are_cut(proxy, pipelines, kubelet):
     check_the_end(pipelines)
 
 
-def test_the_operator_is_killed_between_its_writes(proxy, proxied, pipelines, kubelet):
-    """kill -9 once every fifth write has arrived, before its answer has; the next life carries on."""
+@pytest.mark.parametrize("stream", [False, True], ids=["by status", "in the stream"])
+def test_a_watch_too_old_to_go_on_begins_again(proxy, proxied, pipelines, kubelet, stream):
+    """410 Gone: what changed meanwhile is in no watch any longer, a Job that somebody deleted among it."""
+    node = kubelet(lambda pod: RUNNING if job_of(pod) == "p-prepare-1" else DONE)
+    pipelines.create(annotate={"shards": 2})
+    pipelines.until(lambda s: s.stages.get("prepare", {}).get("phase") == "Running", seconds=120)
+    with proxy.expired(in_stream=stream):
+        pipelines.batch.delete_namespaced_job("p-prepare-1", pipelines.name, propagation_policy="Background")
+        pipelines.until_gone(pipelines.batch.list_namespaced_job)
+        pipelines.until_gone(pipelines.core.list_namespaced_pod)
+        node.behaves = lambda _: DONE
+    check_the_end(pipelines)
+    assert proxied.process.poll() is None, "it went on by itself"
+
+
+@pytest.mark.parametrize("moment", ["while it writes", "while all is quiet"])
+@pytest.mark.usefixtures("operator")
+def test_the_api_server_is_restarted(control_plane, pipelines, kubelet, moment):
+    if not isinstance(control_plane, LocalCluster):
+        pytest.skip("another's API server is not restarted")
+    node = kubelet(lambda pod: RUNNING if job_of(pod) == "p-train-value-1" else DONE)
+    pipelines.create(annotate={"shards": 2})
+    if moment == "while all is quiet":
+        pipelines.until(lambda s: s.stages.get("train-value", {}).get("phase") == "Running")
+    control_plane.restart("kube-apiserver")
+    before = pipelines.until(lambda s: s.stages.get("train-value", {}).get("phase") == "Running", seconds=120)
+    node.play(pipelines.pod("p-train-value-1"), DONE)
+    check_the_end(pipelines)
+    assert before.attempts()["train-value"] == 1
+
+
+def test_the_operator_is_killed_after_each_of_its_writes(proxy, proxied, pipelines, kubelet):
+    """kill -9 once a write has arrived, before its answer has. Each life writes once, and the next carries on, to the end."""
     kubelet()
-    kills = []
+    lives = []
 
     def kill(number):
-        if number % 5 == 0 and len(kills) < 5:
-            kills.append(number)
-            proxied.kill()
-            proxied.start()
+        lives.append(number)
+        proxied.kill()
+        proxied.start()
 
     proxy.after_write = kill
     pipelines.create(annotate={"shards": 2})
-    check_the_end(pipelines)
-    assert len(kills) == 5
+    check_the_end(pipelines, seconds=600)
+    assert len(lives) > 30

@@ -22,7 +22,18 @@ from steerlm_operator.controller import Controller
 from steerlm_operator.draft import finished
 
 NAME = ("team", "p")
-PERMANENT = (2, 65, 78)
+CODES = {
+    "exit 1": 1,
+    "exit 65": 65,
+    "exit 69": 69,
+    "oom": 137,
+    "terminated": 143,
+    "disrupted": 143,
+    "deleted": 137,
+    "deleted and gone": 137,
+    "pods lost": 1,
+}
+"""How a Job may fail, and the exit code that its pods have then."""
 
 
 class Crash(BaseException):
@@ -129,6 +140,13 @@ class World:
                 pod["status"] = {"phase": "Succeeded" if code == 0 else "Failed", "containerStatuses": [{"state": {"terminated": ended}}]}
                 if disrupted:
                     pod["status"]["conditions"] = [{"type": "DisruptionTarget", "status": "True", "message": "preempted"}]
+                self._stamp(pod)
+
+    def delete_pods(self, job, only=None):
+        """Somebody asked for it a moment ago, and they had no time to end."""
+        for name, pod in self.pods.items():
+            if pod["metadata"]["ownerReferences"][0]["uid"] == job["metadata"]["uid"] and only in (None, name):
+                pod["metadata"] |= {"deletionTimestamp": self.now.strftime("%Y-%m-%dT%H:%M:%SZ"), "deletionGracePeriodSeconds": 0}
                 self._stamp(pod)
 
     def end_job(self, job, kind, reason="", message=""):
@@ -288,15 +306,14 @@ class Lifetime(RuleBasedStateMachine):
         self.world.end_job(job, "Complete")
 
     @precondition(lambda self: self.world.jobs())
-    @rule(data=st.data(), how=st.sampled_from(["exit 1", "exit 65", "exit 69", "oom", "terminated", "disrupted", "pods lost"]))
+    @rule(data=st.data(), how=st.sampled_from(sorted(CODES)))
     def job_fails(self, data, how):
         job = data.draw(st.sampled_from(self.world.jobs()))
         self.world.start_pods(job)
         self.fail_job(job, how)
 
     def fail_job(self, job, how):
-        codes = {"exit 1": 1, "exit 65": 65, "exit 69": 69, "oom": 137, "terminated": 143, "disrupted": 143, "pods lost": 1}
-        code, name = codes[how], job["metadata"]["name"]
+        code, name = CODES[how], job["metadata"]["name"]
         self.world.end_pods(job, code, reason="OOMKilled" if how == "oom" else "Error", message="it said so", disrupted=how == "disrupted")
         sharded = job["spec"]["completions"] > 1 and "backoffLimitPerIndex" in job["spec"]
         message = (
@@ -304,13 +321,31 @@ class Lifetime(RuleBasedStateMachine):
         )
         if sharded:
             self.world.end_job(job, "Failed", "FailedIndexes", "Job has failed indexes")
+        elif how.startswith("deleted"):
+            self.world.end_job(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
         else:
             self.world.end_job(job, "Failed", "PodFailurePolicy", f"Container main for pod team/{name}-0 {message}")
-        if how == "pods lost":
+        if how == "deleted":
+            self.world.delete_pods(job)
+        if how in ("pods lost", "deleted and gone"):
             self.world.pods = {n: p for n, p in self.world.pods.items() if not n.startswith(f"{name}-")}
-        if how not in ("terminated", "disrupted"):
+        if sharded or how not in ("terminated", "disrupted", "deleted", "deleted and gone"):
             stage = job["metadata"]["labels"][names.STAGE]
             self.world.counted_failures[stage] = self.world.counted_failures.get(stage, 0) + 1
+
+    @precondition(lambda self: any(job["spec"]["completions"] > 1 and "backoffLimit" in job["spec"] for job in self.world.jobs()))
+    @rule()
+    def somebody_deletes_a_rank(self):
+        """The operator sees it go; the other rank fails of it, and only that one is there to be asked in the end."""
+        job = next(job for job in self.world.jobs() if job["spec"]["completions"] > 1 and "backoffLimit" in job["spec"])
+        self.world.start_pods(job)
+        gone = f"{job['metadata']['name']}-1"
+        self.world.delete_pods(job, gone)
+        self.settle()
+        del self.world.pods[gone]
+        self.settle()
+        self.world.end_pods(job, 1)
+        self.world.end_job(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
 
     @precondition(lambda self: self.world.jobs(active=False))
     @rule(data=st.data())

@@ -15,7 +15,17 @@ def job(kind=None, reason="", message="", ago=60):
 
 
 def pod(
-    code=None, *, reason="", message="", index=0, at="2026-01-01T00:00:00Z", disrupted=False, phase=None, waiting=None, unschedulable=None
+    code=None,
+    *,
+    reason="",
+    message="",
+    index=0,
+    at="2026-01-01T00:00:00Z",
+    disrupted=False,
+    deleted=None,
+    phase=None,
+    waiting=None,
+    unschedulable=None,
 ):
     status = {"phase": phase or ("Succeeded" if code == 0 else "Failed" if code else "Running"), "conditions": []}
     if code is not None:
@@ -31,9 +41,13 @@ def pod(
     if unschedulable:
         status["phase"] = "Pending"
         status["conditions"].append({"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": unschedulable})
-    return {"metadata": {"name": f"j-{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}, "status": status}
+    metadata = {"name": f"j-{index}", "annotations": {"batch.kubernetes.io/job-completion-index": str(index)}}
+    if deleted:  # the time by which it has to be gone, half a minute after somebody asked
+        metadata |= {"deletionTimestamp": deleted, "deletionGracePeriodSeconds": 30}
+    return {"metadata": metadata, "status": status}
 
 
+LIMIT = "Job has reached the specified backoff limit"
 FAILURES = [
     # pods, the Job's message, reason, counted, permanent
     ([pod(2, message="steerlm: unknown stage")], "", "WrongManifest", True, True),
@@ -54,7 +68,35 @@ FAILURES = [
     # The pods are gone; the Job's message tells.
     ([], "Container main for pod a/b failed with exit code 65 matching FailJob rule at index 2", "BadData", True, True),
     ([], "Pod a/b has condition DisruptionTarget matching FailJob rule at index 0", "Disrupted", False, False),
-    ([], "Job has reached the specified backoff limit", "BackoffLimitExceeded", True, False),
+    ([], LIMIT, "Disrupted", False, False),
+    # Deleted at 0:00, and so stubborn that it was killed; another rank failed of it.
+    ([pod(137, at="2026-01-01T00:00:30Z", deleted="2026-01-01T00:00:30Z")], LIMIT, "Disrupted", False, False),
+    (
+        [pod(1, index=0, at="2026-01-01T00:00:09Z"), pod(137, index=1, at="2026-01-01T00:00:02Z", deleted="2026-01-01T00:00:30Z")],
+        LIMIT,
+        "Disrupted",
+        False,
+        False,
+    ),
+    # Failed at 0:01; the Job's controller then deleted the other rank, or somebody this one.
+    (
+        [pod(1, index=0, at="2026-01-01T00:00:01Z"), pod(137, index=1, at="2026-01-01T00:00:01Z", deleted="2026-01-01T00:00:31Z")],
+        LIMIT,
+        "StageError",
+        True,
+        False,
+    ),
+    ([pod(1, at="2026-01-01T00:00:01Z", deleted="2026-01-01T00:01:00Z")], LIMIT, "StageError", True, False),
+    # It ended well of its deletion, and the rank that lost it did not.
+    (
+        [pod(1, index=0)],
+        "Container main for pod a/b failed with exit code 143 matching FailJob rule at index 1",
+        "Terminated",
+        False,
+        False,
+    ),
+    # The node would not have it.
+    ([pod(phase="Failed")], LIMIT, "JobFailed", True, False),
 ]
 
 
@@ -63,6 +105,19 @@ def test_failures(pods, message, reason, counted, permanent):
     reading = read_job(job("Failed", "BackoffLimitExceeded", message), pods, NOW)
     assert (reading.state, reading.reason, reading.counted, reading.permanent) == ("Failed", reason, counted, permanent)
     assert reading.message
+
+
+@pytest.mark.parametrize("pods", [[], [pod()]])
+def test_pods_that_say_how_a_job_failed_are_waited_for_a_moment(pods):
+    assert read_job(job("Failed", "BackoffLimitExceeded", LIMIT, ago=1), pods, NOW).state == "Lagging"
+    assert read_job(job("Failed", "BackoffLimitExceeded", LIMIT, ago=1), [pod(1)], NOW).reason == "StageError"
+
+
+def test_a_pod_that_is_being_deleted_is_noticed_unless_another_has_failed():
+    going = pod(index=1, deleted="2026-01-01T00:00:30Z")
+    assert read_job(job(), [pod(), going], NOW).taken == "j-1"
+    assert read_job(job(), [pod(), pod(index=1)], NOW).taken is None
+    assert read_job(job(), [pod(1), going], NOW).taken is None
 
 
 def test_a_failed_shard_names_itself_and_is_final():

@@ -32,11 +32,12 @@ def test_the_order_without_and_with_bootstrap_rounds():
 
 @given(rounds=st.integers(0, 6))
 def test_a_stage_reads_only_what_earlier_stages_wrote(rounds):
-    seen = set()
+    seen = {}
     for stage in graph("spec.bootstrap.rounds", rounds):
-        assert seen.issuperset(stage.after)
-        assert seen.issuperset(need.stage for need in stage.servers)
-        seen.add(stage.name)
+        for name, outputs in stage.reads.items():
+            assert set(outputs) <= set(seen[name])
+        assert set(stage.after) >= {need.stage for need in stage.servers}
+        seen[stage.name] = stage.outputs
 
 
 @pytest.mark.parametrize(
@@ -74,9 +75,19 @@ def test_where_and_how_wide_a_stage_runs_changes_no_hash(path, value):
 def test_another_digest_of_an_input_changes_the_hash():
     stage = find(graph(), "train-value")
     files = dict.fromkeys(stage.files, "sha256:1")
-    outputs = {"prepare": {"value_train.jsonl": "sha256:0"}}
-    assert stage.input_hash(files, outputs) != stage.input_hash(files, {"prepare": {"value_train.jsonl": "sha256:2"}})
+    outputs = {"prepare": {"value_train.jsonl": "sha256:0", "value_val.jsonl": "sha256:0"}}
+    assert stage.input_hash(files, outputs) != stage.input_hash(files, {"prepare": {**outputs["prepare"], "value_val.jsonl": "sha256:2"}})
     assert stage.input_hash(files, outputs) != stage.input_hash(dict.fromkeys(stage.files, "sha256:2"), outputs)
+
+
+@pytest.mark.parametrize(("output", "changed"), [("metrics.json", set()), ("model.nemo", set()), ("hf", {"annotate", "evaluate"})])
+def test_a_training_done_again_with_the_same_result_changes_no_hash(output, changed):
+    """Its metrics hold its speed, and model.nemo when it was written: only the exported model is what others read."""
+    before = hashes(graph())
+    outputs = {stage.name: dict.fromkeys(stage.outputs, "sha256:0") for stage in graph()}
+    outputs["train-value"][output] = "sha256:2"
+    after = {stage.name: stage.input_hash(dict.fromkeys(stage.files, "sha256:1"), outputs) for stage in graph()}
+    assert {name for name in before if before[name] != after[name]} == changed
 
 
 def test_an_unknown_stage_is_named_with_the_nearest():

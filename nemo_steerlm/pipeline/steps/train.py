@@ -61,8 +61,7 @@ def launcher(parallel: ParallelSpec) -> list[str]:
 
 def overrides(run: Run, spec: PipelineSpec, training: TrainSpec, info: Path) -> list[str]:
     """The trainer's arguments: train_gpt_sft's keys."""
-    source = "prepare" if run.stage.name == "train-value" else run.stage.after[1]
-    names = ("value_train.jsonl", "value_val.jsonl") if source == "prepare" else ("train.jsonl", "val.jsonl")
+    source, names = next(iter(run.stage.reads.items()))
     train_file, validation_file = (run.input(source, name) for name in names)
     parallel = training.parallel
     values: dict[str, Any] = {
