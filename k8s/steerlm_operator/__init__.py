@@ -3,7 +3,9 @@
 Belongs here: naming, building and watching Kubernetes objects, and deciding what comes next. Does not: what a stage is or does
 (``nemo_steerlm.pipeline``), and anything that computes.
 
-    handlers    kopf and asyncio: watches, queue, writes        the only module that imports kopf
+    handlers    kopf: the process's life and credentials
+    watches     what there is, kept up to date
+    controller  the queue, and the order of writes
     cluster     requests to the API server
     reconcile   plan(resource, observed) -> decision, pure      progress, readings: its parts
     resources/  plain values in, Kubernetes objects out, pure

@@ -11,7 +11,7 @@ import json
 import logging
 import ssl
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ from steerlm_operator.models import Object
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30
+WATCH_SILENCE_SECONDS = 90
+"""The API server sends a bookmark a minute: a watch that is silent for longer is dead."""
+LONGEST_LINE_BYTES = 4 << 20
+"""Of one event: etcd takes objects of a megabyte and a half."""
+PAGE = 100
+"""Objects of one answer to a list: what is parsed at once has to fit the memory too."""
 LOG_TAIL_BYTES = 64 << 10
 PLURALS = {
     "SteerLMPipeline": "steerlmpipelines",
@@ -41,6 +47,11 @@ PLURALS = {
 }
 
 
+_JSON = "application/json"
+_METADATA = f"{_JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+_METADATA_LIST = f"{_JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
+
+
 class ApiError(Exception):
     """The API server said no, or could not be reached (status 0)."""
 
@@ -50,10 +61,10 @@ class ApiError(Exception):
         self.message = message
 
 
-def url_path(api_version: str, kind: str, namespace: str, name: str = "", subresource: str = "") -> str:
-    """The path of a collection, an object or its subresource."""
+def url_path(api_version: str, kind: str, namespace: str | None, name: str = "", subresource: str = "") -> str:
+    """The path of a collection, an object or its subresource; without a namespace that of all of them."""
     root = f"/api/{api_version}" if "/" not in api_version else f"/apis/{api_version}"
-    parts = [root, "namespaces", namespace, PLURALS[kind], name, subresource]
+    parts = [root, *(("namespaces", namespace) if namespace else ()), PLURALS[kind], name, subresource]
     return "/".join(part for part in parts if part)
 
 
@@ -89,6 +100,45 @@ class Cluster:
             if error.status == 404:
                 return None
             raise
+
+    async def pages(
+        self, api_version: str, kind: str, namespace: str | None, selector: str, *, metadata_only: bool = False
+    ) -> AsyncIterator[Object]:
+        """All objects of a kind with the labels, in one list after another. Raises ApiError; 410 where the listing took too long."""
+        query = {"limit": str(PAGE), "labelSelector": selector}
+        while True:
+            path = url_path(api_version, kind, namespace)
+            page = await self._request("GET", path, query=query, accept=_METADATA_LIST if metadata_only else _JSON)
+            yield page
+            if not (following := page["metadata"].get("continue")):
+                return
+            query["continue"] = following
+
+    async def watch(
+        self, api_version: str, kind: str, namespace: str | None, selector: str, version: str, *, metadata_only: bool = False
+    ) -> AsyncIterator[tuple[str, Object]]:
+        """Changes since ``version`` as ``(ADDED | MODIFIED | DELETED | BOOKMARK, object)``, until the API server ends the stream.
+
+        Raises ApiError; 410 where it remembers nothing that old.
+        """
+        if self._session is None:
+            raise ApiError(0, "not connected: use it as a context manager")
+        query = {"watch": "true", "allowWatchBookmarks": "true", "labelSelector": selector, "resourceVersion": version}
+        headers = self._headers(_METADATA if metadata_only else _JSON)
+        url = f"{self._server}{url_path(api_version, kind, namespace)}"
+        timeout = aiohttp.ClientTimeout(total=None, connect=TIMEOUT_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
+        try:
+            async with self._session.get(url, params=query, headers=headers, timeout=timeout, read_bufsize=LONGEST_LINE_BYTES) as stream:
+                if stream.status >= 400:
+                    self._log_in_again(stream.status)
+                    raise ApiError(stream.status, _message(await stream.text(errors="replace")))
+                async for line in stream.content:
+                    event = json.loads(line)
+                    if event["type"] == "ERROR":
+                        raise ApiError(int(event["object"].get("code") or 0), str(event["object"].get("message")))
+                    yield event["type"], event["object"]
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise ApiError(0, f"the watch broke off: {type(error).__name__}: {error}") from error
 
     async def apply(self, wanted: Object, *, force: bool) -> None:
         """Server-side apply. Without ``force`` an object that somebody else made with other content is a 409. Raises ApiError."""
@@ -190,25 +240,45 @@ class Cluster:
         return found
 
     async def _text(
-        self, method: str, path: str, body: object = None, *, query: Mapping[str, str] | None = None, content_type: str = "application/json"
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        content_type: str = _JSON,
+        accept: str = _JSON,
     ) -> str:
         if self._session is None:
             raise ApiError(0, "not connected: use it as a context manager")
-        status, text = await self._send(self._session, method, path, body, query, content_type)
-        if status == 401 and (connection := self._login()):
-            # Service account tokens are replaced on disk before they run out.
-            self.renew(connection)
-            status, text = await self._send(self._session, method, path, body, query, content_type)
+        headers = {"Content-Type": content_type}
+        status, text = await self._send(self._session, method, path, body, query, headers | self._headers(accept))
+        if self._log_in_again(status):
+            status, text = await self._send(self._session, method, path, body, query, headers | self._headers(accept))
         if status >= 400:
             raise ApiError(status, _message(text))
         return text
 
+    def _headers(self, accept: str) -> dict[str, str]:
+        token = self._connection.token
+        return {"Accept": accept, **({"Authorization": f"Bearer {token}"} if token else {})}
+
+    def _log_in_again(self, status: int) -> bool:
+        """Whether a refused request may be tried again: service account tokens are replaced on disk before they run out."""
+        connection = self._login() if status == 401 else None
+        if connection:
+            self.renew(connection)
+        return connection is not None
+
     async def _send(
-        self, session: aiohttp.ClientSession, method: str, path: str, body: object, query: Mapping[str, str] | None, content_type: str
+        self,
+        session: aiohttp.ClientSession,
+        method: str,
+        path: str,
+        body: object,
+        query: Mapping[str, str] | None,
+        headers: Mapping[str, str],
     ) -> tuple[int, str]:
-        headers = {"Accept": "application/json", "Content-Type": content_type}
-        if self._connection.token:
-            headers["Authorization"] = f"Bearer {self._connection.token}"
         data = json.dumps(body).encode() if body is not None else None
         try:
             async with session.request(method, f"{self._server}{path}", params=query, data=data, headers=headers) as response:

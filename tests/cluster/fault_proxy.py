@@ -32,7 +32,7 @@ class FaultProxy:
         self.watch_events: int | None = None
         """Watches are cut after so many events."""
         self.requests = self.writes = self.faults = 0
-        self._open: set[aiohttp.web.Request] = set()
+        self._open: list[asyncio.Transport] = []
         self._gap: asyncio.Event | None = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -69,14 +69,13 @@ class FaultProxy:
 
     @contextlib.contextmanager
     def expired(self, *, in_stream: bool) -> Iterator[None]:
-        """Cut all watches, and answer those that are asked for meanwhile at the end: 410 Gone, as a status or as the stream's first event."""
+        """Cut all watches, and answer those asked for meanwhile at the end: 410 Gone, as a status or as the stream's first event."""
         self._in_stream = in_stream
 
         async def begin() -> None:
             self._gap = asyncio.Event()
-            for request in self._open:
-                if request.transport:
-                    request.transport.close()
+            for transport in self._open:
+                transport.close()
 
         async def end() -> None:
             if self._gap:
@@ -119,16 +118,17 @@ class FaultProxy:
         response = aiohttp.web.StreamResponse(status=answer.status, headers={"Content-Type": "application/json"})
         await response.prepare(request)
         left = self.watch_events
-        self._open.add(request)
+        transport = request.transport
+        assert transport
+        self._open.append(transport)
         try:
             async for line in answer.content:
                 await response.write(line)
                 if left is not None and (left := left - 1) <= 0:
-                    if request.transport:
-                        request.transport.close()  # in the middle of the stream, without its end
+                    transport.close()  # in the middle of the stream, without its end
                     break
         finally:
-            self._open.discard(request)
+            self._open.remove(transport)
         return response
 
 

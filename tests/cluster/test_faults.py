@@ -23,10 +23,20 @@ def proxy(operator_account, tmp_path):
 @pytest.fixture
 def proxied(proxy, namespace, tmp_path):
     """An operator of the test's namespace alone, behind the proxy."""
-    running = Operator(proxy.kubeconfig, tmp_path / "operator", namespaces=[namespace])
-    running.start()
-    yield running
-    running.kill()
+    yield from running(proxy.kubeconfig, namespace, tmp_path)
+
+
+@pytest.fixture
+def direct(operator_account, namespace, tmp_path):
+    """An operator of the test's namespace alone."""
+    yield from running(operator_account.kubeconfig, namespace, tmp_path)
+
+
+def running(kubeconfig, namespace, folder):
+    operator = Operator(kubeconfig, folder / "operator", namespaces=[namespace])
+    operator.start()
+    yield operator
+    operator.kill()
 
 
 def check_the_end(pipelines, seconds=240):
@@ -74,7 +84,7 @@ def test_a_watch_too_old_to_go_on_begins_again(proxy, proxied, pipelines, kubele
 
 
 @pytest.mark.parametrize("moment", ["while it writes", "while all is quiet"])
-@pytest.mark.usefixtures("operator")
+@pytest.mark.usefixtures("direct")
 def test_the_api_server_is_restarted(control_plane, pipelines, kubelet, moment):
     if not isinstance(control_plane, LocalCluster):
         pytest.skip("another's API server is not restarted")

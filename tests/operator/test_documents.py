@@ -18,7 +18,7 @@ KUBERNETES = {
     "Background", "ClaimTemplate", "CreateContainerConfigError", "DisruptionTarget", "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
     "ImageInspectError", "ImagePullBackOff", "InvalidImageName", "Lost", "MaxFailedIndexesExceeded", "PodScheduled",
     "ProgressDeadlineExceeded", "RegistryUnavailable", "ReplicaFailure", "SchedulingGated", "Volcano", "True", "False", "Jobs",
-    "JobSets", "ValidatingAdmissionPolicy", "Coscheduling", "None",
+    "JobSets", "BackoffLimitExceeded", "ValidatingAdmissionPolicy", "Coscheduling", "None",
 }  # fmt: skip
 
 

@@ -342,6 +342,8 @@ class Lifetime(RuleBasedStateMachine):
         gone = f"{job['metadata']['name']}-1"
         self.world.delete_pods(job, gone)
         self.settle()
+        if gone not in self.world.pods:  # it was not wanted anyhow
+            return
         del self.world.pods[gone]
         self.settle()
         self.world.end_pods(job, 1)
@@ -498,3 +500,14 @@ Lifetime.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestLifetime = Lifetime.TestCase
+
+
+def test_what_a_deleted_rank_does_to_the_others_counts_no_failure():
+    life = Lifetime()
+    life.begin(shards=1, rounds=0, nodes=2, done=1)
+    life.settle()
+    life.somebody_deletes_a_rank()
+    life.settle()
+    (training,) = [stage for stage in life.status()["stages"] if stage["name"] == "train-value"]
+    assert (training["phase"], training["reason"], training["countedFailures"]) == ("Retrying", "Disrupted", 0)
+    life.reach_the_end()
