@@ -13,7 +13,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-cluster test-engines lint bench chart clean install
+.PHONY: run test test-cluster test-engines lint browser bench chart clean install
 
 install: $(INSTALLED)
 
@@ -35,7 +35,12 @@ lint: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-test: lint
+# The page's tests want a browser: Debian's, where there is none and we may install it. Without one they say so and skip.
+browser:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& apt-get update -q && apt-get install -qy --no-install-recommends chromium; } || echo "no chromium: the page's tests will skip"
+
+test: lint browser
 	$(BIN)/pytest -m 'not cluster'
 
 # A real control plane and node, as root on Linux; its programs are built once, which takes minutes.

@@ -182,6 +182,7 @@ def run_server(
 
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
     logging.getLogger().handlers[0].setFormatter(JSONLines())
+    logging.captureWarnings(True)  # libraries' warnings too: each line of the log is JSON
     # A line for every request to an upstream would say the request log a second time.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     listener = bind(host, port)
@@ -346,6 +347,6 @@ def read_attributes(options: list[str]) -> dict[str, int | str]:
     for option in options:
         key, equals, value = option.partition("=")
         if not equals:
-            raise UsageError(f"--default {shown(option)}: write name=value, as quality=4")
+            raise UsageError(f"attribute {shown(option)}: write name=value, as quality=4")
         attributes[key] = int(value) if value.lstrip("-").isdigit() else value
     return attributes

@@ -49,9 +49,11 @@ def create_app(service: Service, page: Asking | None = None) -> FastAPI:
         app.include_router(module.router(service))
     _add_health(app, service)
     _add_errors(app)
-    if service.settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(service.settings.cors_origins), allow_methods=["*"], allow_headers=["*"])
     app.add_middleware(Gate, service=service)
+    if service.settings.cors_origins:
+        # Around the gate: a browser tells its page what a refusal says only where the refusal has these headers too.
+        origins = list(service.settings.cors_origins)
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"])
     if page is not None:
         app.add_middleware(Door, asking=page)
     return app
@@ -103,4 +105,6 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    # A message may quote what came in, and that may be no text at all: half a surrogate pair has no encoding.
+    message = message.encode("utf-8", "backslashreplace").decode()
     return JSONResponse({"error": {"code": code, "message": message}}, status, headers)

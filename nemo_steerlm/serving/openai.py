@@ -187,7 +187,7 @@ class _Completions(_Endpoint):
         super().__init__(service, body)
         self.completion = body
         prompts: list[Any] = body.prompt if isinstance(body.prompt, list) and not _is_ids(body.prompt) else [body.prompt]
-        stop_ids = service.prompts.control_stops()[0] | set(body.stop_token_ids or ())
+        stop_ids = service.prompts.stop_ids(body.stop_token_ids)
         wanted = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
         if wanted == 0 and not body.echo:
             raise DataError("max_tokens is 0", instead="ask for a token, or for the prompt with echo")
@@ -257,13 +257,12 @@ class _Chat(_Endpoint):
             raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
         super().__init__(service, body)
         self.chat = body
-        stop_ids, control = service.prompts.control_stops()
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         self.add(
             service.prompts.chat(body.messages, body.attributes or {}),
             None if wanted is None else max(wanted, 1),
-            {"template": service.prompts.template, "control_stops": control},
-            stop_ids=stop_ids | set(body.stop_token_ids or ()),
+            {"template": service.prompts.template, "control_stops": service.prompts.control_stops()[1]},
+            stop_ids=service.prompts.stop_ids(body.stop_token_ids),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 

@@ -41,6 +41,10 @@ class Prompts:
             ids.add(found) if found is not None else strings.append(marker)
         return frozenset(i for i in ids if i >= 0), tuple(strings)
 
+    def stop_ids(self, more: Sequence[int] | None) -> frozenset[int]:
+        """``control_stops``'s ids and ``more``; those that no token has can never be generated and are left out."""
+        return self.control_stops()[0] | {i for i in more or () if 0 <= i < self.tokenizer.vocab_size}
+
     def label(self, attributes: Mapping[str, int | str]) -> str:
         """The label string for ``attributes`` over the defaults. Raises DataError listing what exists."""
         wanted = {**self._defaults, **attributes}

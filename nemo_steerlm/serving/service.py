@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -12,9 +13,10 @@ import msgspec
 from starlette.requests import Request
 
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.serving.model import Delta, Generation, Model
+from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Model
 from nemo_steerlm.serving.prompts import Prompts
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -90,7 +92,7 @@ class Service:
 
     async def merged(self, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Delta], None]:
         """Steps of several answers as they come, each with its answer's number."""
-        steps: asyncio.Queue[tuple[int, Delta | BaseException]] = asyncio.Queue()
+        steps: asyncio.Queue[tuple[int, Delta | SteerLMError]] = asyncio.Queue()
 
         async def follow(index: int, generation: Generation) -> None:
             try:
@@ -98,6 +100,10 @@ class Service:
                     steps.put_nowait((index, delta))
             except SteerLMError as error:
                 steps.put_nowait((index, error))
+            except Exception:
+                # Nobody else looks at this task: whoever waits for its steps would wait until the request's time is up.
+                logger.exception("an answer failed")
+                steps.put_nowait((index, EngineFailedError("the answer failed; see the server's log")))
 
         tasks = [asyncio.create_task(follow(i, g)) for i, g in enumerate(generations)]
         deadline = time.monotonic() + self.settings.request_timeout
@@ -108,7 +114,7 @@ class Service:
                     index, step = await asyncio.wait_for(steps.get(), max(deadline - time.monotonic(), 0.0))
                 except asyncio.TimeoutError as error:
                     raise TimedOutError(f"no complete answer within {self.settings.request_timeout:g} s") from error
-                if isinstance(step, BaseException):
+                if isinstance(step, SteerLMError):
                     raise step
                 yield index, step
                 open_answers -= step.finish is not None

@@ -43,6 +43,7 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(s for s in stops if s)
+        self._longest = max(map(len, self._stops), default=0)
         self._held = ""
         self.found = False
 
@@ -55,7 +56,7 @@ class StopStrings:
         if places:
             self.found = True
             return self._held[: min(places)]
-        keep = _longest(self._held, self._could_start)
+        keep = _longest(self._held, self._could_start, self._longest)
         passed, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return passed
 

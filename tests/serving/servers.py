@@ -26,12 +26,13 @@ class Server(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(folder: Path, *options: str, command: tuple[str, ...] = ("-m", "nemo_steerlm.cli.main", "serve")) -> Iterator[Server]:
-    """A server of ``folder``, up when the block starts; it is stopped by SIGTERM and must exit 0."""
+def running(
+    folder: Path, *options: str, command: tuple[str, ...] = ("-m", "nemo_steerlm.cli.main", "serve"), log: Path | None = None
+) -> Iterator[Server]:
+    """A server of ``folder``, up when the block starts; it is stopped by SIGTERM and must exit 0. ``log``: where its stderr goes."""
     arguments = [sys.executable, *command, str(folder), "--threads", "1", *options] if command[0] == "-m" else [sys.executable, *command]
-    process = subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
+    with (log or Path(os.devnull)).open("w") as errors:
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         assert process.stdout is not None
         line = process.stdout.readline()

@@ -43,6 +43,14 @@ def test_wrong_attributes_are_answered_with_what_exists(client, attributes):
         client.chat.completions.create(model="writer", messages=QUESTION, extra_body={"attributes": attributes})
 
 
+def test_a_prompt_that_is_too_long_is_answered_with_the_limit(client):
+    long = "Once upon a time " * 300
+    with pytest.raises(BadRequestError, match=r"the prompt has \d+ tokens.*this model takes 511 and one to generate"):
+        client.chat.completions.create(model="writer", messages=[{"role": "user", "content": long}])
+    with pytest.raises(BadRequestError, match=r"the prompt has \d+ tokens"):
+        client.completions.create(model="writer", prompt=long)
+
+
 def test_streams_say_what_whole_answers_say(client):
     settings = {"model": "writer", "messages": QUESTION, "seed": 3, "max_tokens": 20, "n": 2, "logprobs": True, "top_logprobs": 2}
     whole = client.chat.completions.create(**settings)

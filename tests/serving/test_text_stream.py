@@ -43,6 +43,13 @@ def test_text_is_cut_before_the_first_stop_string_in_any_chunks(text, cuts, stop
         assert got == text
 
 
+def test_a_long_stop_string_is_found_over_many_tokens():
+    stop = "and so on, " * 40
+    stream = StopStrings([stop, "x"])
+    assert "".join(map(stream.push, chunks("Before. " + stop + "after", [*range(0, 460, 7)]))) == "Before. "
+    assert stream.found
+
+
 def test_tokens_come_out_as_the_whole_text(steer_folder):
     tokenizer = load_tokenizer(steer_folder)
     text = "Once upon a time 日本 naïve 🎈 end"

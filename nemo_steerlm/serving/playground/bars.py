@@ -1,15 +1,29 @@
-"""Readings and short notes as HTML. Everything that a person or a model wrote is escaped."""
+"""Conversations, readings and short notes as HTML. Everything that a person or a model wrote is escaped."""
 
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
 
+_SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
+"""Gradio reads HTML as a template; in text these mean themselves."""
+
 _MOST = 12
 """Values shown of a field: a language has dozens, nearly all of them with nothing."""
+
+
+def conversation(turns: Sequence[Mapping[str, Any]], hint: str = "") -> str:
+    """Chat messages as a log that stays at its end while it grows; ``hint`` where there are none."""
+    said = "".join(f'<p class="turn {turn["role"]}">{_escaped(turn["content"])}</p>' for turn in turns)
+    return f'<div class="log" role="log" aria-label="Conversation" tabindex="0"><div>{said or _remark(hint)}</div></div>'
+
+
+def answer_box(name: str, text: str = "") -> str:
+    """One answer under its name."""
+    return f'<section class="answer" aria-label="{_escaped(name)}"><h3>{_escaped(name)}</h3><p class="turn">{_escaped(text)}</p></section>'
 
 
 def reading(turn: Mapping[str, Any], schema: AttributeSchema) -> str:
@@ -32,16 +46,16 @@ def reading(turn: Mapping[str, Any], schema: AttributeSchema) -> str:
 def _card(name: str, value: str, description: str, probabilities: Mapping[str, float], beside: str) -> str:
     shown = dict(sorted(probabilities.items(), key=lambda pair: -pair[1])[:_MOST])
     bars = "".join(_bar(v, p, chosen=v == value) for v, p in probabilities.items() if v in shown)
-    about = f"<p>{html.escape(description)}</p>" if description else ""
-    head = f"<h3>{html.escape(name)} <strong>{html.escape(value)}</strong> <small>{html.escape(beside)}</small></h3>"
-    return f'<section class="card" data-attribute="{html.escape(name)}">{head}{about}<ul>{bars}</ul></section>'
+    about = f"<p>{_escaped(description)}</p>" if description else ""
+    head = f"<h3>{_escaped(name)} <strong>{_escaped(value)}</strong> <small>{_escaped(beside)}</small></h3>"
+    return f'<section class="card" data-attribute="{_escaped(name)}">{head}{about}<ul>{bars}</ul></section>'
 
 
 def _bar(value: str, probability: float, *, chosen: bool) -> str:
     percent = f"{100 * probability:.0f} %" if probability >= 0.01 else "&lt; 1 %"
     mark = ' class="chosen"' if chosen else ""
     return (
-        f'<li{mark} data-value="{html.escape(value)}"><span class="value">{html.escape(value)}</span>'
+        f'<li{mark} data-value="{_escaped(value)}"><span class="value">{_escaped(value)}</span>'
         f'<span class="track"><span class="fill" style="width: {100 * probability:.1f}%"></span></span>'
         f'<span class="percent">{percent}</span></li>'
     )
@@ -49,10 +63,18 @@ def _bar(value: str, probability: float, *, chosen: bool) -> str:
 
 def note(asked: str, turn: Mapping[str, Any] | None = None) -> str:
     """The label an answer was asked for, and the one it reads as."""
-    read = f" · reads as <code>{html.escape(turn['label'])}</code>" if turn else ""
-    return f'<p class="note">asked for <code>{html.escape(asked)}</code>{read}</p>'
+    read = f" · reads as <code>{_escaped(turn['label'])}</code>" if turn else ""
+    return f'<p class="note">asked for <code>{_escaped(asked)}</code>{read}</p>'
 
 
 def alert(message: str) -> str:
     """A problem, announced by screen readers. Empty for none."""
-    return f'<p class="problem" role="alert">{html.escape(message)}</p>' if message else ""
+    return f'<p class="problem" role="alert">{_escaped(message)}</p>' if message else ""
+
+
+def _remark(text: str) -> str:
+    return f'<p class="note">{_escaped(text)}</p>'
+
+
+def _escaped(text: str) -> str:
+    return html.escape(text).translate(_SIGNS)

@@ -16,12 +16,14 @@ from starlette.types import ASGIApp
 
 from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.serving.playground.asking import Asking, problem
-from nemo_steerlm.serving.playground.bars import alert, note, reading
+from nemo_steerlm.serving.playground.bars import alert, answer_box, conversation, note, reading
 from nemo_steerlm.serving.playground.controls import AttributeControls, SamplingControls
 from nemo_steerlm.serving.playground.presets import contrast
 from nemo_steerlm.serving.schemas import ChatBody, Message
 
 _STYLE = Path(__file__).with_name("page.css")
+_HINT = "Move a slider, ask, ask again: the same question, written another way."
+_SIDES = {"A": "Answer A", "B": "Answer B"}
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """For every event: the scheduler's queue is the one that bounds, and the API is elsewhere."""
 
@@ -43,7 +45,7 @@ def _blocks(asking: Asking) -> gr.Blocks:
     blocks = gr.Blocks(title=name, analytics_enabled=False)
     with blocks:
         kind = asking.service.model.info.kind
-        gr.HTML(f"<header><h1>{html.escape(name)}</h1><p>{kind} model · {html.escape(_attributes(asking))}</p></header>")
+        _html(f"<header><h1>{html.escape(name)}</h1><p>{kind} model · {html.escape(_attributes(asking))}</p></header>")
         with gr.Tabs():
             if not asking.service.scores:
                 with gr.Tab("Chat", id="chat"):
@@ -54,7 +56,7 @@ def _blocks(asking: Asking) -> gr.Blocks:
                 with gr.Tab("How does it read?", id="read"):
                     _read(asking)
         missing = "" if asking.reader else " · to read texts as well, start the server with --reader"
-        gr.HTML(f'<footer><a href="../docs">API</a> · <a href="../metrics">metrics</a>{missing}</footer>')
+        _html(f'<footer><a href="../docs">API</a> · <a href="../metrics">metrics</a>{missing}</footer>')
     return blocks
 
 
@@ -67,12 +69,9 @@ def _chat(asking: Asking) -> None:
     turns = gr.State([])
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
-            shown = gr.Chatbot(
-                label="Conversation", height="56vh", render_markdown=False, buttons=["copy"], feedback_options=None, elem_id="conversation",
-                placeholder="Move a slider, ask, ask again: the same question, written another way.",
-            )  # fmt: skip
-            told = gr.HTML(elem_id="chat-note")
-            wrong = gr.HTML(elem_id="chat-problem")
+            shown = _html(conversation([], _HINT), elem_id="conversation")
+            told = _html(elem_id="chat-note")
+            wrong = _html(elem_id="chat-problem")
             box = gr.Textbox(
                 label="Your message", placeholder="Enter sends, Shift+Enter starts a line", submit_btn="Send", autofocus=True, max_lines=8,
                 elem_id="chat-box",
@@ -116,24 +115,22 @@ def _chat(asking: Asking) -> None:
     sent = box.submit(answer, [box, turns, *attributes.inputs, *sampling.inputs], outputs, **_PRIVATE)
     repeated = again.click(ask_again, [turns, *attributes.inputs, *sampling.inputs], outputs, **_PRIVATE)
     box.stop(lambda: _buttons("Send"), None, box, cancels=[sent, repeated], **_PRIVATE)
-    empty = [[], [], _buttons("Send", value=""), "", ""]
-    gr.on([clear.click, shown.clear], lambda: empty, None, outputs, cancels=[sent, repeated], **_PRIVATE)
+    empty = [_visible([]), [], _buttons("Send", value=""), "", ""]
+    clear.click(lambda: empty, None, outputs, cancels=[sent, repeated], **_PRIVATE)
 
 
 def _compare(asking: Asking) -> None:
     prompts = asking.service.prompts
     question = gr.Textbox(label="One question", placeholder="Enter asks", submit_btn="Compare", max_lines=8, elem_id="compare-box")
-    wrong = gr.HTML(elem_id="compare-problem")
+    wrong = _html(elem_id="compare-problem")
     answers, notes, controls = [], [], []
     with gr.Row():
-        for side in "AB":
+        for side, name in _SIDES.items():
             with gr.Column(min_width=300):
-                answers.append(
-                    gr.Textbox(label=f"Answer {side}", lines=6, max_lines=20, interactive=False, buttons=["copy"], elem_id=f"answer-{side}")
-                )
-                notes.append(gr.HTML(elem_id=f"note-{side}"))
+                answers.append(_html(answer_box(name), elem_id=f"answer-{side}"))
+                notes.append(_html(elem_id=f"note-{side}"))
     with gr.Row():
-        for side, start in zip("AB", contrast(prompts.info.attributes), strict=True):
+        for side, start in zip(_SIDES, contrast(prompts.info.attributes), strict=True):
             with gr.Column(min_width=300):
                 controls.append(AttributeControls(prompts, start=start, name=side))
     sampling = SamplingControls(prompts)
@@ -152,11 +149,11 @@ def _compare(asking: Asking) -> None:
         try:
             bodies = [ChatBody.model_validate({"messages": messages, "attributes": one, **drawn}) for one in chosen]
             labels = [prompts.label(one) for one in chosen]
-            yield "", "", *map(note, labels), _buttons("Compare", busy=True), ""
+            yield *map(answer_box, _SIDES.values()), *map(note, labels), _buttons("Compare", busy=True), ""
             texts = ["", ""]
             async with contextlib.aclosing(asking.write(bodies)) as steps:
                 async for texts in steps:
-                    yield *texts, *_skipped(4)
+                    yield *map(answer_box, _SIDES.values(), texts), *_skipped(4)
             done = [[*messages, {"role": "assistant", "content": one}] for one in texts]
             told = [await _noted(asking, label, turns) for label, turns in zip(labels, done, strict=True)]
             yield *_skipped(2), *told, _buttons("Compare"), ""
@@ -177,9 +174,9 @@ def _read(asking: Asking) -> None:
                 label="Text to read", placeholder="Paste an answer to the question", lines=6, max_lines=20, elem_id="read-text"
             )
             button = gr.Button("Read", variant="primary")
-            wrong = gr.HTML(elem_id="read-problem")
+            wrong = _html(elem_id="read-problem")
         with gr.Column(scale=3, min_width=300):
-            shown = gr.HTML(elem_id="reading")
+            shown = _html(elem_id="reading")
 
     async def read(asked: str, answered: str) -> tuple[str, str]:
         if not (answered or "").strip():
@@ -213,8 +210,13 @@ def _until_last_question(turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return turns
 
 
-def _visible(turns: Sequence[dict[str, Any]]) -> list[dict[str, str]]:
-    return [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+def _html(value: str = "", **told: Any) -> gr.HTML:
+    """HTML as our style sheet has it: Gradio's own is made for Markdown."""
+    return gr.HTML(value, apply_default_css=False, **told)
+
+
+def _visible(turns: Sequence[dict[str, Any]]) -> str:
+    return conversation(turns, _HINT)
 
 
 def _buttons(send: str, *, busy: bool = False, **changed: Any) -> Any:
