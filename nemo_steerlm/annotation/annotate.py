@@ -28,6 +28,7 @@ from nemo_steerlm.annotation.signals import run_until_signal
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where
+from nemo_steerlm.core.files import remove_leftovers
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.data.records import parse_line, raw_lines
 from nemo_steerlm.data.rejects import OnError
@@ -250,7 +251,11 @@ class _Run:
 
     def _write(self, journal: Journal, reading: Reading, resumed: int) -> Summary:
         source = self._source(reading)
-        with ResultWriter(self.output, reading.schema) as writer:
+        writer = ResultWriter(self.output, reading.schema)
+        # The journal's lock says that whoever left these is dead.
+        for path in (writer.output, writer.rejects.path):
+            remove_leftovers(path)
+        with writer:
             for item in self._items():
                 where = self._where(item)
                 entry = journal.get(item.position)

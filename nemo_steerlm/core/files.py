@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import gzip
 import hashlib
 import io
@@ -39,6 +40,12 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of ``path`` left behind. Only for whoever knows that nobody writes it now."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def _umask() -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import json
 import random
 import resource
 import signal
@@ -89,24 +91,86 @@ class Slow(Handler):
             return 200, answer(body)
 
 
-def test_a_client_killed_again_and_again_ends_with_every_record_once(tmp_path: Path) -> None:
+class SlowAndCounting(Slow):
+    """Numbers of the records that it was asked for."""
+
+    asked: list[int] = []
+
+    def reply(self, body, answer):
+        self.asked.extend(int(record["conversations"][0]["value"].split()[1].split(".")[0]) for record in body["conversations"])
+        return super().reply(body, answer)
+
+
+class Moments:
+    """When to kill: at once, a while after the start, after some more labels, or while the output is written."""
+
+    def __init__(self, output: Path, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.output, self.journal = output, Path(f"{output}.journal")
+        self.start_up = 1.0
+        """Seconds that clients took lately until their first label."""
+
+    def wait(self, process: subprocess.Popen[str]) -> None:
+        """Until the next one, or until the process has ended."""
+        kind = self.chance.choice(("time", "time", "labels", "labels", "labels", "labels", "labels", "writing"))
+        if kind == "time":
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(self.chance.random() * self.start_up)
+            return
+        began, before, more = time.monotonic(), len(self.labelled()), self.chance.randrange(1, 12)
+
+        def reached() -> bool:
+            if kind == "writing":
+                return any(self.output.parent.glob(".out.jsonl.*.tmp"))
+            more_now = len(self.labelled()) - before
+            if more_now > 0:
+                self.start_up = min(self.start_up, time.monotonic() - began)
+            return more_now >= more
+
+        while process.poll() is None and not reached():
+            assert time.monotonic() < began + 60
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.002)
+
+    def labelled(self) -> list[int]:
+        """Positions of the records in the journal, as often as they are there. A torn last line is none."""
+        try:
+            lines = self.journal.read_bytes().splitlines(keepends=True)[1:]
+        except FileNotFoundError:
+            return []
+        return [json.loads(line[9:])["at"] for line in lines if line.endswith(b"\n")]
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_a_hundred_moments_it_ends_with_every_record_once(tmp_path: Path) -> None:
+    """One file, one client after another. Where one ends before it is killed, its output is looked at and the file is labelled anew."""
     source, output = write_conversations(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
-    journal, chance, kills, before = Path(f"{output}.journal"), random.Random(3), 0, 0
-    with served(Slow) as url:
-        for _ in range(5):
-            with client(source, output, "--server", url) as process:
-                wait_for_lines(process, journal, before + chance.randrange(3, 40))
-                process.kill()
-                kills += process.wait() == -signal.SIGKILL
-            assert not output.exists()
-            now = journal.read_bytes().count(b"\n")
-            assert now > before, "the labels of the last run are kept"
-            before = now
+    moments, wanted, codes = Moments(output, seed=3), expected(source), collections.Counter[int]()
+
+    def run(url: str, stop: bool) -> int:
+        kept = set(moments.labelled())
+        SlowAndCounting.asked.clear()
         with client(source, output, "--server", url) as process:
-            assert "200 of 200 records labelled" in process.communicate()[0]
-            assert process.returncode == 0
-    assert kills == 5
-    assert output.read_text(encoding="utf-8") == expected(source)
+            if stop:
+                moments.wait(process)
+                process.kill()
+            code = process.wait(60)
+        assert not kept & set(SlowAndCounting.asked), "what is in the journal is not asked for again"
+        if output.exists():
+            assert output.read_text(encoding="utf-8") == wanted
+        if code == 0:
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"], "what killed clients left is gone"
+            output.unlink()
+        else:
+            assert kept <= set(moments.labelled()), "the labels of the last run are kept"
+        assert max(collections.Counter(moments.labelled()).values(), default=1) == 1
+        return code
+
+    with served(SlowAndCounting) as url:
+        while codes[-signal.SIGKILL] < 100:
+            codes[run(url, stop=True)] += 1
+        assert run(url, stop=False) == 0
+    assert set(codes) <= {0, -signal.SIGKILL}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
