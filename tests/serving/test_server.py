@@ -172,7 +172,7 @@ def malformed(path: str, document: dict) -> None:
             cases = operation.ok().as_strategy(generation_mode=mode)
 
             @given(case=cases)
-            @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), database=None)
             def attack(case):
                 assert case.call(timeout=60).status_code < 500
 
