@@ -134,10 +134,12 @@ def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
         started: list[tuple[ServerNeed, Child]] = []
         for need in stage.servers:
             model = work.folder(need.stage) / MODEL_FOLDER
+            # Those of one role work at the same time and share the cores; each taking all of them slows all of them down.
+            threads = ("--threads", str(max(1, (os.cpu_count() or 1) // need.replicas))) if need.replicas > 1 else ()
             for number in range(need.replicas):
                 log = work.log(f"{stage.name}.server-{need.role}-{number}")
                 log.unlink(missing_ok=True)
-                child = Child([*STEERLM, "serve", str(model), "--port", "0", "--no-page"], log=log)
+                child = Child([*STEERLM, "serve", str(model), "--port", "0", "--no-page", *threads], log=log)
                 stack.callback(child.stop, SERVER_GRACE_SECONDS)
                 started.append((need, child))
         yield [f"{need.role}={_address(need, child)}" for need, child in started]
