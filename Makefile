@@ -1,6 +1,7 @@
-# make run    the quickstart: SteerLM on this machine, on real data
-# make test   everything that is checked, as .ci/run does
-# Both make .venv and install what they need first.
+# make run         the quickstart: SteerLM on this machine, on real data
+# make test        everything that is checked, as .ci/run does
+# make test-fast   the same without a Kubernetes cluster
+# All make .venv and install what they need first.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 VENV := .venv
@@ -13,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-cluster test-engines lint browser bench chart clean install
+.PHONY: run test test-fast test-cluster test-engines lint browser bench chart clean install
 
 install: $(INSTALLED)
 
@@ -40,10 +41,13 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -q && apt-get install -qy --no-install-recommends chromium; } || echo "no chromium: the page's tests will skip"
 
+# With a real control plane and node, as root on Linux; their programs are built once, which takes a quarter of an hour on two cores.
 test: lint browser
+	$(BIN)/pytest
+
+test-fast: lint browser
 	$(BIN)/pytest -m 'not cluster'
 
-# A real control plane and node, as root on Linux; its programs are built once, which takes minutes.
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster tests/cluster
 

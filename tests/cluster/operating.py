@@ -29,7 +29,8 @@ EVERY_ENGINE = "rbac.jobSet=true,rbac.volcano=true,rbac.coscheduling=true"
 CONFIG = {
     "images": {"worker": "worker:test"},
     "storage": {"claimTemplate": {"size": "1Gi", "accessMode": "ReadWriteOnce"}},
-    "scheduling": {"deviceResource": "none"},
+    # On a cluster that has nodes, none of them: the stand-in plays them.
+    "scheduling": {"deviceResource": "none", "nodeSelector": {"steerlm.dev/node": "stand-in"}},
     "address": "127.0.0.1:0",
     "retrySeconds": 0.5,
     "progressSeconds": 1,

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.cluster.operating import DEFINITION
+from tests.cluster.operating import ROOT as REPOSITORY
 from tests.cluster.pipelines import GROUP
 
 SPEC = {
@@ -107,6 +108,14 @@ def test_every_rule_refuses_a_wrong_resource_with_its_sentence(create):
         field = re.escape(path).replace(re.escape("[]"), r"\[0\]")
         assert re.search(rf"{field}: Invalid value: [^ ]*.*{re.escape(message)}", said), said
     assert len(STATE) == len(WRONG)
+
+
+def test_samples_and_local_manifests_apply_unchanged(control_plane, pipelines):
+    files = [*sorted((REPOSITORY / "k8s/samples").glob("*.yaml")), *sorted((REPOSITORY / "examples/pipelines").glob("*.yaml"))]
+    flags = [flag for path in files for flag in ("-f", str(path))]
+    said = control_plane.kubectl("create", "--dry-run=server", "--validate=strict", *flags, namespace=pipelines.name).stdout.splitlines()
+    assert len(said) == len(files)
+    assert all(line.endswith(" created (server dry run)") for line in said)
 
 
 def test_bounds_and_unknown_fields_are_refused(create):

@@ -11,6 +11,9 @@ import copy
 import datetime
 import itertools
 import json
+import re
+import typing
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -20,6 +23,8 @@ from steerlm_operator.cluster import ApiError
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.controller import Controller
 from steerlm_operator.draft import finished
+
+from nemo_steerlm.pipeline import cluster_status
 
 NAME = ("team", "p")
 CODES = {
@@ -34,6 +39,22 @@ CODES = {
     "pods lost": 1,
 }
 """How a Job may fail, and the exit code that its pods have then."""
+README = Path(__file__).parents[2] / "k8s/README.md"
+
+
+def arrows():
+    """Every arrow between two phases in the diagram of ``k8s/README.md``; one at a box of phases is one at each of them."""
+    diagram = README.read_text(encoding="utf-8").partition("stateDiagram-v2")[2].partition("```")[0]
+    boxes = {
+        box: set(re.findall(r"\w+(?= -->)|(?<=--> )\w+", inside))
+        for box, inside in re.findall(r"state (\w+) \{(.*?)\}", diagram, re.DOTALL)
+    }
+    found = {(a, b) for a, b in re.findall(r"(\w+) --> (\w+)", diagram)}
+    return {(a, b) for x, y in found for a in boxes.get(x, {x}) for b in boxes.get(y, {y})}
+
+
+ARROWS = arrows()
+assert {phase for arrow in ARROWS for phase in arrow} == set(typing.get_args(cluster_status.Phase))
 
 
 class Crash(BaseException):
@@ -79,6 +100,8 @@ class World:
         if resource["metadata"]["resourceVersion"] != self.resource["metadata"]["resourceVersion"]:
             raise ApiError(409, "the object has been modified")
         assert json.loads(json.dumps(status)) == status
+        before = self.resource.get("status", {}).get("phase", "Pending")
+        assert before == status["phase"] or (before, status["phase"]) in ARROWS, "the README's diagram has no such arrow"
         self.resource = self._stamp({**copy.deepcopy(self.resource), "status": copy.deepcopy(status)})
         self._wrote()
         return copy.deepcopy(self.resource)

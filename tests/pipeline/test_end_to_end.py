@@ -10,19 +10,13 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.processes import Child
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
-EXAMPLE = Path(__file__).parents[2] / "examples" / "pipelines" / "oasst_tiny.yaml"
-STEERLM = [sys.executable, "-m", "nemo_steerlm.cli.main"]
-STAGES = ("prepare", "train-value", "annotate", "train-steer", "evaluate")
+from tests.pipeline.tiny import DATA, STAGES, STEERLM, manifest_file
 
 pytestmark = [
     pytest.mark.megatron,
@@ -31,26 +25,9 @@ pytestmark = [
 ]
 
 
-def manifest_with(folder, **sections):
-    """The example, made smaller still, with other fields in some sections of its spec."""
-    content = yaml.safe_load(EXAMPLE.read_text())
-    spec = content["spec"]
-    spec["data"]["oasst"]["path"] = str(DATA / "oasst1_en_validation.trees.jsonl")
-    del spec["data"]["oasst"]["limit"]  # more to label: a fast machine must not be done before it is disturbed
-    spec["model"]["base"] = str(DATA / "stories260K")
-    for part in ("trainValue", "trainSteer"):
-        spec[part] |= {"maxSteps": 4, "validateEvery": 2, "limitValidationBatches": 1, "globalBatchSize": 4, "microBatchSize": 2}
-    spec["evaluate"] |= {"attributes": ["quality"], "samplesPerLevel": 2, "maxTokens": 8}
-    for section, fields in sections.items():
-        spec[section] = {**spec.get(section, {}), **fields}
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    return manifest_with(tmp_path_factory.mktemp("manifest"))
+    return manifest_file(tmp_path_factory.mktemp("manifest"))
 
 
 def steerlm(*arguments):
@@ -79,7 +56,7 @@ KILLS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A work directory whose run was killed in the middle of every stage, and then run to its end; and what that run printed."""
-    manifest = manifest_with(tmp_path_factory.mktemp("manifest"), annotate={"servers": {"replicas": 1}})
+    manifest = manifest_file(tmp_path_factory.mktemp("manifest"), annotate={"servers": {"replicas": 1}})
     work = WorkDirectory(tmp_path_factory.mktemp("killed"))
     for stage, (steps, who) in KILLS.items():
         kill_in(stage, steps, who, manifest, work)
@@ -189,7 +166,7 @@ def test_a_bootstrap_round_trains_on_what_the_model_wrote_and_the_value_model_re
     work = WorkDirectory(tmp_path / "work")
     # What a model of 260,000 parameters is labelled with is always the same: nothing is required of it.
     bootstrap = {"rounds": 1, "prompts": 2, "samplesPerPrompt": 6, "maxTokens": 16}
-    done = steerlm("run", manifest_with(tmp_path, bootstrap=bootstrap), "--workdir", work.path)
+    done = steerlm("run", manifest_file(tmp_path, bootstrap=bootstrap), "--workdir", work.path)
     assert done.returncode == 0, done.stderr
     assert all(f"{stage}: already done" in done.stdout for stage in STAGES[:-1])
     fingerprint = json.loads((work.folder("train-value") / "hf" / "steerlm.json").read_text())["fingerprint"]
