@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import json
+import multiprocessing
+import multiprocessing.process
 import random
 import resource
 import signal
@@ -101,36 +103,41 @@ class SlowAndCounting(Slow):
         return super().reply(body, answer)
 
 
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["nemo_steerlm.annotation.annotate"])
+"""Processes that need not import all anew."""
+
+Client = subprocess.Popen | multiprocessing.process.BaseProcess
+
+
+def ended(process: Client, seconds: float) -> int | None:
+    """The exit code of ``process``, if it has one within ``seconds``."""
+    if isinstance(process, subprocess.Popen):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+        return process.returncode
+    process.join(seconds)
+    return process.exitcode
+
+
 class Moments:
-    """When to kill: at once, a while after the start, after some more labels, or while the output is written."""
+    """When to kill: some time after the start, after some more labels, or while the output is written."""
 
     def __init__(self, output: Path, seed: int) -> None:
         self.chance = random.Random(seed)
         self.output, self.journal = output, Path(f"{output}.journal")
-        self.start_up = 1.0
-        """Seconds that clients took lately until their first label."""
 
-    def wait(self, process: subprocess.Popen[str]) -> None:
+    def wait(self, process: Client) -> None:
         """Until the next one, or until the process has ended."""
-        kind = self.chance.choice(("time", "time", "labels", "labels", "labels", "labels", "labels", "writing"))
+        kind = self.chance.choice(("time", "time", "labels", "labels", "labels", "labels", "writing"))
         if kind == "time":
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(self.chance.random() * self.start_up)
+            ended(process, self.chance.random() * 0.4)
             return
-        began, before, more = time.monotonic(), len(self.labelled()), self.chance.randrange(1, 12)
-
-        def reached() -> bool:
-            if kind == "writing":
-                return any(self.output.parent.glob(".out.jsonl.*.tmp"))
-            more_now = len(self.labelled()) - before
-            if more_now > 0:
-                self.start_up = min(self.start_up, time.monotonic() - began)
-            return more_now >= more
-
-        while process.poll() is None and not reached():
-            assert time.monotonic() < began + 60
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(0.002)
+        until, wanted = time.monotonic() + 60, len(self.labelled()) + self.chance.randrange(1, 12)
+        while ended(process, 0.002) is None:
+            assert time.monotonic() < until
+            if any(self.output.parent.glob(".out.jsonl.*.tmp")) if kind == "writing" else len(self.labelled()) >= wanted:
+                return
 
     def labelled(self) -> list[int]:
         """Positions of the records in the journal, as often as they are there. A torn last line is none."""
@@ -141,20 +148,37 @@ class Moments:
         return [json.loads(line[9:])["at"] for line in lines if line.endswith(b"\n")]
 
 
+@contextlib.contextmanager
+def started(source: Path, output: Path, url: str, *, command: bool):
+    """A client process: the command line, or the function that it calls in a process that was forked."""
+    if command:
+        with client(source, output, "--server", url) as process:
+            yield process
+        return
+    forked = FORKED.Process(target=annotate, args=(source, output, [url]))
+    forked.start()
+    try:
+        yield forked
+    finally:
+        forked.kill()
+        forked.join()
+
+
 @pytest.mark.timeout(300)
 def test_killed_at_a_hundred_moments_it_ends_with_every_record_once(tmp_path: Path) -> None:
     """One file, one client after another. Where one ends before it is killed, its output is looked at and the file is labelled anew."""
-    source, output = write_conversations(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
+    source, output = write_conversations(tmp_path / "in.jsonl", 150), tmp_path / "out.jsonl"
     moments, wanted, codes = Moments(output, seed=3), expected(source), collections.Counter[int]()
 
-    def run(url: str, stop: bool) -> int:
+    def run(url: str, *, stop: bool) -> int:
         kept = set(moments.labelled())
         SlowAndCounting.asked.clear()
-        with client(source, output, "--server", url) as process:
+        with started(source, output, url, command=codes.total() % 10 == 0) as process:
             if stop:
                 moments.wait(process)
                 process.kill()
-            code = process.wait(60)
+            code = ended(process, 60)
+        assert code is not None
         assert not kept & set(SlowAndCounting.asked), "what is in the journal is not asked for again"
         if output.exists():
             assert output.read_text(encoding="utf-8") == wanted
