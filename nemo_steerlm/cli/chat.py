@@ -16,8 +16,6 @@ from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError
 if TYPE_CHECKING:
     from nemo_steerlm.annotation.answer import Chat
 
-HELP = "/set quality=0 humor=2   /show   /reset (forget what was said)   /quit"
-
 
 def chat(
     model: str = typer.Argument(help="http://HOST:PORT of a server, or a model folder or finished pipeline to start one for."),
@@ -36,7 +34,7 @@ def chat(
     with contextlib.ExitStack() as stack:
         url = model if model.startswith(("http://", "https://")) else stack.enter_context(_started(Path(model), startup_timeout))
         talk = stack.enter_context(Chat(url, read_attributes(attribute), max_tokens=max_tokens, temperature=temperature, system=system))
-        print(HELP, file=sys.stderr)
+        print(_help(talk), file=sys.stderr)
         for text in _lines():
             if text.startswith("/"):
                 if not _command(talk, text):
@@ -83,6 +81,11 @@ def _reply(talk: Chat, text: str) -> None:
     print(flush=True)
 
 
+def _help(talk: Chat) -> str:
+    some = " ".join(f"{a.name}={a.high}" for a in talk.schema.attributes[:2])
+    return f"/set {some}   /show   /reset (forget what was said)   /quit"
+
+
 def _command(talk: Chat, text: str) -> bool:
     """Do what a line that begins with ``/`` says. False: end the chat."""
     from nemo_steerlm.cli.serve import read_attributes
@@ -98,7 +101,7 @@ def _command(talk: Chat, text: str) -> bool:
         except SteerLMError as error:
             print(error, file=sys.stderr)
     elif name != "/show":
-        print(HELP, file=sys.stderr)
+        print(_help(talk), file=sys.stderr)
         return True
     shown = {**talk.schema.defaults(), **talk.attributes}
     print(f"[{len(talk.messages)} messages; {', '.join(f'{k}={v}' for k, v in shown.items())}]", flush=True)

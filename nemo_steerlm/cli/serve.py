@@ -180,11 +180,10 @@ def run_server(
     from nemo_steerlm.serving.server import serve as serve_forever
     from nemo_steerlm.serving.service import Service
 
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+    logging.getLogger("nemo_steerlm").setLevel(logging.INFO)
     logging.getLogger().handlers[0].setFormatter(JSONLines())
     logging.captureWarnings(True)  # libraries' warnings too: each line of the log is JSON
-    # A line for every request to an upstream would say the request log a second time.
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     listener = bind(host, port)
     service = Service(load(), settings)
     serve_forever(service, listener, page=page(service) if page else None, drain_seconds=drain_seconds)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -61,6 +62,8 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
         shown = f"[{host}]" if ":" in host else host
         line = {"steerlm": "serving", "url": f"http://{shown}:{port}", "model": service.settings.name, "kind": service.model.info.kind}
         print(json.dumps(line), flush=True)  # noqa: T201  whoever started this process waits for the line
+        if sys.stderr.isatty():
+            print(f"Open {line['url']} in a browser. Ctrl-C stops the server.", file=sys.stderr)  # noqa: T201  for people
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     service.drain()
