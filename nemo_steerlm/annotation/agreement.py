@@ -95,7 +95,10 @@ class Agreement:
 
 
 def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw each attribute's confusion counts as a square, rows adding up to 1. Raises UsageError where matplotlib is not installed."""
+    """Draw each attribute's confusion counts as a square, shaded by their share of the row.
+
+    Raises UsageError where matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -106,7 +109,11 @@ def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(3 * columns, 3 * rows), layout="constrained")
     for place, (name, counts) in enumerate(tables.items(), 1):
         axes = figure.add_subplot(rows, columns, place)
-        axes.imshow(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1), vmin=0, vmax=1, cmap="Blues", origin="lower")
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axes.imshow(shares, vmin=0, vmax=1, cmap="Blues", origin="lower")
+        for row, column in np.argwhere(counts):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(counts[row, column]), ha="center", va="center", fontsize=7, color=colour)
         low = figures[name]["low"]
         axes.set(title=name, xlabel="predicted", ylabel="human", xticks=range(len(counts)), yticks=range(len(counts)))
         axes.set_xticklabels([str(low + i) for i in range(len(counts))])

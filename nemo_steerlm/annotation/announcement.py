@@ -9,7 +9,7 @@ import msgspec
 
 from nemo_steerlm.annotation.retry import Fault, RequestFailed, RetryPolicy, classify_status, send
 from nemo_steerlm.core.errors import ConfigError, SteerLMError
-from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.model_info import ModelInfo, ModelKind
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,8 +30,11 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
         return f"model {self.fingerprint or 'without fingerprint'}" if self.info else "a model that it does not announce"
 
 
-async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPolicy) -> Announcement:
-    """Ask ``url`` what it serves. Raises RequestFailed where it does not answer (yet), ConfigError where it never will."""
+async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPolicy, kind: ModelKind = "value") -> Announcement:
+    """Ask ``url`` what it serves; of several models the first of ``kind`` counts, or the first where there is none.
+
+    Raises RequestFailed where it does not answer (yet), ConfigError where it never will.
+    """
     try:
         body = await send(client, client.build_request("GET", f"{url}/v1/models"), policy.timeout)
     except RequestFailed as failure:
@@ -39,8 +42,10 @@ async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPo
         return Announcement()
     try:
         models = msgspec.json.decode(body)["data"]
-        metadata: dict[str, Any] = models[0].get("metadata") or {}
-        described = metadata.get("steerlm")
+        told = [(model.get("metadata") or {}).get("steerlm") for model in models]
+        at = next((i for i, one in enumerate(told) if one and one.get("kind") == kind), 0)
+        metadata: dict[str, Any] = models[at].get("metadata") or {}
+        described = told[at]
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
         raise RequestFailed(Fault.SERVER, "GET /v1/models: not a list of models") from error
     if described is None:
@@ -49,7 +54,7 @@ async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPo
         info = ModelInfo.from_dict(described, f"{url}/v1/models")
     except SteerLMError as error:
         raise RequestFailed(Fault.SERVER, str(error)) from error
-    return Announcement(info=info, scores=bool(metadata.get("scores", models[0].get("scores", False))))
+    return Announcement(info=info, scores=bool(metadata.get("scores", models[at].get("scores", False))))
 
 
 async def _require_generate(url: str, client: httpx.AsyncClient, failure: RequestFailed) -> None:

@@ -188,7 +188,7 @@ async def _announcement(server: str, patience: float) -> Announcement:
     policy = RetryPolicy(patience=patience, timeout=min(30.0, max(patience, 1.0)))
     async with (
         httpx.AsyncClient(headers=credentials(), mounts=DIRECT, timeout=policy.timeout, verify=certificates([server])) as client,
-        ServerPool([server], client, policy) as pool,
+        ServerPool([server], client, policy, kind="steer") as pool,
     ):
         return await pool.announcement()
 

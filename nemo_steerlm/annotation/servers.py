@@ -13,6 +13,7 @@ import httpx
 from nemo_steerlm.annotation.announcement import Announcement, read_announcement
 from nemo_steerlm.annotation.retry import Fault, RequestFailed, RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, SteerLMError, UnavailableError, UsageError, shown
+from nemo_steerlm.core.model_info import ModelKind
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -54,8 +55,12 @@ class ServerPool:
         *,
         max_in_flight: int = 32,
         start_limit: int = START_LIMIT,
+        kind: ModelKind = "value",
     ) -> None:
-        """``start_limit``: requests each server is given at once before it is known how many it takes."""
+        """``start_limit``: requests each server is given at once before it is known how many it takes.
+
+        ``kind``: the model that is meant where a server has several, as one with a steer model and what reads for it.
+        """
         if not urls:
             raise UsageError("no server: give --server http://HOST:PORT, several times for several")
         for url in urls:
@@ -65,6 +70,7 @@ class ServerPool:
         self.client = client
         self.policy = policy
         self.max_in_flight = max_in_flight
+        self.kind: ModelKind = kind
         self._waiters: list[asyncio.Future[None]] = []
         self._probes: set[asyncio.Task[None]] = set()
         self._broken: SteerLMError | None = None
@@ -175,7 +181,7 @@ class ServerPool:
         while not server.ready:
             await asyncio.sleep(max(0.0, server.rests_until - _now()))
             try:
-                announcement = await read_announcement(server.url, self.client, self.policy)
+                announcement = await read_announcement(server.url, self.client, self.policy, self.kind)
                 self._check_same(server, announcement)
             except RequestFailed as failure:
                 server.last_failure = failure.reason

@@ -11,6 +11,7 @@ import pytest
 
 from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import annotate
+from nemo_steerlm.annotation.answer import Chat
 from nemo_steerlm.annotation.results import Shard, labelled_record
 from nemo_steerlm.annotation.retry import RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, DataError, UnavailableError, UsageError
@@ -251,6 +252,22 @@ def test_two_models_never_label_one_file(source: Path, tmp_path: Path) -> None:
     ):
         annotate(source, tmp_path / "out.jsonl", [one, other], options())
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_of_a_server_with_both_kinds_of_model_the_one_that_reads_is_asked(source: Path, tmp_path: Path) -> None:
+    class Both(Handler):
+        def answer(self, status, body, headers=None):
+            if self.command == "GET":
+                value = body["data"][0]
+                steer = {**value["metadata"]["steerlm"], "kind": "steer", "fingerprint": "sha256:writer"}
+                body["data"].insert(0, {"id": "writer", "metadata": {"steerlm": steer, "scores": False}})
+            super().answer(status, body, headers)
+
+    with served(Both) as url, Chat(url, {}) as chat:
+        assert annotate(source, tmp_path / "out.jsonl", [url], options()).model == model_info().fingerprint
+        assert chat.info is not None
+        assert chat.info.fingerprint == "sha256:writer"
+    assert text(tmp_path / "out.jsonl") == expected(source)
 
 
 def test_an_answer_of_another_model_is_not_taken(source: Path, tmp_path: Path) -> None:
