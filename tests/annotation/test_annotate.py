@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import threading
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from nemo_steerlm.annotation.results import Shard, labelled_record
 from nemo_steerlm.annotation.retry import RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, DataError, UnavailableError, UsageError
 from tests.annotation.labelling_server import Handler, model_info
-from tests.annotation.running import QUICK, expected, options, served, write_conversations
+from tests.annotation.running import CLIENT_ENV, QUICK, client_command, expected, options, served, write_conversations
 
 
 def text(path: Path) -> str:
@@ -351,6 +352,27 @@ def test_shards_merge_to_what_one_run_gives(source: Path, tmp_path: Path) -> Non
     with pytest.raises(DataError, match=r"in\.jsonl:2: the next record of .*shard-1-of-3 is another"):
         shards.merge(source, output, 3)
     assert not output.exists()
+
+
+def test_the_command_labels_in_shards_and_merges_them(source: Path, tmp_path: Path) -> None:
+    output, asked = tmp_path / "out.jsonl", ("--confidence", "--min-confidence", "0.5")
+    with served(Handler, info=model_info(schema="oasst")) as url:
+        for shard in ("0/2", "1/2"):
+            done = subprocess.run(client_command(source, output, "--server", url, "--shard", shard, *asked), env=CLIENT_ENV, check=False)
+            assert done.returncode == 0
+    figures = ("--summary", tmp_path / "s.json", "--confusion", tmp_path / "c.svg")
+    done = subprocess.run(
+        client_command(source, output, "--merge", "2", *figures), capture_output=True, text=True, env=CLIENT_ENV, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"40 of 40 records labelled in {output}" in done.stdout
+    summary = json.loads(text(tmp_path / "s.json"))
+    assert set(summary["agreement"]["helpfulness"]) == {"turns", "accuracy", "mae", "spearman", "low", "confusion"}
+    assert "helpfulness" in done.stdout
+    assert "<svg" in text(tmp_path / "c.svg")
+    assert json.loads(text(output).splitlines()[0])["conversations"][1]["confidence"]["quality"] == 0.6
+    wrong = subprocess.run(client_command(source, output, "--shard", "2/2", "--server", "x"), capture_output=True, text=True, check=False)
+    assert (wrong.returncode, "count from 0" in wrong.stderr) == (2, True)
 
 
 def test_rejects_of_shards_are_merged_too(source: Path, tmp_path: Path) -> None:

@@ -277,3 +277,27 @@ def test_a_full_disk_ends_it_with_75_and_room_lets_it_go_on(tmp_path: Path) -> N
         assert summary.resumed > 20
     assert output.read_text(encoding="utf-8") == expected(source)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_a_disk_without_room_ends_it_with_75_and_room_lets_it_go_on(tmp_path: Path) -> None:
+    """A file system of 16 KB, in a mount namespace of its own; then it gets larger."""
+    source, disk = write_conversations(tmp_path / "in.jsonl", 120), tmp_path / "disk"
+    disk.mkdir()
+    script = f"""
+        mount -t tmpfs -o size=16k none {disk} || exit 99
+        "$@"; code=$?
+        [ $code = 75 ] && [ ! -e {disk}/out.jsonl ] || exit 98
+        mount -o remount,size=4m none {disk}
+        "$@" && cp {disk}/out.jsonl {tmp_path}
+    """
+    with served(Counting) as url:
+        Counting.asked.clear()
+        command = ["unshare", "--mount", "sh", "-c", script, "sh", *client_command(source, disk / "out.jsonl", "--server", url)]
+        done = subprocess.run(command, capture_output=True, text=True, env=CLIENT_ENV, check=False)
+    if done.returncode in (1, 99, 127):
+        pytest.skip(f"no file system of our own here: {done.stderr.strip()}")
+    assert done.returncode == 0, done
+    assert "cannot be written: No space left on device; make room and run the same command again" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == expected(source)
+    assert len(Counting.asked) < 200, "the second run asks for what the first did not get onto the disk"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import signal
 
 import httpx
 import pytest
@@ -111,7 +112,12 @@ def test_stop_ends_the_answer_and_keeps_what_has_come(page, writer):
     choose(page, "Sampling", "steady (always the same)")
     page.get_by_label("Your message").fill(QUESTION)
     page.keyboard.press("Enter")
-    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#conversation .assistant")).to_have_text(re.compile("[a-z]"))
+    writer.process.send_signal(signal.SIGSTOP)  # or the answer may be complete before the click
+    try:
+        page.get_by_role("button", name="Stop").click()
+    finally:
+        writer.process.send_signal(signal.SIGCONT)
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     page.wait_for_function("async () => (await (await fetch('/metrics')).text()).includes('steerlm_running 0.0')")
     so_far = page.locator("#conversation .assistant").last.inner_text().strip()
