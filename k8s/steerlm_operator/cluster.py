@@ -26,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 30
 WATCH_SILENCE_SECONDS = 90
-"""The API server sends a bookmark a minute: a watch that is silent for longer is dead."""
-LONGEST_LINE_BYTES = 4 << 20
-"""Of one event: etcd takes objects of a megabyte and a half."""
+"""A watch without an event or a bookmark for so long is asked for again: it may be dead."""
+LINE_BYTES = 1 << 20
+"""Half of the longest event: etcd takes objects of a megabyte and a half."""
 PAGE = 100
 """Objects of one answer to a list: what is parsed at once has to fit the memory too."""
 LOG_TAIL_BYTES = 64 << 10
@@ -117,7 +117,7 @@ class Cluster:
     async def watch(
         self, api_version: str, kind: str, namespace: str | None, selector: str, version: str, *, metadata_only: bool = False
     ) -> AsyncIterator[tuple[str, Object]]:
-        """Changes since ``version`` as ``(ADDED | MODIFIED | DELETED | BOOKMARK, object)``, until the API server ends the stream.
+        """Changes since ``version`` as ``(ADDED | MODIFIED | DELETED | BOOKMARK, object)``, until the stream ends or has long been silent.
 
         Raises ApiError; 410 where it remembers nothing that old.
         """
@@ -128,7 +128,7 @@ class Cluster:
         url = f"{self._server}{url_path(api_version, kind, namespace)}"
         timeout = aiohttp.ClientTimeout(total=None, connect=TIMEOUT_SECONDS, sock_read=WATCH_SILENCE_SECONDS)
         try:
-            async with self._session.get(url, params=query, headers=headers, timeout=timeout, read_bufsize=LONGEST_LINE_BYTES) as stream:
+            async with self._session.get(url, params=query, headers=headers, timeout=timeout, read_bufsize=LINE_BYTES) as stream:
                 if stream.status >= 400:
                     self._log_in_again(stream.status)
                     raise ApiError(stream.status, _message(await stream.text(errors="replace")))
@@ -137,6 +137,8 @@ class Cluster:
                     if event["type"] == "ERROR":
                         raise ApiError(int(event["object"].get("code") or 0), str(event["object"].get("message")))
                     yield event["type"], event["object"]
+        except aiohttp.SocketTimeoutError:
+            return
         except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
             raise ApiError(0, f"the watch broke off: {type(error).__name__}: {error}") from error
 

@@ -294,6 +294,7 @@ class Controller:
             raise
         metrics.STATUS_WRITES.labels("200").inc()
         memory.superseded.add(resource["metadata"]["resourceVersion"])
+        written["metadata"].pop("managedFields", None)
         memory.latest = written
         before = PipelineStatus.model_validate(resource.get("status") or {})
         metrics.count(before, decision.status)

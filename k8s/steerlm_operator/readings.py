@@ -214,7 +214,7 @@ def _waits_for(pod: Object) -> Reading | None:
         if reason == "CreateContainerConfigError":
             kind = "SecretNotFound" if "secret" in message else "ContainerConfigError"
             return Reading(state="Waiting", reason=kind, message=shorten(message), blocked=True)
-    for condition in _pod_conditions(pod):
+    for condition in _pod_conditions(pod) if status.get("phase", "Pending") == "Pending" else ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             message = condition.get("message", "")
             if condition.get("reason") == "SchedulingGated":

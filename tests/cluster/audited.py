@@ -14,9 +14,10 @@ def rights(rules: Sequence[Mapping[str, Any]]) -> set[Right]:
     return {(g, r, v) for rule in rules for g in rule["apiGroups"] for r in rule["resources"] for v in rule["verbs"]}
 
 
-def asked(events: Iterable[Mapping[str, Any]], user: str) -> tuple[set[Right], list[str]]:
-    """What a user asked for of resources, and the requests that authorization refused."""
-    found, refused = set(), []
+def asked(events: Iterable[Mapping[str, Any]], user: str) -> tuple[set[Right], set[Right]]:
+    """What a user asked for of resources: what authorization allowed, and what it refused."""
+    allowed: set[Right] = set()
+    refused: set[Right] = set()
     for event in events:
         reference = event.get("objectRef")
         if event["user"]["username"] != user or not reference or "resource" not in reference:
@@ -24,8 +25,9 @@ def asked(events: Iterable[Mapping[str, Any]], user: str) -> tuple[set[Right], l
         resource = "/".join(filter(None, (reference["resource"], reference.get("subresource"))))
         right = (reference.get("apiGroup", ""), resource, event["verb"])
         if event.get("annotations", {}).get("authorization.k8s.io/decision") != "allow":
-            refused.append(f"{event['verb']} {event['requestURI']}")
-        found.add(right)
+            refused.add(right)
+            continue
+        allowed.add(right)
         if event["verb"] == "patch" and event.get("responseStatus", {}).get("code") == 201:
-            found.add((*right[:2], "create"))  # server-side apply made it
-    return found, refused
+            allowed.add((*right[:2], "create"))  # server-side apply made it
+    return allowed, refused

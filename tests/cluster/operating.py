@@ -122,16 +122,6 @@ class Operator:
         with self._lock, self.log.open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "steerlm_operator"], env=self.environment, stdout=log, stderr=log)
 
-    def until_ready(self, seconds: float = 60) -> None:
-        """Wait until this life has reached the API server. Raises TimeoutError."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            with contextlib.suppress(IndexError, httpx.TransportError):
-                if self.page("/readyz").status_code == 200:
-                    return
-            time.sleep(0.1)
-        raise TimeoutError(self.log.read_text()[-3000:])
-
     def kill(self) -> None:
         """kill -9."""
         assert self.process
@@ -151,7 +141,7 @@ class Operator:
     def page(self, path: str) -> httpx.Response:
         """One of its pages, of its present life."""
         said = re.findall(r"health and metrics on \('127.0.0.1', (\d+)\)", self.log.read_text())
-        return httpx.get(f"http://127.0.0.1:{said[-1]}{path}")
+        return httpx.get(f"http://127.0.0.1:{said[-1]}{path}", timeout=60)
 
     def until_page(self, path: str, status: int, seconds: float = 60) -> str:
         """The text of a page once it has this status."""

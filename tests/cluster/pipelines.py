@@ -163,9 +163,10 @@ class Namespace:
         """Jobs by name."""
         return {job.metadata.name: job for job in self.batch.list_namespaced_job(self.name).items}
 
-    def pod(self, job: str) -> Any:
-        """A pod of a Job."""
-        return self.core.list_namespaced_pod(self.name, label_selector=f"batch.kubernetes.io/job-name={job}").items[0]
+    def pods(self, job: str) -> list[Any]:
+        """The pods of a Job."""
+        found: list[Any] = self.core.list_namespaced_pod(self.name, label_selector=f"batch.kubernetes.io/job-name={job}").items
+        return found
 
     def deployments(self) -> dict[str, Any]:
         """Deployments by name."""
