@@ -49,6 +49,7 @@ def _started(model: Path, timeout: float) -> Iterator[str]:
 
     if not model.exists():
         raise UsageError(f"{model}: no such folder; give http://HOST:PORT for a running server")
+    print(f"Loading {model} ...", file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="steerlm-chat-") as folder:
         command = [sys.executable, "-m", "nemo_steerlm.cli.main", "serve", str(model), "--port", "0", "--no-page"]
         with Child(command, log=Path(folder) / "server.log") as server:

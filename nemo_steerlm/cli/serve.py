@@ -185,6 +185,8 @@ def run_server(
     logging.getLogger().handlers[0].setFormatter(JSONLines())
     logging.captureWarnings(True)  # libraries' warnings too: each line of the log is JSON
     listener = bind(host, port)
+    if sys.stderr.isatty():
+        print(f"Loading {settings.name} ...", file=sys.stderr)
     service = Service(load(), settings)
     serve_forever(service, listener, page=page(service) if page else None, drain_seconds=drain_seconds)
 
