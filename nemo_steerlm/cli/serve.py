@@ -181,7 +181,8 @@ def run_server(
     from nemo_steerlm.serving.service import Service
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
-    logging.getLogger("nemo_steerlm").setLevel(logging.INFO)
+    for ours in ("nemo_steerlm", "uvicorn"):
+        logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger().handlers[0].setFormatter(JSONLines())
     logging.captureWarnings(True)  # libraries' warnings too: each line of the log is JSON
     listener = bind(host, port)
