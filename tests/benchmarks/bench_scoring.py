@@ -1,36 +1,42 @@
 """Attribute scoring against one plain prefill of the same text, and against upstream's protocol, on SmolLM2-135M and real threads.
 
-CPU seconds of one thread are measured, in turns, so that other work on the machine changes nothing. The model is not trained to label: its
+CPU seconds of one thread are measured, in turns, so that other work on the machine changes little. The model is not trained to label: its
 labels vary as they happen to, and the first round is one in which nothing can be guessed yet.
+
+Then a server's memory over many records (one layer of stories260K: what could grow grows as well).
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from transformers import AutoModelForCausalLM
 
+from nemo_steerlm.cli.serve import load_engine
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
-from nemo_steerlm.core.tokenization import encode_text
+from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
 from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.serving.engine import GenerationRequest, Sampling, ScoreRequest
-from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
-from tests.serving.tiny_models import SHARED, SMOLLM2, model_folder
+from tests.serving.servers import running
+from tests.serving.tiny_models import SHARED, SMOLLM2, STORIES, model_folder
 
 
 class Bench:
     """One model, three ways to get labels out of it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.engine = HuggingFaceEngine(folder, device="cpu")
+    def __init__(self, folder: Path, engine: str) -> None:
+        self.engine = load_engine(folder, max_rows=64, device="cpu", openvino=engine == "openvino")
         self.plain_model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
         self.template = self.engine.info.template(self.engine.tokenizer.special)
 
@@ -89,27 +95,69 @@ def seconds(work: Callable[[], None]) -> float:
     return time.process_time() - started
 
 
-def main() -> None:
-    """Print the table."""
-    torch.set_num_threads(1)
+CASES = {
+    "2 turns, batch 1": (2, range(250, 350), 1),
+    "2 turns, batch 4": (2, range(250, 350), 4),
+    "2 turns, batch 16": (2, range(250, 350), 16),
+    "4 turns, batch 4": (4, range(350, 700), 4),
+    "4 turns, batch 16": (4, range(350, 700), 16),
+}
+"""Turns of each conversation, its tokens, and how many are scored together."""
+
+
+def speed(engine: str, cases: Sequence[str]) -> None:
+    """Print the table of costs."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model_folder(local_path(SMOLLM2), Path(folder), kind="value", schema=preset("steerlm9")))
-    print(f"{'work':28} {'plain s':>8} {'score s':>8} {'ratio':>6} {'upstream s':>11} {'faster':>7}")
-    for name, turns, tokens, count in (
-        ("2 turns, batch 1", 2, range(250, 350), 1),
-        ("2 turns, batch 4", 2, range(250, 350), 4),
-        ("2 turns, batch 16", 2, range(250, 350), 16),
-        ("4 turns, batch 4", 4, range(350, 700), 4),
-        ("4 turns, batch 16", 4, range(350, 700), 16),
-    ):
+        bench = Bench(model_folder(local_path(SMOLLM2), Path(folder), kind="value", schema=preset("steerlm9")), engine)
+    print(f"{'work, ' + engine:36} {'plain s':>8} {'score s':>8} {'ratio':>6} {'upstream s':>11} {'faster':>7}")
+    for name in cases:
+        turns, tokens, count = CASES[name]
         work = threads(bench.ids, turns, tokens, count)
         for attempt in ("cold", "warm"):
             plain, score = seconds(lambda work=work: bench.plain(work)), seconds(lambda work=work: bench.score(work))
             # Upstream answers one at a time; one conversation is timed and stands for the batch.
             upstream = seconds(lambda work=work: bench.upstream(work[0])) * len(work) if attempt == "warm" else None
             tail = f"{upstream:11.1f} {upstream / score:7.1f}" if upstream else ""
-            print(f"{name + ', ' + attempt:28} {plain:8.2f} {score:8.2f} {score / plain:6.2f} {tail}", flush=True)
+            print(f"{name + ', ' + attempt:36} {plain:8.2f} {score:8.2f} {score / plain:6.2f} {tail}", flush=True)
+
+
+def memory(records: int) -> None:
+    """Print a server's resident memory after 1,000, 10,000, … records, sent 256 at a time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_folder(STORIES, Path(scratch), kind="value", layers=1)
+        tokenizer = load_tokenizer(folder)
+        template = ModelInfo.load(folder).template(tokenizer.special)
+        found = threads(lambda c, turn: encode_text(text_of(template.label_prompt(c, turn)), tokenizer), 2, range(100, 300), 64)
+        some = [
+            {"system": c.system, "mask": c.mask, "conversations": [{"from": t.speaker, "value": t.text} for t in c.turns]} for c in found
+        ]
+        print(f"{'records':>8} {'resident MB':>12} {'records/s':>10}")
+        with running(folder, "--max-rows", "64", "--no-page") as server, httpx.Client(base_url=server.url, timeout=600) as client:
+            done, began, mark = 0, time.perf_counter(), 1000
+            while mark <= records:
+                while done < mark:
+                    batch = [some[i % len(some)] for i in range(done, min(done + 256, mark))]
+                    client.post("/v1/attributes", json={"conversations": batch}).raise_for_status()
+                    done += len(batch)
+                status = Path(f"/proc/{server.process.pid}/status").read_text()
+                resident = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))
+                print(f"{done:8} {resident / 1024:12.1f} {done / (time.perf_counter() - began):10.0f}", flush=True)
+                mark *= 10
+
+
+def main(*, parts: str = "all", engine: str = "embedded", cases: Sequence[str] = tuple(CASES), records: int = 100_000) -> None:
+    """Print both tables."""
+    torch.set_num_threads(1)
+    if parts in ("all", "speed"):
+        speed(engine, cases)
+    if parts in ("all", "memory"):
+        memory(records)
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default="all", choices=("all", "speed", "memory"))
+    parser.add_argument("--engine", default="embedded", choices=("embedded", "openvino"))
+    parser.add_argument("--cases", nargs="+", default=tuple(CASES), choices=CASES)
+    parser.add_argument("--records", type=int, default=100_000)
+    main(**vars(parser.parse_args()))

@@ -99,6 +99,36 @@ def test_a_batch_with_guesses_and_caches_gives_what_value_after_value_gives(engi
     assert len({turn.label for turns in results for turn in turns}) > 2, "the labels should vary, or nothing is tested"
 
 
+def test_one_long_text_neither_pads_the_others_nor_changes_them(engine, monkeypatch):
+    wanted = requests(6)
+    turns = wanted[0].conversation.turns
+    long = Turn(speaker="User", text=" ".join(turn.text for turn in turns) + " and the dog ran home" * 20)
+    wanted.append(ScoreRequest(conversation=Conversation(turns=(long, *turns[1:]), system="Be kind.\n"), turns=wanted[0].turns))
+    alone = [engine.score([request])[0] for request in wanted]
+    read = []
+    forward = engine._model.forward
+
+    def counted(cache, block, *arguments, **settings):
+        read.append((sum(block.widths), block.tokens.numel(), cache.length))
+        return forward(cache, block, *arguments, **settings)
+
+    monkeypatch.setattr(engine._model, "forward", counted)
+    together = engine.score(wanted)
+    tokens, padded, columns = map(list, zip(*read, strict=True))
+    assert sum(padded) < 1.5 * sum(tokens)
+    longest = max(len(encode_text(text_of(prompt(engine, request)), engine.tokenizer)) for request in wanted)
+    assert max(columns) < 1.3 * longest, "rows of different forwards should share columns"
+    for turns, expected in zip(together, alone, strict=True):
+        assert [turn.label for turn in turns] == [turn.label for turn in expected]
+        for turn, other in zip(turns, expected, strict=True):
+            for name, choice in turn.choices.items():
+                assert choice.probabilities == pytest.approx(other.choices[name].probabilities, abs=1e-4)
+
+
+def prompt(engine, request: ScoreRequest):
+    return engine.info.template(engine.tokenizer.special).label_prompt(request.conversation, request.turns[-1])
+
+
 def test_a_value_of_two_tokens_can_win(engine):
     labels = [turn.choices["humor"] for turns in engine.score(requests(6)) for turn in turns]
     assert all(set(choice.probabilities) == set(map(str, range(11))) for choice in labels)

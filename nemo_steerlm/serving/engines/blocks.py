@@ -41,8 +41,8 @@ def grouped_sdpa(
 class RowCache(Cache):
     """Keys and values of a batch of rows that share columns but not content.
 
-    ``visible`` [rows, columns] says which columns a row may look at; the others are padding or were taken back. Column order is
-    time order, positions are each row's own (the caller gives them), so rows of any lengths sit side by side.
+    ``visible`` [rows, columns] says which columns a row may look at; the others are padding, were taken back, or are other rows' only.
+    A row's columns are in time order, positions are its own (the caller gives them), so rows of any lengths sit side by side.
     """
 
     def __init__(self, rows: int) -> None:
@@ -51,6 +51,9 @@ class RowCache(Cache):
         self.values: list[torch.Tensor] = []
         self.visible = torch.zeros(rows, 0, dtype=torch.bool)
         self.length = 0
+        """Columns in use."""
+        self.start = 0
+        """The column where the forward under way, or the last one, writes its block."""
         self.active: torch.Tensor | None = None
         """The rows that the forward under way is for; None: all."""
 
@@ -74,8 +77,8 @@ class RowCache(Cache):
         layer_idx: int,
         cache_kwargs: Any = None,  # noqa: ARG002  as above
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a block behind the columns in use and return everything so far, of the active rows."""
-        end = self.length + key_states.shape[2]
+        """Write a block at ``start`` and return everything so far, of the active rows."""
+        end = self.start + key_states.shape[2]
         if layer_idx == len(self.keys):
             shape = (self.rows, key_states.shape[1], end + _GROW, key_states.shape[3])
             self.keys.append(key_states.new_zeros(shape))
@@ -85,11 +88,11 @@ class RowCache(Cache):
             self.values[layer_idx] = _grown(self.values[layer_idx], self.length, end + _GROW)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.active is None:
-            keys[:, :, self.length : end] = key_states
-            values[:, :, self.length : end] = value_states
+            keys[:, :, self.start : end] = key_states
+            values[:, :, self.start : end] = value_states
             return keys[:, :, :end], values[:, :, :end]
-        keys[self.active, :, self.length : end] = key_states
-        values[self.active, :, self.length : end] = value_states
+        keys[self.active, :, self.start : end] = key_states
+        values[self.active, :, self.start : end] = value_states
         return keys[self.active, :, :end], values[self.active, :, :end]
 
     def select(self, rows: Sequence[int]) -> None:
@@ -190,18 +193,21 @@ FORWARD_COST = {"cpu": 40, "cuda": 4000}
 def appended(
     cache: RowCache, block: Block, active: Sequence[int] | None, *, dtype: torch.dtype, device: torch.device
 ) -> Iterator[torch.Tensor]:
-    """Gives the additive mask [rows, 1, new, columns] for a forward of ``block``, which belongs to ``cache`` afterwards."""
+    """Gives the additive mask [rows, 1, new, columns] for a forward of ``block``, which belongs to ``cache`` afterwards.
+
+    The block is written behind the last column that an active row sees: what only other rows see there is theirs, and stays.
+    """
     index = None if active is None or len(active) == cache.rows else torch.tensor(active)
+    visible = cache.visible if index is None else cache.visible[index]
+    seen = visible.any(dim=0).nonzero()
+    cache.start = int(seen[-1]) + 1 if len(seen) else 0
     cache.active = None if index is None else index.to(device)
-    yield _mask(cache.visible if index is None else cache.visible[index], block, dtype).to(device)
-    new = block.tokens.shape[1]
-    if index is None:
-        added = block.visible
-    else:
-        added = torch.zeros(cache.rows, new, dtype=torch.bool)
-        added[index] = block.visible
-    cache.visible = torch.cat([cache.visible, added], dim=1)
-    cache.length += new
+    yield _mask(visible[:, : cache.start], block, dtype).to(device)
+    end = cache.start + block.tokens.shape[1]
+    if end > cache.length:
+        cache.visible = torch.nn.functional.pad(cache.visible, (0, end - cache.length))
+        cache.length = end
+    cache.visible[slice(None) if index is None else index, cache.start : end] = block.visible
     cache.active = None
 
 

@@ -70,7 +70,7 @@ class CausalModel:
             position_ids=block.positions.to(self.device),
             attention_mask=mask,
             past_key_values=cache,
-            cache_position=torch.arange(cache.length, cache.length + block.tokens.shape[1], device=self.device),
+            cache_position=torch.arange(cache.start, cache.start + block.tokens.shape[1], device=self.device),
             use_cache=True,
         ).last_hidden_state
         return hidden[where[:, 0], where[:, 1]]

@@ -70,9 +70,9 @@ class OpenVINOModel(CausalModel):
         """See CausalModel."""
         rows, new = block.tokens.shape
         past = self._past(cache, rows)
-        # A cache's buffers have columns to grow into, which nobody may look at.
-        unused = mask.new_full((rows, 1, new, past[0].shape[2] - cache.length), torch.finfo(mask.dtype).min)
-        mask = torch.cat([mask[..., : cache.length], unused, mask[..., cache.length :]], dim=3)
+        # A cache's buffers have columns that other rows see, and some to grow into.
+        unused = mask.new_full((rows, 1, new, past[0].shape[2] - cache.start), torch.finfo(mask.dtype).min)
+        mask = torch.cat([mask[..., : cache.start], unused, mask[..., cache.start :]], dim=3)
         inputs = (block.tokens, block.positions, mask, where[:, 0] * new + where[:, 1], *past)
         outputs = self._request.infer([t.contiguous().numpy() for t in inputs], share_inputs=True, share_outputs=True)
         hidden, *fresh = (torch.from_numpy(outputs[i]) for i in range(len(outputs)))
@@ -82,7 +82,7 @@ class OpenVINOModel(CausalModel):
 
     def _past(self, cache: RowCache, rows: int) -> list[torch.Tensor]:
         """Keys and values of the active rows, layer after layer; one column at least, since empty tensors have no defined product."""
-        if not cache.length:
+        if not cache.start:
             return [torch.zeros(rows, self._kv_heads, 1, self._head_size)] * (2 * self._layers)
         found = [tensor for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
         return found if cache.active is None else [tensor[cache.active] for tensor in found]

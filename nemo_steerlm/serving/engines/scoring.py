@@ -134,10 +134,26 @@ class AttributeScorer:
         """Predict the label of every row's current turn."""
         active = list(range(len(rows)))
         while active:
-            self._verify(cache, rows, active)
+            for group in self._groups(rows, active):
+                self._verify(cache, rows, group)
             active = [i for i in active if len(rows[i].values) < len(self.plan.slots)]
         for row in rows:
             self._finish(row)
+
+    def _groups(self, rows: list[_Row], active: list[int]) -> list[list[int]]:
+        """The active rows by what they have to read: the groups whose forwards cost least, each padded to its longest row."""
+        active = sorted(active, key=lambda i: len(rows[i].pending))
+        costs, starts = [0], [0]
+        for end, i in enumerate(active, 1):
+            longest = len(rows[i].pending)
+            cost, start = min((costs[start] + (end - start) * longest + self._model.forward_cost, start) for start in range(end))
+            costs.append(cost)
+            starts.append(start)
+        groups, end = [], len(active)
+        while end:
+            groups.append(sorted(active[starts[end] : end]))
+            end = starts[end]
+        return groups
 
     def _finish(self, row: _Row) -> None:
         index = row.turns[len(row.results)]
@@ -157,7 +173,6 @@ class AttributeScorer:
         """One forward for the active rows: pending tokens and guesses in, as many values out as the guesses hold."""
         plans = [self._guess(rows[i], len(active)) for i in active]
         block = _block([rows[i] for i in active], plans)
-        start = cache.length
         reads = [
             (n, block.padding(n) + at)
             for n, plan in enumerate(plans)
@@ -167,7 +182,7 @@ class AttributeScorer:
         scores = iter(self._model.forward(cache, block, active, reads=reads, tokens=self._tokens))
         for n, (i, plan) in enumerate(zip(active, plans, strict=True)):
             row = rows[i]
-            first = start + block.padding(n)
+            first = cache.start + block.padding(n)
             accepted: int | None = None
             for k, guess in enumerate(plan.guess):
                 slot = self.plan.slots[len(row.values)]
