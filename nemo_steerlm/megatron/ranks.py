@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import MutableMapping
 from typing import NoReturn
 
@@ -22,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 _CHILD = "STEERLM_STARTED_BY_RANK_0"
 """Set in processes that ``Ranks`` started: their standard input ends when the first process does."""
+
+_END_SECONDS = 20
+"""What processes that were told to end get to do so."""
 
 
 def rank_of(environment: MutableMapping[str, str], *, devices: int, nodes: int) -> int:
@@ -86,11 +90,12 @@ class Ranks:
     def close(self) -> None:
         """Wait for the others, who have been told to end."""
         self._closing = True
-        for child in self._children:
+        deadline = time.monotonic() + _END_SECONDS
+        for local, child in enumerate(self._children, 1):
             try:
-                child.wait(10)
+                child.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                break
+                logger.warning("rank %d does not end and is killed", self.rank + local)
         self._kill()
 
     def _kill(self) -> None:
