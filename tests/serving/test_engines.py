@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -173,9 +175,7 @@ def test_whoever_goes_away_frees_the_engine(pair):
     with pair.steer.client() as client:
         with client.stream("POST", "/v1/completions", json=body) as answer:
             next(answer.iter_lines())
-        deadline = time.monotonic() + 60
-        while "steerlm_running 0.0" not in client.get("/metrics").text:
-            assert time.monotonic() < deadline
+        await_metric(client, "steerlm_running 0.0")
 
 
 def test_scores_are_those_of_plain_forwards(pair):
@@ -231,6 +231,26 @@ def test_an_upstream_without_token_ids_for_its_choices_is_asked_to_echo(value_fo
         assert fast.label == echoed.label
         for name, choice in fast.choices.items():
             assert choice.probabilities == pytest.approx(echoed.choices[name].probabilities, abs=1e-4)
+
+
+def test_an_answer_that_nobody_reads_ends_at_the_upstream_as_well(steer_folder, steer_server):
+    body = {"prompt": PROMPTS[0], "max_tokens": 450, "min_tokens": 450, "stream": True, "n": 64}
+    with running(steer_folder, "--engine", "openai", "--upstream", steer_server.url) as front, steer_server.client() as behind:
+        before = generated(behind)
+        with front.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+            next(answer.iter_lines())
+        await_metric(behind, "steerlm_running 0.0")
+        assert 0 < generated(behind) - before < 64 * 450
+
+
+def generated(client: httpx.Client) -> float:
+    return float(re.search(r"^steerlm_generated_tokens_total (\S+)", client.get("/metrics").text, re.MULTILINE)[1])
+
+
+def await_metric(client: httpx.Client, line: str) -> None:
+    deadline = time.monotonic() + 60
+    while line not in client.get("/metrics").text:
+        assert time.monotonic() < deadline, f"no {line}"
 
 
 def serve(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
