@@ -24,6 +24,8 @@ from tests.cluster.pipelines import Namespace
 from tests.cluster.stand_in import DONE, Kubelet, Play
 
 CLUSTER_FIXTURES = ("programs", "control_plane", "node_cluster")
+BUSY_SECONDS = 900
+"""For one test and the clusters that it may be the first to need, on a machine that is busy with other things."""
 FAILED = pytest.StashKey[bool]()
 REASON = pytest.StashKey[str]()
 PARTIAL = pytest.StashKey[bool]()
@@ -37,6 +39,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.cluster)
+            if not item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(BUSY_SECONDS))
             used = [number for number, name in enumerate(CLUSTER_FIXTURES, 2) if name in _fixtures(item)]
             # The chart's tests remove the definition and with it every pipeline: they go before the others.
             place = (max(used, default=1), item.path.name != "test_chart.py")

@@ -166,7 +166,7 @@ def test_the_whole_loop_runs_in_pods(place, first):
 
 def test_it_comes_to_what_one_machine_comes_to(first, local):
     (_, work, *_), local = first, local()
-    for stage in ("prepare", "train-value"):  # later ones hash the speed of a training too, which its metrics have
+    for stage in ("prepare", "train-value"):
         assert success(work, stage)["inputHash"] == success(local.path, stage)["inputHash"], stage
     for stage in ("prepare", "annotate"):
         assert digests(success(work, stage)) == digests(success(local.path, stage)), stage

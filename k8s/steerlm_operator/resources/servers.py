@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, final_model
 from steerlm_operator import names
@@ -40,6 +40,7 @@ def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> l
         replicas=need.replicas,
         devices=need.devices,
         startup_seconds=need.startup_timeout_seconds,
+        more=["--no-page"],  # nobody looks at it, and it takes longer to import than the model to load
     )
 
 
@@ -58,11 +59,19 @@ def build_serve(pipeline: Pipeline) -> list[Object]:
 
 
 def _server(
-    pipeline: Pipeline, own: str, labels: Mapping[str, str], *, model: str, replicas: int, devices: int, startup_seconds: int
+    pipeline: Pipeline,
+    own: str,
+    labels: Mapping[str, str],
+    *,
+    model: str,
+    replicas: int,
+    devices: int,
+    startup_seconds: int,
+    more: Sequence[str] = (),
 ) -> list[Object]:
     metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
     process = pods.Process(
-        args=["serve", f"{pods.workdir(pipeline)}/{model}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)],  # noqa: S104
+        args=["serve", f"{pods.workdir(pipeline)}/{model}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT), *more],  # noqa: S104
         image=pipeline.images.serve,
         amount=pipeline.amount("servers"),
         devices=devices,
