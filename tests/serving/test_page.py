@@ -61,8 +61,15 @@ def choose(page, label: str, option: str) -> None:
     page.get_by_role("option", name=option, exact=True).click()
 
 
-def running_rows(server) -> str:
-    return re.search("steerlm_running ([0-9.]+)", httpx.get(f"{server.url}/metrics").text)[1]
+IDLE = """async () => {
+  const told = await (await fetch("/metrics")).text()
+  return told.includes("steerlm_running 0.0") && told.includes("steerlm_waiting 0.0")
+}"""
+
+
+def wait_until_idle(page) -> None:
+    """Until the server writes for nobody."""
+    page.wait_for_function(IDLE)
 
 
 def greedy(server, **attributes: int | str) -> str:
@@ -119,7 +126,7 @@ def test_stop_ends_the_answer_and_keeps_what_has_come(page, writer):
     finally:
         writer.process.send_signal(signal.SIGCONT)
     expect(page.get_by_role("button", name="Send")).to_be_visible()
-    page.wait_for_function("async () => (await (await fetch('/metrics')).text()).includes('steerlm_running 0.0')")
+    wait_until_idle(page)
     so_far = page.locator("#conversation .assistant").last.inner_text().strip()
     assert len(so_far) < len(greedy(writer, lang="en"))
     # The page goes on as before.
@@ -177,6 +184,7 @@ def test_what_goes_wrong_is_said_and_the_question_stays(page, writer):
         page.get_by_label("One question").fill(QUESTION)
         page.keyboard.press("Enter")
         expect(page.locator("#compare-problem [role=alert]")).to_contain_text("The server is busy")
+    wait_until_idle(page)  # the next test asks the same server
 
 
 def test_the_keyboard_is_enough(page):
