@@ -97,6 +97,9 @@ def install(cluster: Cluster, objects: Sequence[dict[str, Any]], folder: Path) -
     cluster.kubectl("wait", "--for=condition=Established", "crd/steerlmpipelines.steerlm.dev", "--timeout=60s")
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})
     cluster.apply(*objects, namespace=HOME)
+    user = f"system:serviceaccount:{HOME}:{account(objects)}"
+    while cluster.kubectl("auth", "can-i", "list", "jobs", "--all-namespaces", "--as", user, check=False).returncode:
+        pass  # the API server learns of a new role a moment later; the test's own time limit ends this
     return cluster.service_account_kubeconfig(account(objects), HOME, folder).kubeconfig
 
 

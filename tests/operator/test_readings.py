@@ -144,6 +144,12 @@ def test_what_pods_wait_for(waiting, reason, blocked):
     assert (reading.state, reading.reason, reading.blocked) == ("Waiting", reason, blocked)
 
 
+def test_a_pod_that_runs_waits_for_no_node_whatever_the_scheduler_said_of_it():
+    late = pod(unschedulable="no nodes available to schedule pods")
+    late["status"]["phase"] = "Running"
+    assert read_job(job(), [late], NOW).state == "Running"
+
+
 def test_a_quota_that_lets_no_pod_be_made_is_named():
     said = 'Error creating: pods "j" is forbidden: exceeded quota: gpus, requested: 8, used: 0, limited: 4'
     reading = read_job(job(), [], NOW, creation_failure=said)
