@@ -143,6 +143,7 @@ def _act_on(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) ->
         _fail(draft, stage, entry, taken_away(entry.message or "") if deleted and not reading.permanent else reading)
     elif stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work":
         entry.step = "Merge"
+        entry.progress = f"{stage.shards}/{stage.shards} shards"  # the last may have ended since anybody counted
         _release_servers(draft)
         return advance(draft, stage, entry)
     else:
