@@ -110,9 +110,9 @@ def _apiserver(layout: Layout) -> list[str]:
         "enable-admission-plugins": "NodeRestriction",
         "allow-privileged": "true",
         "service-cluster-ip-range": SERVICE_RANGE,
-        # Five minutes by default: how long pods stay on a node that is not ready.
-        "default-not-ready-toleration-seconds": 60,
-        "default-unreachable-toleration-seconds": 60,
+        # Five minutes by default: how long pods stay on a node that is tainted because it is not ready.
+        "default-not-ready-toleration-seconds": 5,
+        "default-unreachable-toleration-seconds": 5,
         "audit-policy-file": layout.path("config", "audit"),
         "audit-log-path": layout.path("audit.log"),
         "audit-log-mode": "blocking",

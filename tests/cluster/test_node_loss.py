@@ -1,0 +1,80 @@
+"""A node that is lost under a running training, the operator's own pod on it too."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from local_cluster.layout import NODE
+
+from tests.cluster.test_installed import pipeline
+
+DATA = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
+CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+RECORD = (
+    '{"conversations": [{"from": "User", "value": "Hi", "label": null}, {"from": "Assistant", "value": "Once upon a time", "label": '
+    '"helpfulness:3,correctness:3,coherence:3,complexity:1,verbosity:1"}], "system": "s", "mask": "User", "type": "TEXT_TO_VALUE"}\n'
+)
+ENDLESS = {"globalBatchSize": 2, "microBatchSize": 2, "maxSteps": 1_000_000, "maxEpochs": 10_000, "validateEvery": 1_000_000}
+
+
+@pytest.fixture
+def inputs(local_cluster, namespace):
+    """A claim with a base model and a few records in it, written into its volume's folder."""
+    if not DATA.exists():
+        pytest.skip(f"no real inputs at {DATA}")
+    local_cluster.apply(
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "inputs"}, "spec": CLAIM}, namespace=namespace
+    )
+    bound = local_cluster.wait("pvc", "inputs", lambda item: item["status"]["phase"] == "Bound", namespace=namespace)
+    volume = local_cluster.get("pv", bound["spec"]["volumeName"])
+    folder = Path(volume["spec"]["hostPath"]["path"])
+    shutil.copytree(DATA, folder / "base")
+    for name in ("train.jsonl", "validation.jsonl"):
+        (folder / name).write_text(8 * RECORD)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return "inputs"
+
+
+def stage(item, name):
+    return next((each for each in item.get("status", {}).get("stages", []) if each["name"] == name), {})
+
+
+@pytest.mark.megatron
+@pytest.mark.timeout(1500)
+def test_a_node_lost_under_a_training_counts_no_failure(installed, local_cluster, namespace, inputs):
+    lost = pipeline(
+        "lost",
+        storage={"claimName": inputs},
+        data={"records": {"train": "train.jsonl", "validation": "validation.jsonl"}},
+        model={"base": "base", "maxSequenceLength": 256},
+        trainValue=ENDLESS,
+    )
+    installed.apply(lost, namespace=namespace)
+    runs = ("slp", "lost")
+    installed.wait(*runs, lambda item: stage(item, "train-value").get("phase") == "Running", namespace=namespace, timeout=600)
+    local_cluster.stop("kubelet")
+    try:
+        installed.wait("node", NODE, lambda item: any(c["type"] == "Ready" and c["status"] != "True" for c in item["status"]["conditions"]))
+        # Where all nodes are lost, and here one is all, the controller may take itself for the one that is cut off, and not do this.
+        installed.kubectl("taint", "node", NODE, "node.kubernetes.io/unreachable:NoExecute", "--overwrite")
+        installed.wait(
+            "pods",
+            installed.get("pods", "-l", "steerlm.dev/stage=train-value", namespace=namespace)["items"][0]["metadata"]["name"],
+            lambda item: any(c["type"] == "DisruptionTarget" for c in item["status"]["conditions"]),
+            namespace=namespace,
+            timeout=180,
+        )
+    finally:
+        local_cluster.start("kubelet")
+    again = installed.wait(
+        *runs,
+        lambda item: stage(item, "train-value")["attempt"] == 2 and stage(item, "train-value")["phase"] == "Running",
+        namespace=namespace,
+        timeout=600,
+    )
+    assert stage(again, "train-value")["countedFailures"] == 0
+    ended = installed.get("jobs", "lost-train-value-1", namespace=namespace)["status"]["conditions"]
+    assert ("Failed", "PodFailurePolicy") in {(condition["type"], condition["reason"]) for condition in ended}
