@@ -36,6 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Everything here comes last, in an order in which no cluster runs for much longer than it is used."""
     here = Path(__file__).parent
     places: dict[Path, tuple[int, bool]] = {}
+    files = {item.path: number for number, item in enumerate(items)}
     for item in items:
         if item.path.is_relative_to(here):
             item.add_marker(pytest.mark.cluster)
@@ -45,7 +46,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             # The chart's tests remove the definition and with it every pipeline: they go before the others.
             place = (max(used, default=1), item.path.name != "test_chart.py")
             places[item.path] = max(places.get(item.path, place), place)
-    items.sort(key=lambda item: places.get(item.path, (0, False)))
+    items.sort(key=lambda item: (places.get(item.path, (0, False)), files[item.path], bool(item.get_closest_marker("last"))))
 
 
 def _fixtures(item: pytest.Item) -> set[str]:

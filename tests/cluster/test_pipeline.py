@@ -284,6 +284,7 @@ def kill_pods(cluster, ending, rng):
     return killed
 
 
+@pytest.mark.last
 def test_deleting_leaves_nothing_but_the_claim(place, first):
     place.kubectl("delete", "slp", "oasst-tiny", namespace=NAMESPACE)
     kinds = place.kubectl("api-resources", "--namespaced", "--verbs=list,delete", "-o", "name").stdout.split()
