@@ -28,15 +28,20 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=False)
 
 
+MOST = 100
+"""The highest temperature and repetition penalty; far below it an answer is noise, and nothing is said twice."""
+MOST_TOKENS = 10_000_000
+
+
 class SampledBody(_Body):
     """What chat and completions share. Names and ranges are OpenAI's; ``top_k``, ``repetition_penalty`` and ``min_tokens`` are vLLM's."""
 
     model: Text | None = Field(None, description="Ignored but for being checked: a server has one model")
     max_tokens: int | None = Field(None, ge=0, le=1_000_000, description="Tokens to generate at most")
-    temperature: Finite | None = Field(None, ge=0, le=100)
+    temperature: Finite | None = Field(None, ge=0, le=MOST)
     top_p: Finite | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1, le=10_000_000, description="0 or -1: all")
-    repetition_penalty: Finite | None = Field(None, gt=0, le=100)
+    top_k: int | None = Field(None, ge=-1, le=MOST_TOKENS, description="0 or -1: all")
+    repetition_penalty: Finite | None = Field(None, gt=0, le=MOST)
     min_tokens: int | None = Field(None, ge=0, le=1_000_000)
     n: int | None = Field(None, ge=1, le=64)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)

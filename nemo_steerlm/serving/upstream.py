@@ -28,6 +28,7 @@ from nemo_steerlm.serving.engine import Choice, GenerationRequest, NextToken, Sc
 from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.model import Delta, Generation, QueueFullError
+from nemo_steerlm.serving.schemas import MOST, MOST_TOKENS
 
 _ID = "token_id:"
 
@@ -243,12 +244,13 @@ def _announced(url: str, headers: Mapping[str, str]) -> tuple[str, int | None]:
 
 
 def _sampling(request: GenerationRequest) -> dict[str, Any]:
+    """What PUT /generate takes has no upper bounds, and infinity is no JSON."""
     how = request.sampling
     return {
-        "temperature": 0 if how.greedy or how.top_k == 1 else how.temperature,
-        "top_k": how.top_k,
+        "temperature": 0 if how.greedy or how.top_k == 1 else min(how.temperature, MOST),
+        "top_k": min(how.top_k, MOST_TOKENS),
         "top_p": how.top_p,
-        "repetition_penalty": how.repetition_penalty,
+        "repetition_penalty": min(how.repetition_penalty, MOST),
         "seed": None if how.seed is None else how.seed % 2**63,
         "min_tokens": request.min_tokens,
         "stop_token_ids": sorted(request.stop_ids),

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import Unsatisfiable
 
@@ -248,6 +248,9 @@ OPTIONS = {
     options=st.fixed_dictionaries({}, optional={key: valid | JSON for key, valid in OPTIONS.items()}),
     fronted=st.booleans(),
 )
+@example(sentences=["Once"], options={"repetition_penalty": float("inf")}, fronted=True)
+@example(sentences=["Once"], options={"temperature": 1e300}, fronted=True)
+@example(sentences=["Once"], options={"top_k": 10**30}, fronted=True)
 def test_nothing_breaks_generate(steer_server, front_server, sentences, options, fronted):
     server = front_server if fronted else steer_server
     options.setdefault("tokens_to_generate", 3)
