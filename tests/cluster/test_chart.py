@@ -74,6 +74,8 @@ def deploy(plane, command, home, *flags, chart=CHART, release=RELEASE, check=Tru
 
 def established(plane):
     plane.wait_condition("crd", CRD, "Established")
+    while plane.kubectl("get", "--raw", "/apis/steerlm.dev/v1alpha1", check=False).returncode:
+        pass  # it is served a moment later; the test's own time limit ends this
 
 
 def pipeline(name="p", **spec):
@@ -185,8 +187,8 @@ def test_the_check_names_a_right_that_is_missing(plane, home, checked):
     role["rules"] = [rule for rule in role["rules"] if rule["resources"] not in (["pods/log"], ["events"])]
     plane.kubectl("replace", "-f", "-", stdin=json.dumps(role))
     refused = "FAILED 33 of 36 rights in all namespaces; not get pods/log, list events, create events"
-    while (said := checked()) != (1, ["ok     steerlm.dev/v1alpha1 is served", refused]):
-        assert said[0] == 0, said  # the API server learns of a changed role a moment later; the test's own time limit ends this
+    while checked() != (1, ["ok     steerlm.dev/v1alpha1 is served", refused]):
+        pass  # the API server learns of a changed role a moment later; the test's own time limit ends this
 
 
 def test_a_wrong_value_makes_nothing(plane, home):
