@@ -74,8 +74,8 @@ def deploy(plane, command, home, *flags, chart=CHART, release=RELEASE, check=Tru
 
 def established(plane):
     plane.wait_condition("crd", CRD, "Established")
-    while plane.kubectl("get", "--raw", "/apis/steerlm.dev/v1alpha1", check=False).returncode:
-        pass  # it is served a moment later; the test's own time limit ends this
+    while plane.kubectl("get", "--raw", "/openapi/v3/apis/steerlm.dev/v1alpha1", check=False).returncode:
+        pass  # its schema is published a moment later; the test's own time limit ends this
 
 
 def pipeline(name="p", **spec):
