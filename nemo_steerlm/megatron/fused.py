@@ -1,7 +1,7 @@
 """Rotary embedding, RMSNorm and SwiGLU as one autograd node each: what TransformerEngine and torch.compile fuse where they are to be had.
 
 Megatron-Core's own are chains of elementwise operations, each of which reads and writes the whole activation and saves it for the backward
-pass; on a CPU, whose memory is slow, they cost as much as a quarter of the matrix products.
+pass; a CPU's memory is too slow for that. ``python -m tests.benchmarks.bench_training`` shows what the whole step costs.
 """
 
 from __future__ import annotations
