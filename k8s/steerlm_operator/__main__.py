@@ -26,7 +26,7 @@ def main() -> None:
         registry=handlers.registry(config),
         standalone=True,  # one replica, strategy Recreate: no peering objects
         # kopf would make one of the user's name, which the image's user does not have, and die of it.
-        identity=socket.gethostname(),
+        identity=socket.gethostname(),  # type: ignore[arg-type]  # a NewType that kopf does not export
         clusterwide=not config.namespaces,
         namespaces=config.namespaces,
     )
