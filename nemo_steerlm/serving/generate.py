@@ -1,7 +1,7 @@
 """``PUT /generate``: NeMo's text generation server (``text_generation_server.py``, v2.4.1), its messages and status codes to the byte.
 
 Differences, on purpose: every sentence gets ``tokens_to_generate`` tokens (upstream counts from the longest), rows that end early are not
-padded with end-of-text, what upstream answers with a crash (500) is a 400 with a sentence, except for ``sentences`` missing.
+padded with end-of-text, what upstream answers with a crash (500) is a 400 with a sentence: no request makes a server look broken.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def router(service: Service) -> APIRouter:
         for key in body.keys() - ALLOWED_KEYS:
             logger.error("The request key %s is not allowed", key)
         if "sentences" not in body:
-            return _reply({"message": "Internal Server Error"}, 500)
+            return _reply({"message": "sentences is missing: a list of prompts"}, 400)
         return await _generate(service, request, body)
 
     return routes

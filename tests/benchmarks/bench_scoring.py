@@ -58,7 +58,7 @@ class Bench:
         self.engine.score([ScoreRequest(conversation=c, turns=tuple(range(1, len(c.turns), 2))) for c in conversations])
 
     def upstream(self, conversation: Conversation) -> None:
-        """What upstream's annotator asks for: a one-token request an attribute, of every turn, each with the whole text."""
+        """What upstream's annotator asks for: a token for each of 12 attributes and the language, of every turn, with the whole text."""
         for turn in range(len(conversation.turns)):
             prompt = self.ids(conversation, turn)
             for slot in self.engine._scorer.plan.slots:
@@ -108,7 +108,7 @@ CASES = {
 def speed(engine: str, cases: Sequence[str]) -> None:
     """Print the table of costs."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(model_folder(local_path(SMOLLM2), Path(folder), kind="value", schema=preset("steerlm9")), engine)
+        bench = Bench(model_folder(local_path(SMOLLM2), Path(folder), kind="value", schema=preset("oasst")), engine)
     print(f"{'work, ' + engine:36} {'plain s':>8} {'score s':>8} {'ratio':>6} {'upstream s':>11} {'faster':>7}")
     for name in cases:
         turns, tokens, count = CASES[name]

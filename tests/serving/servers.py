@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -31,18 +32,21 @@ def running(
 ) -> Iterator[Server]:
     """A server of ``folder``, up when the block starts; it is stopped by SIGTERM and must exit 0. ``log``: where its stderr goes."""
     arguments = [sys.executable, *command, str(folder), "--threads", "1", *options] if command[0] == "-m" else [sys.executable, *command]
-    with (log or Path(os.devnull)).open("w") as errors:
+    with log.open("w+") if log else tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        assert line, f"the server ended with {process.wait(10)}"
-        yield Server(process, json.loads(line)["url"])
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.wait()
-        process.stdout.close()
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            if not line:
+                code = process.wait(10)
+                errors.seek(0)
+                raise AssertionError(f"the server ended with {code}:\n{errors.read()[-4000:]}")
+            yield Server(process, json.loads(line)["url"])
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            process.stdout.close()

@@ -47,7 +47,7 @@ def test_status_codes(put):
         "Maximum number of sentences is 128",
     )
     missing = put({"tokens_to_generate": 1})
-    assert (missing.status_code, missing.json()) == (500, {"message": "Internal Server Error"})
+    assert (missing.status_code, missing.json()) == (400, {"message": "sentences is missing: a list of prompts"})
     assert put({"sentences": ["a"], "task_ids": [1]}).json().startswith("Input at 'sentences' must by a tuple of two tensors like: ")
     assert put({"sentences": "a"}).status_code == 400
     assert put({"sentences": ["a"], "unknown": 1, "tokens_to_generate": True}).status_code == 200
