@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -15,6 +14,7 @@ from starlette.requests import Request
 from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Model
 from nemo_steerlm.serving.prompts import Prompts
+from nemo_steerlm.serving.tasks import ended
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -106,22 +106,21 @@ class Service:
                 steps.put_nowait((index, EngineFailedError("the answer failed; see the server's log")))
 
         tasks = [asyncio.create_task(follow(i, g)) for i, g in enumerate(generations)]
-        deadline = time.monotonic() + self.settings.request_timeout
+        # Not wait_for: before Python 3.12 it may swallow a cancellation, and it costs a task a step.
+        seconds = self.settings.request_timeout
+        too_late = TimedOutError(f"no complete answer within {seconds:g} s")
+        timer = asyncio.get_running_loop().call_later(seconds, steps.put_nowait, (0, too_late))
         try:
             open_answers = len(tasks)
             while open_answers:
-                try:
-                    index, step = await asyncio.wait_for(steps.get(), max(deadline - time.monotonic(), 0.0))
-                except asyncio.TimeoutError as error:
-                    raise TimedOutError(f"no complete answer within {self.settings.request_timeout:g} s") from error
+                index, step = await steps.get()
                 if isinstance(step, SteerLMError):
                     raise step
                 yield index, step
                 open_answers -= step.finish is not None
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            timer.cancel()
+            await ended(tasks)
 
     async def within(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is cancelled when time is up or the client hangs up. Raises TimedOutError, ClientGoneError."""
@@ -135,10 +134,7 @@ class Service:
                 raise ClientGoneError("the client hung up")
             raise TimedOutError(f"no answer within {self.settings.request_timeout:g} s")
         finally:
-            for future in (task, gone):
-                future.cancel()
-                with contextlib.suppress(asyncio.CancelledError, SteerLMError):
-                    await future
+            await ended((task, gone))
 
 
 async def _disconnected(request: Request) -> None:

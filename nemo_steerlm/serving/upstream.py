@@ -29,6 +29,7 @@ from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.model import Delta, Generation, QueueFullError
 from nemo_steerlm.serving.schemas import MOST, MOST_TOKENS
+from nemo_steerlm.serving.tasks import ended
 
 _ID = "token_id:"
 
@@ -178,9 +179,7 @@ class Upstream:
         try:
             return list(await asyncio.gather(*tasks))
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(tasks)
 
     async def _score(self, request: ScoreRequest, together: int) -> list[ScoredTurn]:
         """Turn by turn, field by field: each chosen value is part of the prompt for the next."""
