@@ -14,7 +14,10 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: run test test-fast test-cluster test-engines lint browser bench chart clean install
+# Two processes share the tests: one has the cluster's, which wait more than they compute.
+PYTEST := $(BIN)/pytest -n 2 --dist loadgroup
+
+.PHONY: run test test-fast test-cluster test-engines lint browser cluster bench chart clean install
 
 install: $(INSTALLED)
 
@@ -41,12 +44,15 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -q && apt-get install -qy --no-install-recommends chromium; } || echo "no chromium: the page's tests will skip"
 
-# With a real control plane and node, as root on Linux; their programs are built once, which takes a quarter of an hour on two cores.
-test: lint browser
-	$(BIN)/pytest
+# The programs of a real control plane and node, for root on Linux: built once, which takes a quarter of an hour on two cores.
+cluster: $(INSTALLED)
+	@$(BIN)/python tests/cluster/cluster.py build || echo "no cluster: its tests will skip"
+
+test: lint browser cluster
+	$(PYTEST)
 
 test-fast: lint browser
-	$(BIN)/pytest -m 'not cluster'
+	$(PYTEST) -m 'not cluster'
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster tests/cluster

@@ -14,6 +14,14 @@ from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_label
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With pytest-xdist, a file's tests run in one process, for its servers; those of a cluster all in one, for the cluster."""
+    cluster = Path(__file__).parent / "cluster"
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("cluster" if item.path.is_relative_to(cluster) else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def value_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = _folder(tmp_path_factory.mktemp("value"), "value")

@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from local_cluster import binaries
-from local_cluster.cluster import LocalCluster
+from local_cluster.cluster import LocalCluster, unavailable
 from local_cluster.errors import ClusterError, UnavailableError
 
 
@@ -38,6 +38,8 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> int:
     if options.command == "build":
+        if reason := unavailable():
+            raise UnavailableError(reason)
         print(binaries.ensure(lambda line: print(line, file=sys.stderr)).root)
     elif options.command == "up":
         binaries.ensure(lambda line: print(line, file=sys.stderr))

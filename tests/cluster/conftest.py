@@ -60,7 +60,10 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Build the programs before the first test: a test's time limit must not count a build of many minutes."""
+    """Build the programs before the first test: a test's time limit must not count a build of many minutes.
+
+    The processes of pytest-xdist do not: they could tell nobody of it, and ``make test`` has done it before.
+    """
     files = {item.path for item in session.items}
     session.stash[PARTIAL] = session.stash.get(PARTIAL, False) or not files.issuperset(Path(__file__).parent.glob("test_*.py"))
     wanted = any(not _fixtures(item).isdisjoint(CLUSTER_FIXTURES) for item in session.items)
@@ -70,6 +73,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     try:
         if reason := unavailable():
             raise UnavailableError(reason)
+        if hasattr(session.config, "workerinput") and not binaries.built():
+            raise UnavailableError("the cluster's programs are not built; python tests/cluster/cluster.py build does it, or says why not")
         binaries.ensure(lambda line: reporter.write_line(f"cluster: {line}") if reporter else None)
     except (UnavailableError, ClusterError, OSError) as error:
         session.config.stash[REASON] = str(error)
