@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from nemo_steerlm.core.model_info import ModelKind
 from tests.serving.servers import Server, running
@@ -14,12 +16,15 @@ from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_label
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With pytest-xdist, a file's tests run in one process, for its servers; those of a cluster all in one, for the cluster."""
-    cluster = Path(__file__).parent / "cluster"
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cluster" if item.path.is_relative_to(cluster) else item.path.name))
+class ByFile(LoadScopeScheduling):
+    """A file's tests run in one process, for its servers; those of a cluster all in one, for the cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "cluster" if nodeid.startswith("tests/cluster/") else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

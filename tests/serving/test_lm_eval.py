@@ -20,13 +20,15 @@ DOCUMENTS = [
     {"question": "The dog was very", "choices": [" happy", " table"], "answer": 0},
     {"question": "Lily and her mom went to the", "choices": [" park", " red", " ran"], "answer": 0},
 ]
-CHOICE = """
-task: local_choice
+DATA = """
 dataset_path: json
 dataset_kwargs: {data_files: {test: %s}}
 test_split: test
-output_type: multiple_choice
 doc_to_text: question
+"""
+CHOICE = """
+task: local_choice
+output_type: multiple_choice
 doc_to_choice: choices
 doc_to_target: answer
 target_delimiter: ""
@@ -34,11 +36,7 @@ metric_list: [{metric: acc}]
 """
 GENERATE = """
 task: local_generate
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s}}
-test_split: test
 output_type: generate_until
-doc_to_text: question
 doc_to_target: "never this"
 generation_kwargs: {until: ["."], max_gen_toks: 30, temperature: 0}
 metric_list: [{metric: exact_match}]
@@ -56,8 +54,8 @@ def lm_eval():
 def tasks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "documents.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
-    (folder / "choice.yaml").write_text(CHOICE % (folder / "documents.jsonl"))
-    (folder / "generate.yaml").write_text(GENERATE % (folder / "documents.jsonl"))
+    (folder / "choice.yaml").write_text(CHOICE + DATA % (folder / "documents.jsonl"))
+    (folder / "generate.yaml").write_text(GENERATE + DATA % (folder / "documents.jsonl"))
     return folder
 
 
