@@ -15,7 +15,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 # Two processes share the tests: one has the cluster's, which wait more than they compute.
-PYTEST := $(BIN)/pytest -n 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 .PHONY: run test test-fast test-cluster test-engines lint browser cluster bench chart clean install
 

@@ -11,7 +11,7 @@ import bisect
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, shown
 from nemo_steerlm.core.template import ChatTokens, Span, learned_intervals, text_of
@@ -37,8 +37,11 @@ class TextTokenizer(Protocol):
     def special(self) -> tuple[str, ...]:
         """Strings that encode to one special token when they occur in text."""
 
+    def encode(self, text: str) -> list[int]:
+        """Token ids, no BOS or EOS."""
+
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Token ids, no BOS or EOS, and each one's ``[start, end)`` in characters of ``text``."""
+        """The same, and each one's ``[start, end)`` in characters of ``text``; slower."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ``ids``, special tokens included."""
@@ -72,7 +75,7 @@ def loss_mask(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list
 
 def encode_text(text: str, tokenizer: TextTokenizer) -> list[int]:
     """Token ids of a prompt that is already one string."""
-    return tokenizer.encode_offsets(text)[0]
+    return tokenizer.encode(text)
 
 
 class SentencePieceTokenizer:
@@ -95,10 +98,18 @@ class SentencePieceTokenizer:
         model = schema.ModelProto.FromString(self._processor.serialized_model_proto())
         return tuple(p.piece for p in model.pieces if p.type == schema.ModelProto.SentencePiece.USER_DEFINED)
 
+    def encode(self, text: str) -> list[int]:
+        """See TextTokenizer."""
+        ids: list[int] = self._processor.encode(text)
+        return ids
+
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """See TextTokenizer."""
-        pieces: Any = self._processor.encode(text, out_type="immutable_proto").pieces
-        return [p.id for p in pieces], [(p.begin, p.end) for p in pieces]
+        ids, offsets = [], []
+        for piece in self._processor.encode(text, out_type="immutable_proto").pieces:  # each is made anew: once is enough
+            ids.append(piece.id)
+            offsets.append((piece.begin, piece.end))
+        return ids, offsets
 
     def decode(self, ids: Sequence[int]) -> str:
         """See TextTokenizer."""
@@ -156,6 +167,11 @@ class HuggingFaceTokenizer:
     def special(self) -> tuple[str, ...]:
         """Added special tokens, which are cut out of text before the model sees it."""
         return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+
+    def encode(self, text: str) -> list[int]:
+        """See TextTokenizer."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
     def encode_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """See TextTokenizer."""

@@ -20,7 +20,7 @@ from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.core.template import ChatTokens, Layout, Template
+from nemo_steerlm.core.template import ChatTokens, Layout, Template, text_of
 from nemo_steerlm.core.tokenization import (
     HuggingFaceTokenizer,
     SentencePieceTokenizer,
@@ -206,7 +206,7 @@ def _shortened(conversation: Conversation, label: str) -> Conversation:
 
     def length(turns: int) -> int:
         spans = _worker["template"].render(msgspec.structs.replace(conversation, turns=labelled[:turns]), "TEXT_TO_VALUE")
-        return len(encode_spans(spans, _worker["tokenizer"]).ids)
+        return len(encode_text(text_of(spans), _worker["tokenizer"]))
 
     keep = bisect.bisect_right(range(1, len(labelled) + 1), _worker["rules"].seq_len, key=length)
     return msgspec.structs.replace(conversation, turns=conversation.turns[: max(keep, 1)])

@@ -32,7 +32,7 @@ from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.megatron import compat, optimization
 from nemo_steerlm.megatron.batches import MicroBatch
-from nemo_steerlm.megatron.layers import SteerLMGPT, local_layer_spec
+from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
 from nemo_steerlm.megatron.tokenizer_files import build_nemo_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         if self.transformer_engine:
             spec = get_specs(self.spec_name, self.transformer_config, True, cfg.get("hyena"), cfg.get("fp8", False))
         else:
-            spec = local_layer_spec(self.transformer_config)
+            spec = local_block_spec(self.transformer_config)
         model = SteerLMGPT(
             config=self.transformer_config,
             transformer_layer_spec=spec,

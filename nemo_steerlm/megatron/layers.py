@@ -8,10 +8,11 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
-from megatron.core.transformer import ModuleSpec, TransformerConfig
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
@@ -85,8 +86,8 @@ class TorchDotProductAttention(MegatronModule):
         return ~hidden, False
 
 
-def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
-    """Transformer layers of Megatron-Core's own modules, with fused core attention."""
+def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """This stage's transformer layers and its last norm, of Megatron-Core's own modules, with fused core attention and norms."""
     spec = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
         moe_grouped_gemm=config.moe_grouped_gemm,
@@ -94,9 +95,10 @@ def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
         normalization=config.normalization,
     )
     spec.submodules.self_attention.submodules.core_attention = TorchDotProductAttention
-    if config.normalization == "RMSNorm" and spec.submodules.input_layernorm is WrappedTorchNorm:
-        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
-    return spec
+    norm = spec.submodules.input_layernorm
+    if config.normalization == "RMSNorm" and norm is WrappedTorchNorm:
+        norm = spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
+    return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm)
 
 
 class SteerLMGPT(GPTModel):

@@ -38,7 +38,7 @@ CONFIG = {
 }
 
 
-THREADS = {"OMP_NUM_THREADS": "2"}
+THREADS = {"OMP_NUM_THREADS": "1"}
 """The same number on a cluster as on one machine: sums depend on it in their last digits."""
 VALUES = {
     "config": {

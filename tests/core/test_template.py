@@ -98,6 +98,7 @@ def test_typed_control_tokens_never_become_control_ids(tokens, kind, tmp_path_fa
         assert len(encoded.ids) == len(encoded.loss_mask)
         # What is learned, as text: exactly the learned spans, no more.
         ids, offsets = tokenizer.encode_offsets(text_of(spans))
+        assert ids == tokenizer.encode(text_of(spans))
         covered = {p for (a, b), on in zip(offsets, encoded.loss_mask, strict=True) if on for p in range(a, b)}
         learned = {p for a, b in learned_intervals(spans) for p in range(a, b)}
         assert covered <= learned
