@@ -42,6 +42,7 @@ def activate() -> None:
         _fused_functions()
     if not HAVE_CUDA:
         logger.info("CUDA is missing: everything runs on the CPU in fp32, processes talk over gloo")
+        _linear_without_exchange()
         _cuda_on_cpu()
         _rng_tracker_on_cpu()
         _checkpoint_queue_by_fork()
@@ -88,6 +89,37 @@ def _fused_functions() -> None:
     rope_utils.fused_apply_rotary_pos_emb = fused.rotate
     if not HAVE_CUDA:
         fused_bias_swiglu.SwiGLUFunction = fused.SwiGLU
+
+
+def _linear_without_exchange() -> None:
+    """A linear layer whose input, output and gradient need no other rank is torch's.
+
+    Seen: megatron-core 0.13.1, ``tensor_parallel/layers.py`` overlaps communication with products in autograd functions of Python, which
+    cost a small layer on a CPU a tenth of its time also where there is nothing to communicate. Remove when it asks first.
+    """
+    from megatron.core import parallel_state
+    from megatron.core.tensor_parallel import layers
+
+    exchanging = layers.linear_with_grad_accumulation_and_async_allreduce
+
+    @functools.wraps(exchanging)
+    def linear(**given: Any) -> torch.Tensor:
+        if any(given[key] for key in ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")):
+            exchanged: torch.Tensor = exchanging(**given)
+            return exchanged
+        return torch.nn.functional.linear(given["input"], given["weight"], given["bias"])
+
+    def unless_alone(exchange: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(exchange)
+        def region(input_: torch.Tensor, group: Any = None) -> torch.Tensor:
+            alone = (group or parallel_state.get_tensor_model_parallel_group()).size() == 1
+            return input_ if alone else exchange(input_, group)
+
+        return region
+
+    layers.linear_with_grad_accumulation_and_async_allreduce = linear
+    for name in ("copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"):
+        setattr(layers, name, unless_alone(getattr(layers, name)))
 
 
 def _cuda_on_cpu() -> None:
