@@ -10,6 +10,9 @@ from pathlib import Path
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 
+_KV_BYTES = 4 * 2**30
+"""Memory for keys and values on a CPU; ``more`` may name another size."""
+
 
 def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more: Sequence[str] = ()) -> list[str]:
     """``vllm serve`` for ``folder`` on this machine, the port left out; ``more`` goes last and so wins.
@@ -29,6 +32,7 @@ def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more:
     # Sampling settings are the request's own; a generation_config.json beside the weights must not change them.
     command += ["--generation-config", "vllm", "--max-logprobs", "100"]
     if on_cpu:
-        # fp32: without AVX-512 bfloat16 is several times slower. Eager: compiling takes minutes and helps little here.
-        command += ["--dtype", "float32", "--enforce-eager"]
+        # Left to itself vLLM wants 92 % of the machine's memory, and ends where less is free. fp32: without AVX-512 bfloat16 is several
+        # times slower. Eager: compiling takes minutes and helps little here.
+        command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(_KV_BYTES)]
     return [*command, *more]

@@ -91,10 +91,22 @@ def account(objects: Sequence[dict[str, Any]]) -> str:
     return str(found["metadata"]["name"])
 
 
+def define(cluster: Cluster) -> None:
+    """Apply the committed definition, and wait until it is served."""
+    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
+    await_definition(cluster)
+
+
+def await_definition(cluster: Cluster) -> None:
+    """Until the API server takes pipelines and has published their schema, which it does a moment later."""
+    cluster.wait_condition("crd", "steerlmpipelines.steerlm.dev", "Established")
+    while cluster.kubectl("get", "--raw", "/openapi/v3/apis/steerlm.dev/v1alpha1", check=False).returncode:
+        pass  # nothing to watch; the test's own time limit ends this
+
+
 def install(cluster: Cluster, objects: Sequence[dict[str, Any]], folder: Path) -> Path:
     """Make the service account with its rights; returns a kubeconfig of it. The definition is applied too."""
-    cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
-    cluster.kubectl("wait", "--for=condition=Established", "crd/steerlmpipelines.steerlm.dev", "--timeout=60s")
+    define(cluster)
     cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": HOME}})
     cluster.apply(*objects, namespace=HOME)
     user = f"system:serviceaccount:{HOME}:{account(objects)}"

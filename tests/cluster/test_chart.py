@@ -21,6 +21,7 @@ from local_cluster.client import Cluster, environment_kubeconfig
 from steerlm_operator.check import answers
 
 from charts.generate import CHART
+from tests.cluster.operating import await_definition
 
 CRD = "steerlmpipelines.steerlm.dev"
 SPEC = {
@@ -70,12 +71,6 @@ def deploy(plane, command, home, *flags, chart=CHART, release=RELEASE, check=Tru
     """``helm install`` or ``upgrade`` with these values."""
     given = {"fullnameOverride": NAME, **values}
     return plane.helm(command, release, str(chart), "-n", home, *flags, "-f", "-", stdin=yaml.safe_dump(given), check=check)
-
-
-def established(plane):
-    plane.wait_condition("crd", CRD, "Established")
-    while plane.kubectl("get", "--raw", "/openapi/v3/apis/steerlm.dev/v1alpha1", check=False).returncode:
-        pass  # its schema is published a moment later; the test's own time limit ends this
 
 
 def pipeline(name="p", **spec):
@@ -140,7 +135,7 @@ def previous(tmp_path_factory) -> Path:
 
 def test_install_makes_what_was_rendered_and_the_operator_can_live_there(plane, home, checked):
     deploy(plane, "install", home)
-    established(plane)
+    await_definition(plane)
     _, pod = next(plane.watch("pods", namespace=home))  # Pod Security restricted let it in
     assert pod["spec"]["containers"][0]["command"] == ["python", "-m", "steerlm_operator"]
     for item in yaml.safe_load_all(plane.helm("get", "manifest", RELEASE, "-n", home).stdout):
@@ -152,7 +147,7 @@ def test_install_makes_what_was_rendered_and_the_operator_can_live_there(plane, 
 
 def test_the_operator_runs_with_these_rights_and_settings_only(plane, home, checked, tmp_path):
     deploy(plane, "install", home, config={"resyncSeconds": 7})
-    established(plane)
+    await_definition(plane)
     config = yaml.safe_load(plane.get("configmap", NAME, namespace=home)["data"]["config.yaml"])
     (tmp_path / "operator.yaml").write_text(yaml.safe_dump(config | {"address": "127.0.0.1:0"}))
     identity = plane.service_account_kubeconfig(NAME, home, tmp_path)
@@ -182,7 +177,7 @@ def test_the_operator_runs_with_these_rights_and_settings_only(plane, home, chec
 
 def test_the_check_names_a_right_that_is_missing(plane, home, checked):
     deploy(plane, "install", home)
-    established(plane)
+    await_definition(plane)
     role = plane.get("clusterrole", NAME)
     role["rules"] = [rule for rule in role["rules"] if rule["resources"] not in (["pods/log"], ["events"])]
     plane.kubectl("replace", "-f", "-", stdin=json.dumps(role))
@@ -201,7 +196,7 @@ def test_a_wrong_value_makes_nothing(plane, home):
 
 def test_an_upgrade_upgrades_the_definition_and_a_rollback_takes_it_back(plane, home, previous, checked):
     deploy(plane, "install", home, chart=previous)
-    established(plane)
+    await_definition(plane)
     refused = plane.kubectl("create", "--validate=strict", "-f", "-", namespace=home, stdin=json.dumps(pipeline("q")), check=False)
     assert 'unknown field "spec.annotate.turns"' in refused.stderr
     plane.apply(pipeline(annotate={"shards": 2}), namespace=home)
@@ -245,7 +240,7 @@ def accepts_turns(plane, home, name):
 def test_uninstall_leaves_definition_and_pipelines_and_nothing_else(plane, home):
     before = everything(plane, home)
     deploy(plane, "install", home)
-    established(plane)
+    await_definition(plane)
     plane.apply(pipeline(), namespace=home)
     said = plane.helm("uninstall", RELEASE, "-n", home, "--wait").stdout
     assert f"[CustomResourceDefinition] {CRD}" in said
@@ -276,7 +271,7 @@ def everything(plane, namespace):
 def test_namespaced_scope_needs_no_cluster_role(plane, home, checked):
     blue, green, red = (new_namespace(plane, name) for name in ("blue", "green", "red"))
     deploy(plane, "install", home, scope="namespaced", namespaces=[blue, green], rbac={"aggregate": False})
-    established(plane)
+    await_definition(plane)
     rights = [f"ok     36 of 36 rights in namespace {name}" for name in (blue, green)]
     assert checked() == (0, ["ok     steerlm.dev/v1alpha1 is served", *rights])
 
@@ -293,15 +288,15 @@ def test_two_operators_share_one_definition(plane, home, checked):
     second = new_namespace(plane, "second")
     deploy(plane, "install", home, scope="namespaced")
     deploy(plane, "install", second, scope="namespaced", crds={"install": False}, rbac={"aggregate": False})
-    established(plane)
+    await_definition(plane)
     assert checked(second)[0] == 0
     plane.helm("uninstall", RELEASE, "-n", second, "--wait")
-    established(plane)
+    await_definition(plane)
 
 
 def test_people_with_view_read_and_people_with_edit_write(plane, home):
     deploy(plane, "install", home)
-    established(plane)
+    await_definition(plane)
     for role in ("view", "edit"):
         plane.kubectl("create", "rolebinding", role, f"--clusterrole={role}", f"--user={role}er", namespace=home)
         plane.wait("clusterrole", role, lambda item: any("steerlm.dev" in rule.get("apiGroups", ()) for rule in item["rules"]))
@@ -322,7 +317,7 @@ def test_pipelines_in_the_values_come_change_and_go(plane, home):
     mine = {"mine": {"spec": SPEC}}
     said = deploy(plane, "install", home, pipelines=mine).stdout
     assert "are not there yet" in said
-    established(plane)
+    await_definition(plane)
     assert not plane.get("slp", namespace=home)["items"]
     deploy(plane, "upgrade", home, pipelines=mine)
     uid = plane.get("slp", "mine", namespace=home)["metadata"]["uid"]

@@ -10,7 +10,7 @@ import kubernetes
 import pytest
 import yaml
 
-from tests.cluster.operating import DEFINITION
+from tests.cluster.operating import DEFINITION, define
 from tests.cluster.operating import ROOT as REPOSITORY
 from tests.cluster.pipelines import GROUP
 
@@ -75,9 +75,7 @@ UPDATES = [message for _, message, of_update in RULES if of_update]
 
 @pytest.fixture(scope="module", autouse=True)
 def _definition(control_plane):
-    """The committed CustomResourceDefinition, served."""
-    control_plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEFINITION))
-    control_plane.kubectl("wait", "--for=condition=Established", "crd/steerlmpipelines.steerlm.dev", "--timeout=60s")
+    define(control_plane)
 
 
 def refused(call, *arguments, **fields):

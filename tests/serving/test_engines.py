@@ -79,7 +79,16 @@ def pair(request, steer_folder, value_folder, tmp_path_factory):
                 options = ("--engine", "openai", "--upstream", request.getfixturevalue(f"{kind}_server").url)
                 server = running(folder, *options)
             elif engine == "vllm":
-                options = ("--engine", "vllm", "--vllm", str(vllm_python()), "--device", "cpu", "--vllm-options", "--max-model-len 1024")
+                options = (
+                    "--engine",
+                    "vllm",
+                    "--vllm",
+                    str(vllm_python()),
+                    "--device",
+                    "cpu",
+                    "--vllm-options",
+                    "--max-model-len 1024 --kv-cache-memory-bytes 1G",
+                )
                 server = running(folder, *options)
             elif engine == "megatron":
                 server = two_ranks(nemo_file(folder, tmp_path_factory.mktemp("nemo") / f"{kind}.nemo"))
