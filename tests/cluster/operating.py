@@ -98,10 +98,13 @@ def define(cluster: Cluster) -> None:
 
 
 def await_definition(cluster: Cluster) -> None:
-    """Until the API server takes pipelines and has published their schema, which it does a moment later."""
+    """Until the API server takes pipelines, lists them among its resources and has published their schema, in whatever order."""
     cluster.wait_condition("crd", "steerlmpipelines.steerlm.dev", "Established")
-    while cluster.kubectl("get", "--raw", "/openapi/v3/apis/steerlm.dev/v1alpha1", check=False).returncode:
-        pass  # nothing to watch; the test's own time limit ends this
+    schema = ("get", "--raw", "/openapi/v3/apis/steerlm.dev/v1alpha1")
+    while (
+        cluster.kubectl(*schema, check=False).returncode or "slp" not in cluster.kubectl("api-resources", "--api-group=steerlm.dev").stdout
+    ):
+        pass  # nothing to watch; the test's own time limit ends this. api-resources renews what kubectl remembers of the server
 
 
 def install(cluster: Cluster, objects: Sequence[dict[str, Any]], folder: Path) -> Path:
