@@ -147,9 +147,9 @@ def test_requests_that_run_together_get_what_each_gets_alone(pair):
 
 
 def test_streams_bring_the_whole_answer_piece_by_piece(pair):
-    whole = complete(pair.steer, PROMPTS[0])
+    whole = complete(pair.steer, PROMPTS[0], min_tokens=24)
     pieces, finish = [], None
-    body = {"prompt": PROMPTS[0], "max_tokens": 24, "temperature": 0, "stream": True}
+    body = {"prompt": PROMPTS[0], "max_tokens": 24, "min_tokens": 24, "temperature": 0, "stream": True}
     with pair.steer.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
         for line in answer.iter_lines():
             if line.startswith("data: {"):
@@ -161,11 +161,11 @@ def test_streams_bring_the_whole_answer_piece_by_piece(pair):
 
 
 def test_a_stop_string_across_token_borders_ends_the_answer_before_it(pair):
-    told = complete(pair.steer, PROMPTS[0], logprobs=0)
+    told = complete(pair.steer, PROMPTS[0], logprobs=0, min_tokens=24)
     text, words = told["text"], told["logprobs"]["tokens"]
     border = len("".join(words[:6]).lstrip()) + (0 if text.startswith(words[0]) else 1)
     stop = text[border - 2 : border + 2]
-    cut = complete(pair.steer, PROMPTS[0], stop=[stop, "never"])
+    cut = complete(pair.steer, PROMPTS[0], stop=[stop, "never"], min_tokens=24)
     assert stop not in words
     assert (cut["text"], cut["finish_reason"]) == (text[: text.index(stop)], "stop")
 
