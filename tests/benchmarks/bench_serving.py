@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,8 +108,8 @@ def throughput(folder: Path) -> None:
 def upstream(url: str, conversations: list[Conversation], folder: Path) -> float:
     """Seconds of upstream's annotator for these conversations. What it reads is thrown away: this model is not trained to give values."""
     info = ModelInfo.load(folder)
-    template, schema = info.template(load_tokenizer(folder).special), preset("oasst")
-    fields = [*schema.names, "lang"]
+    template = info.template(load_tokenizer(folder).special)
+    fields = [*info.attributes.names, *(["lang"] if info.attributes.languages else [])]
     began = time.perf_counter()
     with httpx.Client(base_url=url, timeout=900) as client:
         for conversation in conversations:
@@ -119,14 +121,18 @@ def upstream(url: str, conversations: list[Conversation], folder: Path) -> float
     return time.perf_counter() - began
 
 
-def annotation(folder: Path) -> None:
+class Work(NamedTuple):
+    """Conversations to label, and how many of them upstream's protocol is timed with."""
+
+    name: str
+    conversations: list[Conversation]
+    few: int
+
+
+def annotation(folder: Path, works: Iterable[Work]) -> None:
     """Print conversations/s of ``steerlm annotate`` and of upstream's protocol, on the same server."""
-    tokenizer = load_tokenizer(folder)
-    template = ModelInfo.load(folder).template(tokenizer.special)
-    measure = lambda c, turn: encode_text(text_of(template.label_prompt(c, turn)), tokenizer)  # noqa: E731
-    print(f"{'work':24} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7}")
-    for turns, tokens, count, few in ((2, range(150, 400), 32, 2), (4, range(300, 700), 16, 1)):
-        found = threads(measure, turns, tokens, count)
+    print(f"{'work':28} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7}")
+    for name, found, few in works:
         with tempfile.TemporaryDirectory() as scratch, running(folder, "--threads", str(torch.get_num_threads())) as server:
             given = Path(scratch) / "in.jsonl"
             given.write_text("".join(json.dumps(record(c)) + "\n" for c in found))
@@ -135,7 +141,23 @@ def annotation(folder: Path) -> None:
             subprocess.run([*command, str(given), str(Path(scratch) / "out.jsonl")], check=True, stdout=subprocess.DEVNULL)
             ours = len(found) / (time.perf_counter() - began)
             theirs = few / upstream(server.url, found[:few], folder)
-        print(f"{f'{turns} turns, {len(found)} records':24} {ours:26.2f} {theirs:18.3f} {ours / theirs:7.1f}", flush=True)
+        print(f"{f'{name}, {len(found)} records':28} {ours:26.2f} {theirs:18.3f} {ours / theirs:7.1f}", flush=True)
+
+
+def real_threads(folder: Path) -> Iterator[Work]:
+    """OASST conversations of two and of four turns."""
+    tokenizer = load_tokenizer(folder)
+    template = ModelInfo.load(folder).template(tokenizer.special)
+    measure = lambda c, turn: encode_text(text_of(template.label_prompt(c, turn)), tokenizer)  # noqa: E731
+    for turns, tokens, count, few in ((2, range(150, 400), 32, 2), (4, range(300, 700), 16, 1)):
+        yield Work(f"{turns} turns", threads(measure, turns, tokens, count), few)
+
+
+def annotate_stage(work: Path) -> Work:
+    """What the annotate stage of a pipeline that has run had to label, or the first of it."""
+    with (work / "prepare" / "annotate_train.jsonl").open() as file:
+        records = [json.loads(line) for line in itertools.islice(file, 256)]
+    return Work(work.name, [Conversation.from_record(r) for r in records], 16)
 
 
 def record(conversation: Conversation) -> dict[str, object]:
@@ -144,16 +166,21 @@ def record(conversation: Conversation) -> dict[str, object]:
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}
 
 
-def main(parts: str = "all") -> None:
+def main(parts: str = "all", work: Path | None = None) -> None:
     """Print both tables."""
+    if work:
+        annotation(work / "train-value" / "hf", [annotate_stage(work)])
+        return
     with tempfile.TemporaryDirectory() as scratch:
         if parts in ("all", "throughput"):
             throughput(model_folder(local_path(SMOLLM2), Path(scratch) / "steer", kind="steer"))
         if parts in ("all", "annotation"):
-            annotation(model_folder(local_path(SMOLLM2), Path(scratch) / "value", kind="value", schema=preset("oasst"), noise=0.02))
+            folder = model_folder(local_path(SMOLLM2), Path(scratch) / "value", kind="value", schema=preset("oasst"), noise=0.02)
+            annotation(folder, real_threads(folder))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="all", choices=("all", "throughput", "annotation"))
+    parser.add_argument("--work", type=Path, help="only the annotate stage of this work directory, such as runs/quickstart")
     main(**vars(parser.parse_args()))

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -126,15 +127,20 @@ def test_limits_token_and_an_orderly_end(steer_folder, tmp_path):
     assert LONG["prompt"] not in log.read_text(), "the log says nothing of what people wrote"
 
 
-def test_a_client_that_goes_away_frees_its_row(steer_server):
-    with steer_server.client() as client:
-        with client.stream("POST", "/v1/completions", json=LONG | {"stream": True, "n": 4}) as answer:
-            next(answer.iter_lines())
-        until(lambda: "steerlm_running 0.0" in client.get("/metrics").text)
-        done = int(
-            float(next(x for x in client.get("/metrics").text.splitlines() if x.startswith("steerlm_generated_tokens_total")).split()[1])
-        )
-        assert done >= 1
+def test_conversations_that_nobody_waits_for_are_not_read(value_server):
+    turns = [{"from": "User", "value": "Once upon a time"}, {"from": "Assistant", "value": "there was a little girl"}]
+    records = [{"system": "", "mask": "User", "conversations": turns}] * 1024
+    content = json.dumps({"conversations": records}).encode()
+    head = f"POST /v1/attributes HTTP/1.1\r\nHost: here\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    address = httpx.URL(value_server.url)
+    with value_server.client() as client:
+        before = metrics(client)["steerlm_scored_turns_total"]
+        with socket.create_connection((address.host, address.port)) as connection:
+            connection.sendall(head.encode() + content)
+            until(lambda: metrics(client)["steerlm_waiting"] > 0)
+        until(lambda: metrics(client)["steerlm_waiting"] == 0)
+        client.post("/v1/attributes", json={"conversations": records[:1]}).raise_for_status()  # after what was begun
+        assert metrics(client)["steerlm_scored_turns_total"] - before < 512
 
 
 @pytest.fixture(scope="module")
