@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import email.utils
 import enum
 from collections.abc import Mapping
 
+import anyio
 import httpx
 import msgspec
 import stamina
@@ -115,13 +115,15 @@ def classify_exception(error: Exception) -> Fault:
     return Fault.ATTEMPT
 
 
-async def send(client: httpx.AsyncClient, request: httpx.Request, timeout: float) -> bytes:
+async def send(client: httpx.AsyncClient, request: httpx.Request, seconds: float) -> bytes:
     """One try: the body of a successful response. Raises RequestFailed, classified, for everything else."""
     try:
-        response = await asyncio.wait_for(client.send(request), timeout)
-    except (asyncio.TimeoutError, httpx.TimeoutException) as error:
+        # asyncio.wait_for swallows a cancellation that comes with the answer, before Python 3.12.
+        with anyio.fail_after(seconds):
+            response = await client.send(request)
+    except (TimeoutError, httpx.TimeoutException) as error:
         fault = classify_exception(error)
-        raise RequestFailed(fault, f"no answer within {timeout:g} s") from error
+        raise RequestFailed(fault, f"no answer within {seconds:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
         raise RequestFailed(classify_exception(error), f"{type(error).__name__}: {error}") from error
     fault_of_status = classify_status(response.status_code)

@@ -74,7 +74,6 @@ class ServerPool:
         self._waiters: list[asyncio.Future[None]] = []
         self._probes: set[asyncio.Task[None]] = set()
         self._broken: SteerLMError | None = None
-        self._closed = False
         self._last_success = 0.0
 
     async def __aenter__(self) -> ServerPool:
@@ -84,7 +83,6 @@ class ServerPool:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._closed = True  # a cancellation may be lost: wait_for before Python 3.12 swallows one that comes with the answer
         for task in self._probes:
             task.cancel()
         await asyncio.gather(*self._probes, return_exceptions=True)
@@ -180,7 +178,7 @@ class ServerPool:
         task.add_done_callback(self._probes.discard)
 
     async def _bring_back(self, server: Server) -> None:
-        while not server.ready and not self._closed:
+        while not server.ready:
             await asyncio.sleep(max(0.0, server.rests_until - _now()))
             try:
                 announcement = await read_announcement(server.url, self.client, self.policy, self.kind)

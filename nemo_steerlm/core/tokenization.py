@@ -73,11 +73,6 @@ def loss_mask(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list
     return mask
 
 
-def encode_text(text: str, tokenizer: TextTokenizer) -> list[int]:
-    """Token ids of a prompt that is already one string."""
-    return tokenizer.encode(text)
-
-
 class SentencePieceTokenizer:
     """A sentencepiece model file. Control tokens that this project adds to it are USER_DEFINED pieces, found in text as one token."""
 

@@ -26,7 +26,6 @@ from nemo_steerlm.core.tokenization import (
     SentencePieceTokenizer,
     TextTokenizer,
     encode_spans,
-    encode_text,
     require_learned,
 )
 from nemo_steerlm.data.parallel import batches, ordered_map
@@ -206,7 +205,7 @@ def _shortened(conversation: Conversation, label: str) -> Conversation:
 
     def length(turns: int) -> int:
         spans = _worker["template"].render(msgspec.structs.replace(conversation, turns=labelled[:turns]), "TEXT_TO_VALUE")
-        return len(encode_text(text_of(spans), _worker["tokenizer"]))
+        return len(_worker["tokenizer"].encode(text_of(spans)))
 
     keep = bisect.bisect_right(range(1, len(labelled) + 1), _worker["rules"].seq_len, key=length)
     return msgspec.structs.replace(conversation, turns=conversation.turns[: max(keep, 1)])
@@ -215,4 +214,4 @@ def _shortened(conversation: Conversation, label: str) -> Conversation:
 def _longest_label(schema: AttributeSchema, tokenizer: TextTokenizer) -> str:
     values = {attribute.name: max(attribute.values, key=lambda value: len(str(value))) for attribute in schema.attributes}
     labels = [schema.encode(values, language) for language in schema.languages or (None,)]
-    return max(labels, key=lambda label: len(encode_text(label, tokenizer)))
+    return max(labels, key=lambda label: len(tokenizer.encode(label)))

@@ -9,7 +9,7 @@ from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, shown
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
-from nemo_steerlm.core.tokenization import TextTokenizer, encode_text
+from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.serving.schemas import Message
 
 
@@ -82,11 +82,11 @@ class Prompts:
         """Token ids up to where the assistant's next text starts."""
         label = self.label(attributes)
         spans = self.template.reply_prompt(self.conversation(messages, label), self.info.assistant, label)
-        return encode_text(text_of(spans), self.tokenizer)
+        return self.tokenizer.encode(text_of(spans))
 
     def raw(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a raw prompt: control strings in it are control tokens. Raises DataError where it is empty or has no such id."""
-        ids = encode_text(prompt, self.tokenizer) if isinstance(prompt, str) else list(prompt)
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise DataError("the prompt is empty")
         for token in ids:

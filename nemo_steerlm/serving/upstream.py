@@ -23,7 +23,7 @@ import msgspec
 from nemo_steerlm.core.errors import ConfigError, DataError, SteerLMError, UnavailableError, UsageError, shown
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
-from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.serving.engine import Choice, GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
 from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
 from nemo_steerlm.serving.metrics import Metrics
@@ -189,7 +189,7 @@ class Upstream:
         async with self._place(together):
             conversation, results = request.conversation, []
             for index in request.turns:
-                ids = encode_text(text_of(self._template.label_prompt(conversation, index)), self.tokenizer)
+                ids = self.tokenizer.encode(text_of(self._template.label_prompt(conversation, index)))
                 choices: dict[str, Choice] = {}
                 for slot in plan.slots:
                     ids += slot.forced

@@ -25,7 +25,7 @@ from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
-from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.serving.engine import GenerationRequest, Sampling, ScoreRequest
 from tests.serving.servers import running
@@ -42,7 +42,7 @@ class Bench:
 
     def ids(self, conversation: Conversation, turn: int) -> list[int]:
         """The prompt for one turn's label."""
-        return encode_text(text_of(self.template.label_prompt(conversation, turn)), self.engine.tokenizer)
+        return self.engine.tokenizer.encode(text_of(self.template.label_prompt(conversation, turn)))
 
     @torch.inference_mode()
     def plain(self, conversations: list[Conversation]) -> None:
@@ -127,7 +127,7 @@ def memory(records: int) -> None:
         folder = model_folder(STORIES, Path(scratch), kind="value", layers=1)
         tokenizer = load_tokenizer(folder)
         template = ModelInfo.load(folder).template(tokenizer.special)
-        found = threads(lambda c, turn: encode_text(text_of(template.label_prompt(c, turn)), tokenizer), 2, range(100, 300), 64)
+        found = threads(lambda c, turn: tokenizer.encode(text_of(template.label_prompt(c, turn))), 2, range(100, 300), 64)
         some = [
             {"system": c.system, "mask": c.mask, "conversations": [{"from": t.speaker, "value": t.text} for t in c.turns]} for c in found
         ]

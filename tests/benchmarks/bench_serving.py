@@ -28,7 +28,7 @@ from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
-from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.packages import local_path
 from tests.benchmarks.bench_scoring import threads
 from tests.serving.servers import running
@@ -85,7 +85,7 @@ def one_after_another(folder: Path, requests: int) -> float:
     tokenizer = load_tokenizer(folder)
     began = time.perf_counter()
     for number in range(requests):
-        ids = torch.tensor([encode_text(f"<extra_id_1>User\n{QUESTIONS[number % 4]}\n<extra_id_1>Assistant\n", tokenizer)])
+        ids = torch.tensor([tokenizer.encode(f"<extra_id_1>User\n{QUESTIONS[number % 4]}\n<extra_id_1>Assistant\n")])
         length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
         model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **length)
     return requests * TOKENS / (time.perf_counter() - began)
@@ -148,7 +148,7 @@ def real_threads(folder: Path) -> Iterator[Work]:
     """OASST conversations of two and of four turns."""
     tokenizer = load_tokenizer(folder)
     template = ModelInfo.load(folder).template(tokenizer.special)
-    measure = lambda c, turn: encode_text(text_of(template.label_prompt(c, turn)), tokenizer)  # noqa: E731
+    measure = lambda c, turn: tokenizer.encode(text_of(template.label_prompt(c, turn)))  # noqa: E731
     for turns, tokens, count, few in ((2, range(150, 400), 32, 2), (4, range(300, 700), 16, 1)):
         yield Work(f"{turns} turns", threads(measure, turns, tokens, count), few)
 

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, assume, given, settings
 
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.template import ChatTokens, Template
-from nemo_steerlm.core.tokenization import TextTokenizer, encode_spans, encode_text
+from nemo_steerlm.core.tokenization import TextTokenizer, encode_spans
 from tests.core import tokenizers_of_all_kinds as kinds
 from tests.core.records_for_tests import ordinary_records
 from tests.core.upstream_model import NotOrdinaryError, upstream
@@ -47,7 +47,7 @@ def test_ids_and_mask_equal_upstreams(tokens, tokenizer_kind, tmp_path_factory):
     def compare(record):
         nonlocal compared
         try:
-            expected = upstream(record, lambda text: encode_text(text, tokenizer), strings)
+            expected = upstream(record, tokenizer.encode, strings)
         except NotOrdinaryError:
             assume(False)
         spans = Template(tokens=tokens, special=tokenizer.special).render(Conversation.from_record(record))

@@ -15,7 +15,7 @@ from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.template import ChatTokens, Template
-from nemo_steerlm.core.tokenization import encode_spans, encode_text
+from nemo_steerlm.core.tokenization import encode_spans
 from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
 from tests.core.records_for_tests import ordinary_records
 from tests.core.tokenizers_of_all_kinds import MODEL, byte_level_bpe, sentencepiece_plain
@@ -65,7 +65,7 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
 
     def has_something_to_learn(item: dict[str, object], length: int) -> bool:
         try:
-            _, mask = upstream(item, lambda text: encode_text(text, tokenizer), strings)
+            _, mask = upstream(item, tokenizer.encode, strings)
         except NotOrdinaryError:
             assume(False)
         return any(mask[: length + 1])
@@ -84,7 +84,7 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
 
 def test_a_learned_token_may_be_the_last_of_length_plus_one(tmp_path, choice):
     source = write(tmp_path / "in.jsonl", [record()])
-    _, mask = upstream(record(), lambda text: encode_text(text, choice.load(ChatTokens())), TOKENS_IN_ORDER)
+    _, mask = upstream(record(), lambda text: choice.load(ChatTokens()).encode(text), TOKENS_IN_ORDER)
     first = mask.index(1)
     assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first)).kept == 1
     assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first - 1)).kept == 0

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
-from nemo_steerlm.core.tokenization import encode_text
 from nemo_steerlm.serving.engine import GenerationRequest, Sampling
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 from tests.megatron.inputs import stories
@@ -111,7 +110,7 @@ SENTENCES = ["Once upon a time", "The little dog was very happy because", "a", "
 def greedy(engine: HuggingFaceEngine, count: int) -> list[tuple[list[int], list[float]]]:
     """Token ids and log-probabilities after each of ``SENTENCES``."""
     for row, sentence in enumerate(SENTENCES):
-        ids = tuple(encode_text(sentence, engine.tokenizer))
+        ids = tuple(engine.tokenizer.encode(sentence))
         engine.add(row, GenerationRequest(prompt=ids, sampling=Sampling(greedy=True), logprobs=0))
     steps = [engine.step() for _ in range(count)]
     for row in range(len(SENTENCES)):
@@ -152,7 +151,7 @@ def test_two_processes_answer_as_the_embedded_engine_and_end_together(value_nemo
             return served.client.put("/generate", json=body).json()
 
         for sentence, answer, (ids, logprobs) in zip(SENTENCES, pool.map(put, SENTENCES), greedy(embedded, 24), strict=True):
-            got = answer["token_ids"][0][len(encode_text(sentence, embedded.tokenizer)) :]
+            got = answer["token_ids"][0][len(embedded.tokenizer.encode(sentence)) :]
             assert got
             assert got == ids[: len(got)]
             assert answer["logprob"][0][-len(got) :] == pytest.approx(logprobs[: len(got)], abs=1e-3)

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.core.tokenization import encode_text
 from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 
@@ -23,7 +22,7 @@ def engine(steer_folder):
 
 
 def prompts(engine) -> list[tuple[int, ...]]:
-    found = [tuple(encode_text(text, engine.tokenizer)) for text in TEXTS]
+    found = [tuple(engine.tokenizer.encode(text)) for text in TEXTS]
     assert max(map(len, found)) > 128, "one should be read in pieces"
     return found
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 from tests.conftest import EXAMPLE
 from tests.environments import environment
@@ -125,7 +125,7 @@ def complete(server: Server, prompt, **settings):
 def test_greedy_tokens_are_those_of_transformers_and_so_are_log_probabilities(pair, reference):
     tokenizer = load_tokenizer(pair.steer_folder)
     for text in PROMPTS:
-        ids = encode_text(text, tokenizer)
+        ids = tokenizer.encode(text)
         told = complete(pair.steer, ids, logprobs=3, echo=True, return_tokens_as_token_ids=True)["logprobs"]
         prompt = torch.tensor([ids])
         expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24, pad_token_id=0)[0]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 
 TEMPERATURE = "temperature must be a positive number less than or equal to 100.0"
 
@@ -64,7 +64,7 @@ def test_greedy_text_is_what_transformers_generates_whatever_shares_the_batch(pu
     for sentence, ids, text, logs, words, offsets in zip(
         sentences, *(answer[k] for k in ("token_ids", "sentences", "logprob", "tokens", "offsets")), strict=True
     ):
-        prompt = torch.tensor([encode_text(sentence, tokenizer)])
+        prompt = torch.tensor([tokenizer.encode(sentence)])
         expected = model.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24, pad_token_id=0)
         assert ids == expected[0].tolist()
         assert text.startswith(sentence)

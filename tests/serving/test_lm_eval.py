@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.core.tokenization import encode_text, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 from tests.environments import environment
 from tests.serving.servers import Server
 
@@ -86,7 +86,7 @@ def assert_likelihoods(folder: Path, told: list[dict]) -> None:
     tokenizer = load_tokenizer(folder)
     for document, sample in zip(DOCUMENTS, told, strict=True):
         for choice, response in zip(document["choices"], sample["filtered_resps"], strict=True):
-            context, ids = (encode_text(text, tokenizer) for text in (document["question"], document["question"] + choice))
+            context, ids = (tokenizer.encode(text) for text in (document["question"], document["question"] + choice))
             with torch.inference_mode():
                 logs = model(torch.tensor([ids])).logits[0].log_softmax(-1)
             places = range(len(context) - 1, len(ids) - 1)

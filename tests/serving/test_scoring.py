@@ -9,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.template import text_of
-from nemo_steerlm.core.tokenization import encode_text
 from nemo_steerlm.serving.engine import ScoreRequest
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 from tests.serving.tiny_models import SHARED
@@ -53,7 +52,7 @@ def slow_score(engine, reference, request: ScoreRequest):
     plan, conversation = engine._scorer.plan, request.conversation
     for index in request.turns:
         spans = engine.info.template(engine.tokenizer.special).label_prompt(conversation, index)
-        ids, values, found = encode_text(text_of(spans), engine.tokenizer), [], {}
+        ids, values, found = engine.tokenizer.encode(text_of(spans)), [], {}
         for slot in plan.slots:
             ids += slot.forced
             chances = {}
@@ -116,7 +115,7 @@ def test_one_long_text_neither_pads_the_others_nor_changes_them(engine, monkeypa
     together = engine.score(wanted)
     tokens, padded, columns = map(list, zip(*read, strict=True))
     assert sum(padded) < 1.5 * sum(tokens)
-    longest = max(len(encode_text(text_of(prompt(engine, request)), engine.tokenizer)) for request in wanted)
+    longest = max(len(engine.tokenizer.encode(text_of(prompt(engine, request)))) for request in wanted)
     assert max(columns) < 1.3 * longest, "rows of different forwards should share columns"
     for turns, expected in zip(together, alone, strict=True):
         assert [turn.label for turn in turns] == [turn.label for turn in expected]

@@ -16,7 +16,7 @@ import torch
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
-from nemo_steerlm.core.tokenization import TextTokenizer, encode_text
+from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.serving.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.serving.engines.blocks import Block, BlockModel, RowCache
 from nemo_steerlm.serving.label_plan import LabelPlan, Node, compile_label
@@ -98,7 +98,7 @@ class AttributeScorer:
     def _next_turn(self, row: _Row, cache: RowCache | None = None, at: int = 0) -> None:
         """Point ``row`` at its next turn: what of that prompt is not in the cache becomes pending."""
         spans = self._template.label_prompt(row.conversation, row.turns[len(row.results)])
-        prompt = encode_text(text_of(spans), self._tokenizer)
+        prompt = self._tokenizer.encode(text_of(spans))
         same = 0
         for a, b in zip(prompt[:-1], row.ids, strict=False):
             if a != b:

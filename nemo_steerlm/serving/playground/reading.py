@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Protocol
 
+import anyio
 import httpx
 import msgspec
 
@@ -33,8 +33,9 @@ class LocalReader:
         requests = await self._scoring.requests(body)
         seconds = self._service.settings.request_timeout
         try:
-            return await asyncio.wait_for(self._scoring.answer(requests), seconds)
-        except asyncio.TimeoutError as error:
+            with anyio.fail_after(seconds):
+                return await self._scoring.answer(requests)
+        except TimeoutError as error:
             raise TimedOutError(f"no answer within {seconds:g} s") from error
 
 
