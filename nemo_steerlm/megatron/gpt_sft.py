@@ -115,8 +115,13 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
 
     def trainable_sharded_state_dict(self) -> dict[str, Any]:
         """What training changes, as shards: all weights, or the adapters'."""
-        weights: dict[str, Any] = MegatronGPTModel.sharded_state_dict(self)
-        return {name: shard for name, shard in weights.items() if not self.use_peft or ".adapter_layer." in name}
+        if not self.use_peft:
+            weights: dict[str, Any] = MegatronGPTModel.sharded_state_dict(self)
+            return weights
+        # Not one tensor over all layers, as weights are saved: ``layer_selection`` may leave some layers without adapters.
+        (module,) = self.get_model_module_list()
+        weights = module.sharded_state_dict(prefix="model.", metadata={"non_homogeneous_layers": True})
+        return {name: shard for name, shard in weights.items() if ".adapter_layer." in name}
 
     def load_trainable_state_dict(self, weights: dict[str, Tensor]) -> None:
         """Put back what ``trainable_sharded_state_dict`` had saved."""

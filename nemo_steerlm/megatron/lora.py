@@ -13,10 +13,7 @@ from nemo.collections.nlp.modules.common.megatron.adapters.parallel_adapters imp
 from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
 from torch import Tensor
 
-from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
-
-TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 
 _ADAPTED = {
     AdapterName.LORA_KQV_ADAPTER: "linear_qkv",
@@ -72,13 +69,7 @@ class AdaptedMLP(MCoreMLPMixin):
 
 
 def add(model: SteerLMGPTSFTModel) -> None:
-    """Freeze ``model`` and add the adapters that ``model.peft.lora_tuning`` asks for. Raises ConfigError for what cannot be merged."""
-    tuning = model.cfg.peft.lora_tuning
-    unknown = [target for target in tuning.target_modules if target not in TARGETS]
-    if unknown:
-        raise ConfigError(f"model.peft.lora_tuning.target_modules: unknown {unknown[0]}; known: {', '.join(TARGETS)}")
-    if tuning.get("variant", "nemo") != "nemo" or tuning.weight_tying:
-        raise ConfigError("model.peft.lora_tuning: only variant=nemo without weight_tying can be merged")
+    """Freeze ``model`` and add the adapters that ``model.peft.lora_tuning`` asks for, which ``train_config`` has checked."""
     config = LoraPEFTConfig(model.cfg)
     replaced = {MCoreSelfAttentionMixin: AdaptedSelfAttention, MCoreMLPMixin: AdaptedMLP}
     config.name_key_to_mcore_mixins = {

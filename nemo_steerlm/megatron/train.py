@@ -98,6 +98,7 @@ def plan(cfg: DictConfig, scratch: Path) -> Plan:
     base, tokenizer = _base_model(cfg, tokens, scratch)
     model_config = _merged(base, cfg)
     train_config.check_architecture(model_config, layout)
+    train_config.check_adapters(model_config)
     template = Template(tokens=tokens, layout=stored.layout if stored else "nemo-sft", special=tokenizer.special)
     train, validation = train_config.read_data(cfg, template, tokenizer)
     info = train_config.model_info(stored, tokens, train)

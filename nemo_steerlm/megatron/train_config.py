@@ -27,6 +27,7 @@ from nemo_steerlm.megatron.batches import Sizes
 from nemo_steerlm.megatron.chat_dataset import ChatDataset, read_dataset
 
 CONF = Path(__file__).parent / "conf"
+LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 KINDS: dict[str | None, ModelKind | None] = {"TEXT_TO_VALUE": "value", "VALUE_TO_TEXT": "steer", None: None}
 
 
@@ -156,6 +157,21 @@ def check_architecture(model: DictConfig, layout: Layout) -> None:
         count = model.get(name)
         if count is not None and count % size:
             raise ConfigError(f"model.{key}={size} does not divide the model's {name}={count}")
+
+
+def check_adapters(model: DictConfig) -> None:
+    """Raise ConfigError where ``model.peft`` asks for adapters in places that are not there, or for such as cannot be merged."""
+    if model.peft.peft_scheme in (None, "none"):
+        return
+    tuning, key = model.peft.lora_tuning, "model.peft.lora_tuning"
+    for target in tuning.target_modules:
+        if target not in LORA_TARGETS:
+            raise ConfigError(f"{key}.target_modules: unknown {target}; known: {', '.join(LORA_TARGETS)}")
+    for number in tuning.layer_selection or ():
+        if not 1 <= number <= model.num_layers:
+            raise ConfigError(f"{key}.layer_selection: there is no layer {number}; they are numbered 1 to {model.num_layers}")
+    if tuning.get("variant", "nemo") != "nemo" or tuning.weight_tying:
+        raise ConfigError(f"{key}: only variant=nemo without weight_tying can be merged")
 
 
 def check_supported(cfg: DictConfig) -> None:

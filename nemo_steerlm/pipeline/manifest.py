@@ -133,7 +133,9 @@ class LoraSpec(Spec):
         tuple[Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"], ...],
         Field(min_length=1, max_length=7),
     ] = ("attention_qkv",)
-    """Which layers get one."""
+    """Which matrices of a layer get one."""
+    layer_selection: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=1024)] | None = None
+    """Numbers of the layers that get adapters, the first is 1; all by default. Training goes back no further than the lowest of them."""
 
 
 class TrainSpec(Spec):

@@ -31,6 +31,9 @@ def overrides(train: Path, validation: Path | None = None, **more: object) -> li
     return [f"{name}={'null' if value is None else value}" for name, value in settings.items()]
 
 
+LORA = {"model__peft__peft_scheme": "lora"}
+
+
 def planned(tmp_path: Path, arguments: list[str]) -> Plan:
     scratch = tmp_path / "tokenizer"
     scratch.mkdir(exist_ok=True)
@@ -75,6 +78,9 @@ def test_max_steps_ends_a_training_early(tmp_path: Path, records: Records) -> No
         ({"model__optim__sched__min_lr": 1}, "must be above"),
         ({"trainer__precision": 16}, "fp16 is not supported"),
         ({"model__peft__peft_scheme": "ptuning"}, "write lora or none"),
+        ({**LORA, "model__peft__lora_tuning__target_modules": "[mlp,fc3]"}, "unknown fc3; known: attention_qkv"),
+        ({**LORA, "model__peft__lora_tuning__layer_selection": "[5,6]"}, "no layer 6; they are numbered 1 to 5"),
+        ({**LORA, "model__peft__lora_tuning__weight_tying": "true"}, "without weight_tying"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(

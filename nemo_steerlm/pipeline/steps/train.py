@@ -101,6 +101,8 @@ def overrides(run: Run, spec: PipelineSpec, training: TrainSpec, info: Path) -> 
         values["model.peft.peft_scheme"] = "lora"
         values["model.peft.lora_tuning.adapter_dim"] = training.lora.rank
         values["model.peft.lora_tuning.target_modules"] = f"[{','.join(training.lora.target_modules)}]"
+        if training.lora.layer_selection:
+            values["model.peft.lora_tuning.layer_selection"] = f"[{','.join(map(str, training.lora.layer_selection))}]"
     return [f"{key}={_quoted(value)}" for key, value in values.items()] + list(training.overrides)
 
 
