@@ -180,7 +180,7 @@ def test_another_stage_never_goes_on_from_this_ones_checkpoint(undisturbed: tupl
         main([*arguments, *at(out), f"model.data.train_ds.file_path={records(40, 'VALUE_TO_TEXT')}", "trainer.sft.limit_val_batches=0"])
 
 
-@pytest.mark.parametrize("layers", ["null", "[2,4]"], ids=["all layers", "some layers"])
+@pytest.mark.parametrize("layers", ["null", "[1,3]"], ids=["all layers", "some layers"])
 def test_lora_learns_resumes_and_is_merged_into_what_is_saved(base_nemo: Path, records: Records, tmp_path: Path, layers: str) -> None:
     out = tmp_path / "run"
     arguments = settings(
