@@ -16,11 +16,21 @@ from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_label
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
 
+LONGEST = ("cluster", "tests/pipeline/test_end_to_end.py", "tests/examples/test_tutorial.py", "tests/serving/test_engines.py")
+"""They begin, so that at the end no process works alone."""
+
+
 class ByFile(LoadScopeScheduling):
     """A file's tests run in one process, for its servers; those of a cluster all in one, for the cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
         return "cluster" if nodeid.startswith("tests/cluster/") else nodeid.partition("::")[0]
+
+    def _assign_work_unit(self, node: Any) -> None:
+        for scope in reversed(LONGEST):
+            if scope in self.workqueue:
+                self.workqueue.move_to_end(scope, last=False)
+        super()._assign_work_unit(node)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.annotation.client import UPSTREAM_SAMPLING
 from nemo_steerlm.core.attributes import preset
-from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
@@ -131,7 +131,7 @@ class Work(NamedTuple):
 
 def annotation(folder: Path, works: Iterable[Work]) -> None:
     """Print conversations/s of ``steerlm annotate`` and of upstream's protocol, on the same server."""
-    print(f"{'work':28} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7}")
+    print(f"{'work':34} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7}")
     for name, found, few in works:
         with tempfile.TemporaryDirectory() as scratch, running(folder, "--threads", str(torch.get_num_threads())) as server:
             given = Path(scratch) / "in.jsonl"
@@ -141,7 +141,7 @@ def annotation(folder: Path, works: Iterable[Work]) -> None:
             subprocess.run([*command, str(given), str(Path(scratch) / "out.jsonl")], check=True, stdout=subprocess.DEVNULL)
             ours = len(found) / (time.perf_counter() - began)
             theirs = few / upstream(server.url, found[:few], folder)
-        print(f"{f'{name}, {len(found)} records':28} {ours:26.2f} {theirs:18.3f} {ours / theirs:7.1f}", flush=True)
+        print(f"{f'{name}, {len(found)} records':34} {ours:26.2f} {theirs:18.3f} {ours / theirs:7.1f}", flush=True)
 
 
 def real_threads(folder: Path) -> Iterator[Work]:
@@ -153,11 +153,17 @@ def real_threads(folder: Path) -> Iterator[Work]:
         yield Work(f"{turns} turns", threads(measure, turns, tokens, count), few)
 
 
-def annotate_stage(work: Path) -> Work:
-    """What the annotate stage of a pipeline that has run had to label, or the first of it."""
-    with (work / "prepare" / "annotate_train.jsonl").open() as file:
-        records = [json.loads(line) for line in itertools.islice(file, 256)]
-    return Work(work.name, [Conversation.from_record(r) for r in records], 16)
+def read_stages(work: Path, count: int = 256) -> Iterator[Work]:
+    """The first of what the value model read in a pipeline that has run: conversations to label, and the SteerLM model's answers."""
+    labelled = work / "prepare" / "annotate_train.jsonl"
+    with labelled.open() as file:
+        asked = [Conversation.from_record(json.loads(line)) for line in itertools.islice(file, count)]
+    yield Work(f"{work.name}: annotate", asked, 16)
+    with (work / "evaluate" / "samples.jsonl").open() as file:
+        samples = [json.loads(line) for line in itertools.islice(file, count)]
+    like = asked[0]
+    answered = [(Turn(speaker=like.mask, text=s["prompt"]), Turn(speaker=ASSISTANT, text=s["answer"])) for s in samples]
+    yield Work(f"{work.name}: evaluate", [Conversation(turns=turns, system=like.system, mask=like.mask) for turns in answered], 16)
 
 
 def record(conversation: Conversation) -> dict[str, object]:
@@ -169,7 +175,7 @@ def record(conversation: Conversation) -> dict[str, object]:
 def main(parts: str = "all", work: Path | None = None) -> None:
     """Print both tables."""
     if work:
-        annotation(work / "train-value" / "hf", [annotate_stage(work)])
+        annotation(work / "train-value" / "hf", read_stages(work))
         return
     with tempfile.TemporaryDirectory() as scratch:
         if parts in ("all", "throughput"):
@@ -182,5 +188,5 @@ def main(parts: str = "all", work: Path | None = None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="all", choices=("all", "throughput", "annotation"))
-    parser.add_argument("--work", type=Path, help="only the annotate stage of this work directory, such as runs/quickstart")
+    parser.add_argument("--work", type=Path, help="only what was read in this work directory, such as runs/quickstart")
     main(**vars(parser.parse_args()))
