@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.scheduler import LoadScopeScheduling
 
 from nemo_steerlm.core.model_info import ModelKind
@@ -15,6 +16,8 @@ from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_label
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
+settings.register_profile("any-machine", deadline=None)
+settings.load_profile("any-machine")
 
 LONGEST = ("cluster", "tests/pipeline/test_end_to_end.py", "tests/examples/test_tutorial.py", "tests/serving/test_engines.py")
 """They begin, so that at the end no process works alone."""

@@ -23,6 +23,7 @@ import msgspec
 import typer
 
 from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, shown
+from nemo_steerlm.core.garbage import not_collected
 
 if TYPE_CHECKING:
     from nemo_steerlm.pipeline.processes import Child
@@ -259,7 +260,8 @@ def load_engine(path: Path, *, max_rows: int, device: str | None, openvino: bool
         module, extra = "serving.engines.huggingface", "serve"
     try:
         # By name: the engines' libraries are heavy, and some may be absent.
-        engines: Any = importlib.import_module(f"nemo_steerlm.{module}")
+        with not_collected():
+            engines: Any = importlib.import_module(f"nemo_steerlm.{module}")
     except ImportError as error:
         raise ConfigError(f"{path}: serving it needs nemo_steerlm[{extra}] ({error})") from error
     engine: Engine

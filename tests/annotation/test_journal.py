@@ -52,7 +52,7 @@ def test_somebody_elses_file_is_refused_and_left_alone(tmp_path: Path, content: 
     assert path.read_bytes() == content
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(seed=st.integers(0, 2**32))
 def test_damage_loses_labels_but_never_changes_them(seed: int, whole: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     chance = random.Random(seed)

@@ -1,4 +1,4 @@
-"""A node that is lost under a running training, the operator's own pod on it too."""
+"""A node that is lost under a running training, the operator's own pod on it too: the pipeline ends as if nothing had been."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECORD = (
     '{"conversations": [{"from": "User", "value": "Hi", "label": null}, {"from": "Assistant", "value": "Once upon a time", "label": '
     '"helpfulness:3,correctness:3,coherence:3,complexity:1,verbosity:1"}], "system": "s", "mask": "User", "type": "TEXT_TO_VALUE"}\n'
 )
-ENDLESS = {"globalBatchSize": 2, "microBatchSize": 2, "maxSteps": 1_000_000, "maxEpochs": 10_000, "validateEvery": 1_000_000}
+TRAINING = {"globalBatchSize": 2, "microBatchSize": 2, "maxSteps": 2, "validateEvery": 2}
 
 
 @pytest.fixture
@@ -50,31 +50,37 @@ def test_a_node_lost_under_a_training_counts_no_failure(installed, local_cluster
         storage={"claimName": inputs},
         data={"records": {"train": "train.jsonl", "validation": "validation.jsonl"}},
         model={"base": "base", "maxSequenceLength": 256},
-        trainValue=ENDLESS,
+        trainValue=TRAINING,
+        trainSteer=TRAINING,
+        evaluate={"attributes": ["helpfulness"], "samplesPerLevel": 1, "maxTokens": 4},
     )
     installed.apply(lost, namespace=namespace)
     runs = ("slp", "lost")
     installed.wait(*runs, lambda item: stage(item, "train-value").get("phase") == "Running", namespace=namespace, timeout=600)
+    (pod,) = installed.get("pods", "-l", "steerlm.dev/stage=train-value", namespace=namespace)["items"]
     local_cluster.stop("kubelet")
+    local_cluster.lose_pod(pod["metadata"]["uid"])
     try:
         installed.wait("node", NODE, lambda item: any(c["type"] == "Ready" and c["status"] != "True" for c in item["status"]["conditions"]))
         # Where all nodes are lost, and here one is all, the controller may take itself for the one that is cut off, and not do this.
         installed.kubectl("taint", "node", NODE, "node.kubernetes.io/unreachable:NoExecute", "--overwrite")
         installed.wait(
             "pods",
-            installed.get("pods", "-l", "steerlm.dev/stage=train-value", namespace=namespace)["items"][0]["metadata"]["name"],
+            pod["metadata"]["name"],
             lambda item: any(c["type"] == "DisruptionTarget" for c in item["status"]["conditions"]),
             namespace=namespace,
             timeout=180,
         )
     finally:
         local_cluster.start("kubelet")
-    again = installed.wait(
-        *runs,
-        lambda item: stage(item, "train-value")["attempt"] == 2 and stage(item, "train-value")["phase"] == "Running",
-        namespace=namespace,
-        timeout=600,
-    )
-    assert stage(again, "train-value")["countedFailures"] == 0
-    ended = installed.get("jobs", "lost-train-value-1", namespace=namespace)["status"]["conditions"]
-    assert ("Failed", "PodFailurePolicy") in {(condition["type"], condition["reason"]) for condition in ended}
+    ended = installed.wait(*runs, lambda item: item["status"]["phase"] in ("Succeeded", "Failed"), namespace=namespace, timeout=900)
+    assert ended["status"]["phase"] == "Succeeded", installed.describe_failure(namespace)
+    assert {each["name"]: (each["attempt"], each["countedFailures"]) for each in ended["status"]["stages"]} == {
+        "prepare": (1, 0),
+        "train-value": (2, 0),
+        "annotate": (1, 0),
+        "train-steer": (1, 0),
+        "evaluate": (1, 0),
+    }
+    first = installed.get("jobs", "lost-train-value-1", namespace=namespace)["status"]["conditions"]
+    assert ("Failed", "PodFailurePolicy") in {(condition["type"], condition["reason"]) for condition in first}

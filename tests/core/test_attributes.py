@@ -26,7 +26,7 @@ def schemas(draw: st.DrawFn) -> AttributeSchema:
     return AttributeSchema(attributes=tuple(attributes), languages=draw(st.sampled_from([(), ("en", "pt")])))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(schemas(), st.data())
 def test_encode_then_parse_gives_the_same(schema, data):
     chosen = data.draw(st.lists(st.sampled_from(schema.attributes), unique=True))
@@ -37,13 +37,13 @@ def test_encode_then_parse_gives_the_same(schema, data):
     assert list(label.values) == [n for n in schema.names if n in values]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(schemas())
 def test_dictionary_round_trip(schema):
     assert AttributeSchema.from_dict(schema.to_dict()) == schema
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=30) | st.from_regex(r"(quality|toxicity|lang)[:,]?-*[0-9]{0,3}", fullmatch=True))
 def test_no_label_string_does_anything_but_parse_or_raise_our_error(label):
     with contextlib.suppress(DataError):

@@ -60,7 +60,7 @@ def hostile_records(draw: st.DrawFn):
     return {"conversations": turns, "system": draw(HOSTILE), "mask": "User", "type": kind}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(HOSTILE, st.lists(st.sampled_from(SPECIAL), unique=True))
 def test_escape_leaves_nothing_special_and_undo_reverses_it(text, special):
     escape = Escape(special)
@@ -69,7 +69,7 @@ def test_escape_leaves_nothing_special_and_undo_reverses_it(text, special):
     assert escape.undo(written) == text
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(), st.lists(st.text(min_size=1, max_size=6), max_size=4))
 def test_undo_reverses_apply_whatever_is_special(text, special):
     special = [s for s in special if s.count("\\") == 0]
@@ -88,7 +88,7 @@ def test_typed_control_tokens_never_become_control_ids(tokens, kind, tmp_path_fa
     ids_of_markers = {tokenizer.encode_offsets(marker)[0][-1] for marker in tokens.markers}
     assert len(ids_of_markers) == 3
 
-    @settings(max_examples=50, deadline=None, database=None)
+    @settings(max_examples=50, database=None)
     @given(hostile_records())
     def check(record):
         spans = Template(tokens=tokens, special=tokenizer.special).render(Conversation.from_record(record))
@@ -108,7 +108,7 @@ def test_typed_control_tokens_never_become_control_ids(tokens, kind, tmp_path_fa
     check()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(hostile_records())
 def test_without_control_pieces_structure_cannot_be_typed_either(record):
     spans = Template().render(Conversation.from_record(record))

@@ -70,7 +70,7 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
             assume(False)
         return any(mask[: length + 1])
 
-    @settings(max_examples=12, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=12, database=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(ordinary_records(), min_size=1, max_size=4), st.integers(10, 300))
     def compare(records, length):
         source, output = write(folder / "in.jsonl", records), folder / "out.jsonl"

@@ -33,7 +33,7 @@ def script(*arguments: object, **more: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False, **more)  # type: ignore[call-overload]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(forests(), st.sampled_from(["User", "Assistant"]), st.sampled_from(MODES), st.floats(0, 1), st.integers(0, 99))
 def test_output_equals_upstreams(tmp_path_factory, forest, mask, kind, ratio, seed):
     folder = tmp_path_factory.mktemp("run")

@@ -126,7 +126,7 @@ def test_a_sample_takes_the_same_number_from_each_file_where_there_are_enough(tm
     assert placed != read({**source, "seed": 11}, tmp_path)
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6)
 @given(st.integers(0, 399))
 def test_changing_a_row_moves_no_other(tmp_path_factory, row):
     folder = tmp_path_factory.mktemp("rows")

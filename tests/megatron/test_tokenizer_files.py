@@ -72,7 +72,7 @@ def test_transformers_gives_the_ids_of_sentencepiece(sentencepiece_folder: Path)
     assert (fast.eos_token_id, fast.bos_token_id) == (2, 1)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     text=st.lists(
         st.sampled_from(["<extra_id_0>", "<extra_id_1>", " ", "\n", "<s>", "</s>", "<0x0A>", "▁", "\x11", "a", "The"]) | st.text(),

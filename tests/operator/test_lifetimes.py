@@ -342,7 +342,6 @@ Lifetime.TestCase.settings = settings(
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     max_examples=40,
     stateful_step_count=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 TestLifetime = Lifetime.TestCase

@@ -179,7 +179,7 @@ def malformed(path: str, document: dict) -> None:
             cases = operation.ok().as_strategy(generation_mode=mode)
 
             @given(case=cases)
-            @settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+            @settings(max_examples=6, suppress_health_check=list(HealthCheck), database=None)
             def attack(case):
                 assert case.call(timeout=60).status_code < 500
 
@@ -248,7 +248,7 @@ OPTIONS = {
 """Values that upstream allows; the fuzz mixes in some that it does not."""
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=150, suppress_health_check=list(HealthCheck), database=None)
 @given(
     sentences=st.lists(st.text(max_size=9), min_size=1, max_size=3) | JSON,
     options=st.fixed_dictionaries({}, optional={key: valid | JSON for key, valid in OPTIONS.items()}),

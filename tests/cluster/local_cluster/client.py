@@ -127,8 +127,8 @@ class Cluster:
 
 
 def has_condition(condition: str, status: str = "True") -> Predicate:
-    """Whether an object's status carries the condition."""
-    return lambda item: any(c["type"] == condition and c["status"] == status for c in item.get("status", {}).get("conditions", []))
+    """Whether an object's status carries the condition. The conditions of a definition that is not looked at yet are null."""
+    return lambda item: any(c["type"] == condition and c["status"] == status for c in item.get("status", {}).get("conditions") or [])
 
 
 def _events(process: subprocess.Popen[str]) -> Iterator[tuple[str, Manifest]]:

@@ -198,6 +198,12 @@ class LocalCluster(Cluster):
         """For example SIGSTOP, for a component that hangs; SIGCONT ends that."""
         self._control(op="signal", component=component, signal=number)
 
+    def lose_pod(self, uid: str) -> None:
+        """End a pod's processes with SIGKILL, as a machine ends them that loses its power. A kubelet that runs would see it."""
+        for process in control_groups.pod_processes(self.layout.cgroup, uid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+
     def audit(self) -> list[dict[str, Any]]:
         """The API server's audit events so far."""
         text = self.state.joinpath("audit.log").read_text()

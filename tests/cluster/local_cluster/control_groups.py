@@ -41,6 +41,11 @@ def create(name: str) -> None:
         _weigh(folder)
 
 
+def pod_processes(name: str, pod: str) -> set[int]:
+    """The processes of a pod, by its uid."""
+    return {int(process) for folder in _folders(name) for below in folder.rglob(f"pod{pod}") for process in _processes(below)}
+
+
 def _weigh(folder: Path) -> None:
     for file, weight in WEIGHTS.items():
         if (folder / file).exists():
