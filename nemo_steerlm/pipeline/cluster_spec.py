@@ -175,7 +175,7 @@ class RunPolicySpec(Spec):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the finished pipeline after so long; kept by default."""
     job_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Delete a finished stage's Job, and its logs, after so long (a day by default)."""
+    """Delete a finished stage's Job, and its logs, after so long (a day by default). A Job gone unread runs again and finds its work."""
 
 
 class RestartSpec(Spec):

@@ -1,4 +1,4 @@
-"""Run by torchrun: load Hugging Face folders under TP and PP, and write them back. Arguments: TP, PP, output folder, sources."""
+"""Run by torchrun: load Hugging Face folders under TP=2 and PP=2, and write each back to OUT/TP=2, OUT/PP=2. Arguments: OUT, sources."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from megatron.core import parallel_state
+
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
 from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
 from nemo_steerlm.megatron.hf_export import export_hf
 from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+
+
+LAYOUTS = {"TP=2": (2, 1), "PP=2": (1, 2)}
 
 
 def main(tensor: int, pipeline: int, out: Path, source: Path) -> None:
@@ -28,6 +33,8 @@ def main(tensor: int, pipeline: int, out: Path, source: Path) -> None:
 
 
 if __name__ == "__main__":
-    tensor, pipeline, out, *sources = sys.argv[1:]
-    for source in sources:
-        main(int(tensor), int(pipeline), Path(out), Path(source))
+    out, *sources = map(Path, sys.argv[1:])
+    for name, layout in LAYOUTS.items():
+        parallel_state.destroy_model_parallel()
+        for source in sources:
+            main(*layout, out / name, source)
