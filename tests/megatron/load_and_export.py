@@ -14,7 +14,6 @@ from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_fr
 from nemo_steerlm.megatron.hf_export import export_hf
 from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 
-
 LAYOUTS = {"TP=2": (2, 1), "PP=2": (1, 2)}
 
 
