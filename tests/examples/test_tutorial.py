@@ -79,7 +79,7 @@ def tutorial(tmp_path_factory):
     (folder / "examples").symlink_to(ROOT / "examples")
     (folder / "Llama2-7B-fp16").symlink_to(DATA / "stories260K")
     with (DATA / "oasst1_en_validation.trees.jsonl").open("rb") as trees:
-        some = b"".join(itertools.islice(trees, 60))
+        some = b"".join(itertools.islice(trees, 120))
     (folder / "2023-04-12_oasst_all.trees.jsonl.gz").write_bytes(gzip.compress(some))
     (folder / "tutorial.sh").write_text(script(), "utf-8")
     env = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
