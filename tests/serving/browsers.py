@@ -43,10 +43,11 @@ def opened(browser: Browser, url: str, size: dict[str, int] = DESK) -> Iterator[
     page.on("request", lambda request: asked.add(urlparse(request.url).netloc))
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url, timeout=2 * PATIENCE)  # the first to ask waits until the page is built
+    page.locator("html[data-ready], form[action=key]").first.wait_for(state="attached")  # the page, or the door before it
     try:
         yield page
         assert asked - {""} == {urlparse(url).netloc}, "the page asks somebody else"
-        assert not errors
+        assert not errors, errors
     finally:
         context.close()
 

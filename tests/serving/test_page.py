@@ -223,6 +223,7 @@ def test_a_token_opens_the_page_and_the_reader_is_another_server(browser, locked
         expect(page.get_by_role("alert")).to_have_text("This is not the server's token.")
         page.get_by_label("This server asks for its token").fill("secret")
         page.keyboard.press("Enter")
+        page.locator("html[data-ready]").wait_for(state="attached")
         page.get_by_label("Your message").fill(QUESTION)
         page.keyboard.press("Enter")
         expect(page.locator("#chat-note")).to_contain_text("reads as quality:")

@@ -26,6 +26,8 @@ _HINT = "Move a slider, ask, ask again: the same question, written another way."
 _SIDES = {"A": "Answer A", "B": "Answer B"}
 _PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": None}
 """For every event: the scheduler's queue is the one that bounds, and the API is elsewhere."""
+_READY = "() => { document.documentElement.dataset.ready = 'yes' }"
+"""Fields are drawn before keys and clicks do anything; whoever drives a browser waits for this."""
 
 
 @contextlib.asynccontextmanager
@@ -57,6 +59,7 @@ def _blocks(asking: Asking) -> gr.Blocks:
                     _read(asking)
         missing = "" if asking.reader else " · to read texts as well, start the server with --reader"
         _html(f'<footer><a href="../docs">API</a> · <a href="../metrics">metrics</a>{missing}</footer>')
+        blocks.load(None, js=_READY, api_visibility="private")
     return blocks
 
 
