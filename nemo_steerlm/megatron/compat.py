@@ -26,6 +26,12 @@ HAVE_APEX = importlib.util.find_spec("apex") is not None and importlib.util.find
 HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_engine") is not None
 
 
+def cpu_multiplies_in_bf16() -> bool:
+    """Whether this CPU has instructions for it. Without them torch's products in bf16 are several times slower than those in fp32."""
+    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
 @functools.cache
 def activate() -> None:
     """Apply what this machine needs, and name each missing piece once in the log. Idempotent."""
@@ -41,7 +47,7 @@ def activate() -> None:
         logger.info("TransformerEngine is missing: Megatron-Core's own layers with torch's scaled_dot_product_attention take its place")
         _fused_functions()
     if not HAVE_CUDA:
-        logger.info("CUDA is missing: everything runs on the CPU in fp32, processes talk over gloo")
+        logger.info("CUDA is missing: everything runs on the CPU, processes talk over gloo")
         _linear_without_exchange()
         _cuda_on_cpu()
         _rng_tracker_on_cpu()
@@ -100,14 +106,18 @@ def _linear_without_exchange() -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import layers
 
-    exchanging = layers.linear_with_grad_accumulation_and_async_allreduce
+    asked = ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")
 
-    @functools.wraps(exchanging)
-    def linear(**given: Any) -> torch.Tensor:
-        if any(given[key] for key in ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")):
-            exchanged: torch.Tensor = exchanging(**given)
-            return exchanged
-        return torch.nn.functional.linear(given["input"], given["weight"], given["bias"])
+    def unless_exchanging(exchanging: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @functools.wraps(exchanging)
+        def linear(**given: Any) -> torch.Tensor:
+            if not any(given[key] for key in asked):
+                return torch.nn.functional.linear(given["input"], given["weight"], given["bias"])
+            if torch.is_autocast_enabled("cpu"):  # these functions know CUDA's only, and would multiply what it gives them by fp32
+                given |= {name: given[name].to(torch.get_autocast_dtype("cpu")) for name in ("input", "weight")}
+            return exchanging(**given)
+
+        return linear
 
     def unless_alone(exchange: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         @functools.wraps(exchange)
@@ -117,7 +127,8 @@ def _linear_without_exchange() -> None:
 
         return region
 
-    layers.linear_with_grad_accumulation_and_async_allreduce = linear
+    for name in ("linear_with_grad_accumulation_and_async_allreduce", "linear_with_frozen_weight"):
+        setattr(layers, name, unless_exchanging(getattr(layers, name)))
     for name in ("copy_to_tensor_model_parallel_region", "reduce_from_tensor_model_parallel_region"):
         setattr(layers, name, unless_alone(getattr(layers, name)))
 

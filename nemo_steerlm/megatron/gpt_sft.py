@@ -63,6 +63,9 @@ LOCAL_LAYER_SETTINGS: dict[str, Any] = {
 class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     """A value model or a SteerLM model; which of the two is up to the records it is taught with and ``steerlm`` in its config."""
 
+    bf16_products = False
+    """On a CPU: matrix products in bf16, all else, weights included, in fp32. On GPUs ``precision`` says it."""
+
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
         compat.activate()
         start_distributed(cfg, trainer)
@@ -164,9 +167,10 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         Returns what the loss functions returned, one for each micro batch, on the last pipeline stage; nothing on the others.
         """
         self._set_gradient_hooks(forward_only)
+        step = self.get_forward_output_and_loss_func(validation_step=forward_only, tuning=True)
         rows, width = batches[0]["tokens"].shape
         losses: list[dict[str, Any]] = get_forward_backward_func()(
-            forward_step_func=self.get_forward_output_and_loss_func(validation_step=forward_only, tuning=True),
+            forward_step_func=partial(_with_bf16_products, step) if self.bf16_products else step,
             data_iterator=iter(batches),
             model=self.model,
             num_microbatches=len(batches),
@@ -226,6 +230,12 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     if group.size() > 1:
         torch.distributed.all_reduce(squares, group=group)
     return squares.sqrt()
+
+
+def _with_bf16_products(step: Callable[..., Any], batches: Iterator[MicroBatch], model: torch.nn.Module) -> Any:
+    # Megatron's schedule asks for CUDA's autocast only.
+    with torch.autocast("cpu", torch.bfloat16):
+        return step(batches, model)
 
 
 def _learn_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:

@@ -55,6 +55,7 @@ class Training:
         self.model = load_base(plan, trainer)
         if self.adapters_only:
             lora.add(self.model)
+        self.model.bf16_products = _bf16_products(str(plan.cfg.trainer.precision))
         optimization.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1
         shared = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
@@ -199,6 +200,16 @@ def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
 
         load_hf_weights(model, path)
     return model
+
+
+def _bf16_products(precision: str) -> bool:
+    if compat.HAVE_CUDA or not precision.startswith("bf16"):
+        return False
+    if compat.cpu_multiplies_in_bf16():
+        logger.info("trainer.precision=%s: matrix products in bf16, everything else in fp32", precision)
+        return True
+    logger.info("trainer.precision=%s: this CPU has no instructions for it, everything in fp32", precision)
+    return False
 
 
 def _broadcast(info: ModelInfo | None) -> ModelInfo | None:

@@ -164,7 +164,7 @@ class TrainSpec(Spec):
     limit_validation_batches: Positive | None = None
     """Use so many validation batches of the global batch size; all by default."""
     precision: Literal["bf16", "16", "32"] = "bf16"
-    """Arithmetic on GPUs; machines without one compute in 32."""
+    """Arithmetic of GPUs. CPUs compute in 32, but for bf16 take matrix products in it where they have instructions for that."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
     """Seed of the data order and of new weights."""
     parallel: ParallelSpec = ParallelSpec()

@@ -59,6 +59,7 @@ def settings(base: Path, train: Path, validation: Path, out: Path, *more: str) -
         "model.data.validation_ds.micro_batch_size=2",
         "trainer.sft.max_epochs=1",
         "model.optim.lr=1e-3",
+        "trainer.precision=32",
         f"exp_manager.explicit_log_dir={out}",
         f"steerlm.metrics_file={out}.json",
         *more,
@@ -141,6 +142,7 @@ def test_every_layout_of_two_processes_has_the_loss_curve_of_one(undisturbed: tu
         "tp": ["model.tensor_model_parallel_size=2"],
         "pp": ["model.pipeline_model_parallel_size=2"],
         "dp": [],
+        "tp in bf16": ["model.tensor_model_parallel_size=2", "trainer.precision=bf16"],
         "tp-to-pp": ["model.pipeline_model_parallel_size=2", nemo, "trainer.sft.max_steps=1"],
     }
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
@@ -150,6 +152,8 @@ def test_every_layout_of_two_processes_has_the_loss_curve_of_one(undisturbed: tu
     for name in ("tp", "pp", "dp"):
         assert losses(tmp_path / name) == pytest.approx(losses(reference), abs=1e-5), name
         assert metrics(tmp_path / name)["validation_loss"] == pytest.approx(metrics(reference)["validation_loss"], abs=1e-5)
+    # bf16 has three digits, where the CPU has bf16.
+    assert losses(tmp_path / "tp in bf16") == pytest.approx(losses(reference), rel=1e-2)
     again = tmp_path / "again"
     main([*arguments, *at(again), f"model.restore_from_path={reference}/checkpoints/megatron_gpt_sft.nemo", "trainer.sft.max_steps=1"])
     assert losses(tmp_path / "tp-to-pp") == pytest.approx(losses(again), abs=1e-5)
