@@ -61,8 +61,9 @@ test-cluster: $(INSTALLED)
 test-engines: $(INSTALLED)
 	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/serving/test_engines.py
 
-# What of the chart is made from code: the definition, values.yaml, its schema, the table in its README.
+# What is made from code: the resource's definition; and of the chart the same, values.yaml, its schema, the table in its README.
 chart: $(INSTALLED)
+	$(BIN)/steerlm schema --crd > k8s/crd/steerlmpipelines.yaml
 	$(BIN)/python -m charts.generate
 
 bench: $(INSTALLED)
