@@ -26,12 +26,6 @@ HAVE_APEX = importlib.util.find_spec("apex") is not None and importlib.util.find
 HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_engine") is not None
 
 
-def cpu_multiplies_in_bf16() -> bool:
-    """Whether this CPU has instructions for it. Without them torch's products in bf16 are several times slower than those in fp32."""
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-
-
 @functools.cache
 def activate() -> None:
     """Apply what this machine needs, and name each missing piece once in the log. Idempotent."""

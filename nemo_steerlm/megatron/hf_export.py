@@ -90,8 +90,13 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _hugging_face_tensors(model: Any, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
-    """Every weight by its Hugging Face name, whole, on global rank 0; the other ranks take part and get nothing."""
-    whole = _Gather(model)
+    """Every weight by its Hugging Face name, whole, as the config says, on global rank 0; the other ranks take part and get nothing."""
+    dtype = getattr(torch, config.dtype)
+    for name, weight in _whole_weights(_Gather(model), config):
+        yield name, weight.to(dtype)
+
+
+def _whole_weights(whole: _Gather, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
     for rows in whole(layout.EMBEDDING):
         yield "model.embed_tokens.weight", rows[: config.vocab_size]
     for i in range(config.num_hidden_layers):

@@ -30,6 +30,7 @@ from nemo_steerlm.megatron.reporting import Reporter
 from nemo_steerlm.megatron.train import Plan, StopSignal, is_nemo
 from nemo_steerlm.megatron.train_config import sizes_of
 from nemo_steerlm.megatron.validation import Validator, ValueTokens
+from nemo_steerlm.serving.engines.cpu import multiplies_in_bf16
 
 logger = logging.getLogger(__name__)
 
@@ -170,6 +171,8 @@ class Training:
         cfg, info = self.plan.cfg, self.plan.info
         if self.adapters_only:
             lora.merge(self.model)
+        with open_dict(self.model.cfg):  # a model without CUDA is built in fp32; what is saved says what was asked for, as on GPUs
+            self.model.cfg.precision = cfg.trainer.precision
         if cfg.steerlm.export_dir is not None:
             from nemo_steerlm.megatron.hf_export import export_hf
 
@@ -205,7 +208,7 @@ def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
 def _bf16_products(precision: str) -> bool:
     if compat.HAVE_CUDA or not precision.startswith("bf16"):
         return False
-    if compat.cpu_multiplies_in_bf16():
+    if multiplies_in_bf16():
         logger.info("trainer.precision=%s: matrix products in bf16, everything else in fp32", precision)
         return True
     logger.info("trainer.precision=%s: this CPU has no instructions for it, everything in fp32", precision)

@@ -53,6 +53,30 @@ def test_losses_at_learned_positions_equal_those_of_the_whole_and_so_do_gradient
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
+def test_products_in_bf16_leave_all_else_in_fp32(model) -> None:
+    import torch
+
+    tokens = torch.arange(3, 43).view(2, 20)
+    batch = {
+        "tokens": tokens,
+        "labels": tokens.roll(-1, 1),
+        "position_ids": torch.arange(20).expand(2, 20),
+        "loss_mask": torch.ones(2, 20, dtype=torch.bool),
+        "loss_scale": torch.tensor(1 / 40),
+    }
+    weight = model.model.decoder.layers[0].mlp.linear_fc1.weight
+    found = []
+    for model.bf16_products in (False, True):
+        weight.grad = None
+        (result,) = model.run_micro_batches([batch], forward_only=False)
+        found.append((result["loss_sum"].item(), weight.grad))
+    (loss, gradient), (rough_loss, rough_gradient) = found
+    assert rough_loss == pytest.approx(loss, rel=1e-3)
+    assert rough_loss != loss
+    assert rough_gradient.dtype == torch.float32
+    assert 0 < (rough_gradient - gradient).norm() < 0.03 * gradient.norm()
+
+
 def test_padding_of_the_vocabulary_is_no_token(model) -> None:
     import torch
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import safe_open
 
 from nemo_steerlm.core.errors import EXIT_TERMINATED, ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
@@ -112,6 +113,8 @@ def test_the_tutorials_step_6_runs_as_it_stands(
     assert (out / "checkpoints" / "megatron_gpt_sft.nemo").is_file()
     assert list((out / "tensorboard").glob("events.*"))
     assert list((out / "wandb").glob("offline-run-*"))
+    with safe_open(tmp_path / "hf" / "model.safetensors", "pt") as weights:
+        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118  no mapping
     info = ModelInfo.load(tmp_path / "hf")
     assert (info.kind, info.tokens.turn_start, info.fingerprint) == ("value", "\x11", done["fingerprint"])
     progress = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith('{"steerlm"')]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.serving.engine import ScoreRequest
+from nemo_steerlm.serving.engines.cpu import multiplies_in_bf16
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 from tests.serving.tiny_models import SHARED
 
@@ -122,6 +124,18 @@ def test_one_long_text_neither_pads_the_others_nor_changes_them(engine, monkeypa
         for turn, other in zip(turns, expected, strict=True):
             for name, choice in turn.choices.items():
                 assert choice.probabilities == pytest.approx(other.choices[name].probabilities, abs=1e-4)
+
+
+def test_a_model_in_bf16_is_read_in_it_where_the_cpu_has_it(engine, value_folder, tmp_path):
+    shutil.copytree(value_folder, tmp_path / "bf16")
+    config = json.loads((tmp_path / "bf16" / "config.json").read_text())
+    (tmp_path / "bf16" / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}))
+    rough = HuggingFaceEngine(tmp_path / "bf16")
+    assert rough._model.dtype == (torch.bfloat16 if multiplies_in_bf16() else torch.float32)
+    for turns, expected in zip(rough.score(requests(3)), engine.score(requests(3)), strict=True):
+        # The first value: those after it depend on it.
+        first = next(iter(turns[0].choices))
+        assert turns[0].choices[first].probabilities == pytest.approx(expected[0].choices[first].probabilities, abs=0.05)
 
 
 def prompt(engine, request: ScoreRequest):

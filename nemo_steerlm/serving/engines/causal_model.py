@@ -13,6 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.serving.engines.blocks import FORWARD_COST, Block, RowCache, appended, grouped_sdpa
+from nemo_steerlm.serving.engines.cpu import multiplies_in_bf16
 
 _GROUPED = "steerlm_grouped_sdpa"
 ALL_ATTENTION_FUNCTIONS[_GROUPED] = grouped_sdpa
@@ -24,8 +25,9 @@ class CausalModel:
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
         config = _config(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # fp32 on CPU: bfloat16 is 5 to 7 times slower there without AVX-512.
-        dtype = torch.float32 if self.device.type == "cpu" else getattr(torch, str(config.torch_dtype or "float32").removeprefix("torch."))
+        dtype = getattr(torch, str(config.torch_dtype or "float32").removeprefix("torch."))
+        if self.device.type == "cpu" and not (dtype == torch.bfloat16 and multiplies_in_bf16()):
+            dtype = torch.float32
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, torch_dtype=dtype, attn_implementation="sdpa")
         except (OSError, ValueError) as error:
@@ -60,8 +62,9 @@ class CausalModel:
         if tokens is None:
             return self.head(picked).float().cpu()
         index = torch.tensor(tokens, device=self.device)
-        bias = None if self.head.bias is None else self.head.bias[index]
-        return torch.nn.functional.linear(picked, self.head.weight[index], bias).float().cpu()
+        # In fp32: bf16 has no more than three digits, with which close values would be alike.
+        bias = None if self.head.bias is None else self.head.bias[index].float()
+        return torch.nn.functional.linear(picked.float(), self.head.weight[index].float(), bias).cpu()
 
     def _hidden(self, cache: RowCache, block: Block, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Last hidden states [reads, hidden] at ``where`` [reads, 2], the block's keys and values now in ``cache``."""

@@ -1,4 +1,4 @@
-"""The embedded engine: an exported model folder, run by transformers on CPU (fp32) or one GPU."""
+"""The embedded engine: an exported model folder, run by transformers on CPU (in fp32, or bf16 where model and CPU have it) or one GPU."""
 
 from __future__ import annotations
 
