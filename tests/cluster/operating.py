@@ -67,7 +67,8 @@ def restricted(name: str) -> dict[str, Any]:
 
 def helm_install(helm: Any, cluster: Cluster) -> None:
     """The chart's operator in ``HOME``, ready."""
-    flags = ("--namespace", HOME, "--values", "-", "--wait", "--timeout", "300s")
+    # Where one cluster is all there is, other tests have applied the definition, the account and its rights before.
+    flags = ("--namespace", HOME, "--values", "-", "--wait", "--timeout", "300s", "--take-ownership", "--force-conflicts")
     helm("upgrade", "--install", RELEASE, str(CHART), *flags, cluster=cluster, stdin=yaml.safe_dump(VALUES))
 
 

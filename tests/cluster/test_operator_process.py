@@ -14,6 +14,14 @@ STAGES = ("prepare", "train-value", "annotate", "train-steer", "evaluate")
 
 
 @pytest.fixture
+def own_cluster(control_plane):
+    """Asked for before an operator is started, which nothing would wait for."""
+    if not isinstance(control_plane, LocalCluster):
+        pytest.skip("stops the API server, which on another's cluster is not for a test to do")
+    return control_plane
+
+
+@pytest.fixture
 def alone(operator_account, namespace, tmp_path):
     """An operator of the test's namespace alone, which counts as stuck after two seconds."""
     running = Operator(operator_account.kubeconfig, tmp_path / "operator", namespaces=[namespace], resyncSeconds=1, stuckSeconds=2)
@@ -22,19 +30,17 @@ def alone(operator_account, namespace, tmp_path):
     running.stop()
 
 
-def test_health_fails_while_reconciling_has_stopped(control_plane, pipelines, alone):
+def test_health_fails_while_reconciling_has_stopped(own_cluster, pipelines, alone):
     """The API server takes connections and answers none: no request fails, and nothing goes on."""
-    if not isinstance(control_plane, LocalCluster):
-        pytest.skip("stops the API server, which on another's cluster is not for a test to do")
     pipelines.create()
     pipelines.until(lambda s: s.stages.get("prepare", {}).get("attempt"))
     alone.until_page("/healthz", 200)
     alone.until_page("/readyz", 200)
-    control_plane.signal("kube-apiserver", signal.SIGSTOP)
+    own_cluster.signal("kube-apiserver", signal.SIGSTOP)
     try:
         said = alone.until_page("/healthz", 500)
     finally:
-        control_plane.signal("kube-apiserver", signal.SIGCONT)
+        own_cluster.signal("kube-apiserver", signal.SIGCONT)
     assert (
         f"pipelines wait for more than 2 s, {pipelines.name}/p among them" in said or "regular look at every pipeline has stopped" in said
     )
