@@ -44,7 +44,7 @@ browser:
 	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
 		&& apt-get update -q && apt-get install -qy --no-install-recommends chromium; } || echo "no chromium: the page's tests will skip"
 
-# The programs of a real control plane and node, for root on Linux: built once, which takes a quarter of an hour on two cores.
+# The programs of a real control plane and node, for root on Linux: built once, which takes up to a quarter of an hour on two cores.
 cluster: $(INSTALLED)
 	@$(BIN)/python tests/cluster/cluster.py build || echo "no cluster: its tests will skip"
 

@@ -55,8 +55,7 @@ class ServingModel:
         self._failed = failed
         (self._gpt,) = gpt_modules(model.eval())
         self.device = next(self._gpt.parameters()).device
-        # As transformers does: fp32 on a CPU, else the checkpoint's own type.
-        self.dtype = torch.float32 if self.device.type == "cpu" else _dtype(str(model.cfg.precision))
+        self.dtype = _dtype(str(model.cfg.precision))  # a .nemo is restored in fp32 where there is no CUDA
         self._gpt.to(self.dtype)
         self._cores = [CachedAttention(self._gpt.config, i) for i in range(len(self._gpt.decoder.layers))]
         for layer, core in zip(self._gpt.decoder.layers, self._cores, strict=True):

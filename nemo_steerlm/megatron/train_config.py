@@ -164,6 +164,10 @@ def check_adapters(model: DictConfig) -> None:
     if model.peft.peft_scheme in (None, "none"):
         return
     tuning, key = model.peft.lora_tuning, "model.peft.lora_tuning"
+    if model.get("num_moe_experts"):
+        raise ConfigError(
+            f"model.peft.peft_scheme=lora: the model has {model.num_moe_experts} experts a layer; train it with peft_scheme=none"
+        )
     for target in tuning.target_modules:
         if target not in LORA_TARGETS:
             raise ConfigError(f"{key}.target_modules: unknown {target}; known: {', '.join(LORA_TARGETS)}")

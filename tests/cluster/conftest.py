@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from local_cluster.client import Cluster, environment_kubeconfig
 from local_cluster.clients import Helm
 from local_cluster.cluster import LocalCluster, unavailable
 from local_cluster.errors import ClusterError, UnavailableError
+from local_cluster.images import IMAGE_VARIABLES
 
 from tests.cluster import audited, operating
 from tests.cluster.pipelines import Namespace
@@ -114,6 +116,8 @@ def node_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 
 def _cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, *, node: bool) -> Iterator[Cluster]:
     if other := environment_kubeconfig():
+        if node and (missing := [name for name in IMAGE_VARIABLES.values() if not os.environ.get(name)]):
+            pytest.skip(f"pods of another's cluster need images that it can pull, NAME:TAG in {' and '.join(missing)}")
         yield Cluster(other, str(clients.ensure() / "kubectl"))
         return
     if reason := request.config.stash.get(REASON, ""):

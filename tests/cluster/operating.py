@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import yaml
 from local_cluster.client import Cluster
+from local_cluster.images import image
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ROOT / "charts/steerlm-operator"
@@ -69,7 +70,9 @@ def helm_install(helm: Any, cluster: Cluster) -> None:
     """The chart's operator in ``HOME``, ready."""
     # Where one cluster is all there is, other tests have applied the definition, the account and its rights before.
     flags = ("--namespace", HOME, "--values", "-", "--wait", "--timeout", "300s", "--take-ownership", "--force-conflicts")
-    helm("upgrade", "--install", RELEASE, str(CHART), *flags, cluster=cluster, stdin=yaml.safe_dump(VALUES))
+    repository, _, tag = image("operator").rpartition(":")
+    images = {"image": {"repository": repository, "tag": tag}, "config": {**VALUES["config"], "images": {"worker": image("worker")}}}
+    helm("upgrade", "--install", RELEASE, str(CHART), *flags, cluster=cluster, stdin=yaml.safe_dump(VALUES | images))
 
 
 def granted(helm: Any) -> list[dict[str, Any]]:

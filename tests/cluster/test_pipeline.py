@@ -18,6 +18,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from local_cluster.images import image
 
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.processes import Child
@@ -92,7 +93,7 @@ def files_pod():
     """A pod through which ``kubectl cp`` reaches the claim."""
     container = {
         "name": "files",
-        "image": "nemo-steerlm-worker:test",
+        "image": image("worker"),
         "imagePullPolicy": "IfNotPresent",
         "command": ["sleep", "infinity"],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},

@@ -53,7 +53,7 @@ def test_losses_at_learned_positions_equal_those_of_the_whole_and_so_do_gradient
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 
-def test_products_in_bf16_leave_all_else_in_fp32(model) -> None:
+def test_products_in_bf16_leave_all_else_in_fp32(model, monkeypatch) -> None:
     import torch
 
     tokens = torch.arange(3, 43).view(2, 20)
@@ -66,7 +66,8 @@ def test_products_in_bf16_leave_all_else_in_fp32(model) -> None:
     }
     weight = model.model.decoder.layers[0].mlp.linear_fc1.weight
     found = []
-    for model.bf16_products in (False, True):
+    for products in (False, True):
+        monkeypatch.setattr(model, "bf16_products", products)
         weight.grad = None
         (result,) = model.run_micro_batches([batch], forward_only=False)
         found.append((result["loss_sum"].item(), weight.grad))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.errors import ConfigError, SteerLMError, UsageError
@@ -88,6 +88,13 @@ def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         planned(tmp_path, overrides(records(40), **changes))
+
+
+def test_adapters_of_a_mixture_of_experts_are_refused() -> None:
+    model = train_config.compose(["model.peft.peft_scheme=lora"]).model
+    OmegaConf.set_struct(model, False)
+    with pytest.raises(ConfigError, match="the model has 4 experts a layer"):
+        train_config.check_adapters(OmegaConf.merge(model, {"num_moe_experts": 4}))
 
 
 def test_records_and_description_have_to_agree(tmp_path: Path, records: Records) -> None:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.serving.engine import ScoreRequest
+from nemo_steerlm.serving.engines.blocks import Block
 from nemo_steerlm.serving.engines.cpu import multiplies_in_bf16
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
 from tests.serving.tiny_models import SHARED
@@ -132,6 +133,8 @@ def test_a_model_in_bf16_is_read_in_it_where_the_cpu_has_it(engine, value_folder
     (tmp_path / "bf16" / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}))
     rough = HuggingFaceEngine(tmp_path / "bf16")
     assert rough._model.dtype == (torch.bfloat16 if multiplies_in_bf16() else torch.float32)
+    scores = rough._model.forward(rough._model.cache(1), Block([[5, 6, 7]], [0]), reads=[(0, 2)], tokens=range(20))
+    assert not torch.equal(scores, scores.bfloat16().float()), "values that are weighed against each other come in fp32"
     for turns, expected in zip(rough.score(requests(3)), engine.score(requests(3)), strict=True):
         # The first value: those after it depend on it.
         first = next(iter(turns[0].choices))

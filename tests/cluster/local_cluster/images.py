@@ -32,9 +32,17 @@ def version() -> str:
     return importlib.metadata.version("nemo_steerlm")
 
 
+IMAGE_VARIABLES = {"worker": "STEERLM_TEST_WORKER_IMAGE", "operator": "STEERLM_TEST_OPERATOR_IMAGE"}
+
+
+def image(role: str) -> str:
+    """``NAME:TAG`` of the worker's or the operator's image: this node's, or what the environment says another cluster can pull."""
+    return os.environ.get(IMAGE_VARIABLES[role]) or f"nemo-steerlm-{role}:{version()}"
+
+
 def default_images() -> list[str]:
     """The names under which the skeleton is imported. A bare name means ``docker.io/library`` to the runtime."""
-    return [f"docker.io/library/{name}:{tag}" for name in ("nemo-steerlm-worker", "nemo-steerlm-operator") for tag in (version(), "test")]
+    return [f"docker.io/library/{name}:{version()}" for name in ("nemo-steerlm-worker", "nemo-steerlm-operator")]
 
 
 def default_mounts() -> dict[str, str]:
