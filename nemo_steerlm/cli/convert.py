@@ -7,7 +7,6 @@ from pathlib import Path
 import typer
 
 from nemo_steerlm.core.errors import UsageError, shown
-from nemo_steerlm.core.garbage import not_collected
 from nemo_steerlm.core.template import ChatTokens
 
 PRECISIONS = ("32", "16", "16-mixed", "bf16", "bf16-mixed")
@@ -30,7 +29,9 @@ def convert(
         if out.suffix == ".nemo":
             raise UsageError(f"{out}: the source is a .nemo already; name a folder to write")
         require_source(source)
-        with not_collected():
+        from nemo_steerlm.megatron import compat
+
+        with compat.importing_nemo():
             from nemo_steerlm.megatron.convert import convert_nemo_to_hf
 
         convert_nemo_to_hf(source, out)
@@ -46,7 +47,9 @@ def to_nemo(source: Path, out: Path, precision: str | None, tokens: ChatTokens |
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"--precision {shown(precision)}: write one of {', '.join(PRECISIONS)}")
     require_source(source)
-    with not_collected():
+    from nemo_steerlm.megatron import compat
+
+    with compat.importing_nemo():
         from nemo_steerlm.megatron.convert import convert_hf_to_nemo
 
     convert_hf_to_nemo(source, out, precision=precision, tokens=tokens)

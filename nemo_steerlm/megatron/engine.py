@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from omegaconf import OmegaConf
 
 from nemo_steerlm.core.errors import UsageError
-from nemo_steerlm.core.garbage import not_collected
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.megatron.ranks import Ranks
@@ -77,7 +76,9 @@ def restore_megatron_engine(path: Path, layout: Layout, *, nodes: int = 1, max_r
     check_architecture(cfg, layout)
     ranks = Ranks(devices=layout.world_size // nodes, nodes=nodes)
     # NeMo takes seconds to import; it comes when the other ranks are on their way.
-    with not_collected():
+    from nemo_steerlm.megatron import compat
+
+    with compat.importing_nemo():
         from nemo_steerlm.megatron.serving_model import load_serving_model
 
     model = load_serving_model(path, layout, nodes=nodes, failed=ranks.fail)

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, cast
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nemo_steerlm.core.errors import UsageError
-from nemo_steerlm.core.garbage import not_collected
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
@@ -182,7 +181,9 @@ def _merged(base: DictConfig, cfg: DictConfig) -> DictConfig:
 
 def run(plan: Plan, stop: StopSignal) -> None:
     """Load the model, train it, write what was asked for."""
-    with not_collected():
+    from nemo_steerlm.megatron import compat
+
+    with compat.importing_nemo():
         from nemo_steerlm.megatron.training_loop import Training
 
     Training(plan, stop).run()
