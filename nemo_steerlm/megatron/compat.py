@@ -128,13 +128,15 @@ def _linear_without_exchange() -> None:
     from megatron.core import parallel_state
     from megatron.core.tensor_parallel import layers
 
+    from nemo_steerlm.megatron import fused
+
     asked = ("gradient_accumulation_fusion", "allreduce_dgrad", "sequence_parallel", "grad_output_buffer")
 
     def unless_exchanging(exchanging: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         @functools.wraps(exchanging)
         def linear(**given: Any) -> torch.Tensor:
             if not any(given[key] for key in asked):
-                return torch.nn.functional.linear(given["input"], given["weight"], given["bias"])
+                return fused.linear(given["input"], given["weight"], given["bias"])
             if torch.is_autocast_enabled("cpu"):  # these functions know CUDA's only, and would multiply what it gives them by fp32
                 given |= {name: given[name].to(torch.get_autocast_dtype("cpu")) for name in ("input", "weight")}
             return exchanging(**given)

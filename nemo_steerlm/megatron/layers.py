@@ -24,7 +24,7 @@ from nemo_steerlm.serving.engines.blocks import RowCache, grouped_sdpa
 class TorchDotProductAttention(MegatronModule):
     """Core attention on ``scaled_dot_product_attention``; takes the place of Megatron-Core's unfused ``DotProductAttention``.
 
-    Causal masks are never materialised. Grouped keys and values are repeated for their queries.
+    Causal masks are never materialised. Grouped keys and values are read in place on CPUs, and repeated for their queries on GPUs.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class TorchDotProductAttention(MegatronModule):
         visible, causal = self._mask(attn_mask_type or self.attn_mask_type, attention_mask, query.size(0), key.size(0), query.device)
         groups = query.size(2) // key.size(2)
         query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
-        if query.device.type == "cpu":  # whose kernels for it are slower in bf16, the backward one by far
+        on_cpu = query.device.type == "cpu"
+        if on_cpu:  # whose kernels for it are slower in bf16, the backward one by far
             query, key, value = query.float(), key.float(), value.float()
-        if groups > 1:
+        elif groups > 1:  # not all of a GPU's kernels read grouped keys and values where they are
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
         with torch.autocast("cpu", enabled=False):
             context: Tensor = scaled_dot_product_attention(
@@ -74,6 +75,7 @@ class TorchDotProductAttention(MegatronModule):
                 dropout_p=self.dropout if self.training else 0.0,
                 is_causal=causal,
                 scale=self.softmax_scale,
+                enable_gqa=on_cpu and groups > 1,
             )
         return context.permute(2, 0, 1, 3).flatten(2)
 

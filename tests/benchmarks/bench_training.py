@@ -1,7 +1,8 @@
 """Training speed on this machine: Megatron's model against a plain Hugging Face loop, in turn, step by step.
 
-Same shape, weights, batch, fp32, loss on every token, clipping and optimizer (torch's fused AdamW). Every token is learned, which is the
-hard case: where a loss mask leaves tokens out, Megatron's side computes no logits for them and the plain loop does.
+Same shape, weights, batch, precision (fp32; and torch's autocast to bf16, where the CPU has instructions for it), loss on every token,
+clipping and optimizer (torch's fused AdamW). Every token is learned, which is the hard case: where a loss mask leaves tokens out,
+Megatron's side computes no logits for them and the plain loop does.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from nemo_steerlm.megatron.batches import MicroBatch
 from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
 from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
 from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+from nemo_steerlm.serving.engines.cpu import multiplies_in_bf16
 from tests.megatron.inputs import stories
 
 SMOLLM2_135M = {
@@ -47,14 +49,27 @@ BATCH, LENGTH, CLIP = 8, 64, 1.0
 OPTIMIZER: dict[str, Any] = {"lr": 1e-5, "betas": (0.9, 0.98), "weight_decay": 0.01}
 
 
-def plain_step(model: LlamaForCausalLM) -> Callable[[torch.Tensor], float]:
+def random_batch(vocabulary: int, seed: int) -> MicroBatch:
+    """One micro batch, as the collator makes them and both sides read it."""
+    tokens = torch.randint(3, vocabulary, (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(seed))
+    return MicroBatch(
+        tokens=tokens[:, :-1].contiguous(),
+        labels=tokens[:, 1:].contiguous(),
+        position_ids=torch.arange(LENGTH).expand(BATCH, -1),
+        loss_mask=torch.ones(BATCH, LENGTH, dtype=torch.bool),
+        loss_scale=torch.tensor(1.0 / (BATCH * LENGTH)),
+    )
+
+
+def plain_step(model: LlamaForCausalLM, *, bf16: bool) -> Callable[[MicroBatch], float]:
     """One step of a loop as anybody would write it."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True, **OPTIMIZER)
 
-    def step(tokens: torch.Tensor) -> float:
+    def step(batch: MicroBatch) -> float:
         optimizer.zero_grad()
-        loss = model(input_ids=tokens[:, :-1], labels=None).logits
-        loss = torch.nn.functional.cross_entropy(loss.flatten(0, 1), tokens[:, 1:].flatten())
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            logits = model(input_ids=batch["tokens"]).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
@@ -63,29 +78,21 @@ def plain_step(model: LlamaForCausalLM) -> Callable[[torch.Tensor], float]:
     return step
 
 
-def megatron_step(model: Any) -> Callable[[torch.Tensor], float]:
+def megatron_step(model: Any) -> Callable[[MicroBatch], float]:
     """One step of ``training_loop.Training``, without its bookkeeping."""
 
-    def step(tokens: torch.Tensor) -> float:
-        count = tokens[:, 1:].numel()
-        batch = MicroBatch(
-            tokens=tokens[:, :-1].contiguous(),
-            labels=tokens[:, 1:].contiguous(),
-            position_ids=torch.arange(LENGTH).expand(BATCH, -1),
-            loss_mask=torch.ones(BATCH, LENGTH, dtype=torch.bool),
-            loss_scale=torch.tensor(1.0 / count),
-        )
+    def step(batch: MicroBatch) -> float:
         model._optimizer.zero_grad()
         results = model.run_micro_batches([batch], forward_only=False)
         model.reduce_gradients()
         model.clip_gradients(CLIP)
         model._optimizer.step()
-        return float(results[0]["loss_sum"]) / count
+        return float(results[0]["loss_sum"] * batch["loss_scale"])
 
     return step
 
 
-def compare(name: str, shape: dict[str, int], steps: int, folder: Path) -> None:
+def compare(name: str, shape: dict[str, int], steps: int, folder: Path, *, bf16: bool) -> None:
     """Run both in turn and print tokens/s and ratios. Raises AssertionError where the losses part."""
     torch.manual_seed(0)
     plain = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2))
@@ -99,32 +106,34 @@ def compare(name: str, shape: dict[str, int], steps: int, folder: Path) -> None:
     megatron = build_model(config, make_trainer())
     load_hf_weights(megatron, folder)
     megatron.train()
+    megatron.bf16_products = bf16
     optimization.set_up(megatron, steps)
-    sides = {"plain": plain_step(plain.train()), "megatron": megatron_step(megatron)}
+    sides = {"plain": plain_step(plain.train(), bf16=bf16), "megatron": megatron_step(megatron)}
     spent: dict[str, list[float]] = {side: [] for side in sides}
     losses: dict[str, float] = {}
     for i in range(steps + 1):
-        tokens = torch.randint(3, shape["vocab_size"], (BATCH, LENGTH + 1), generator=torch.Generator().manual_seed(i))
+        batch = random_batch(shape["vocab_size"], seed=i)
         for side, step in list(sides.items())[:: 1 if i % 2 else -1]:
             began = time.perf_counter()
-            losses[side] = step(tokens)
+            losses[side] = step(batch)
             if i:  # the first step allocates
                 spent[side].append(time.perf_counter() - began)
         assert abs(losses["plain"] - losses["megatron"]) < 1e-2, losses
     speeds = {side: BATCH * LENGTH / statistics.median(seconds) for side, seconds in spent.items()}
     ratios = sorted(a / b for a, b in zip(spent["plain"], spent["megatron"], strict=True))
     print(
-        f"{name}: plain {speeds['plain']:.0f} tokens/s, Megatron {speeds['megatron']:.0f} tokens/s (medians); "
+        f"{name}, {'bf16' if bf16 else 'fp32'}: plain {speeds['plain']:.0f} tokens/s, Megatron {speeds['megatron']:.0f} (medians); "
         f"ratio min {ratios[0]:.2f}, median {statistics.median(ratios):.2f}, max {ratios[-1]:.2f} over {steps} steps"
     )
 
 
 def main(*, steps: int = 10, shapes: str = "all") -> None:
-    """Print both shapes."""
+    """Print both shapes in each precision."""
     for name, shape in {"small": SMALL, "SmolLM2-135M": SMOLLM2_135M}.items():
-        if shapes in ("all", name):
-            with tempfile.TemporaryDirectory() as folder:
-                compare(name, shape, steps, Path(folder))
+        for bf16 in (False, True)[: 1 + multiplies_in_bf16()]:
+            if shapes in ("all", name):
+                with tempfile.TemporaryDirectory() as folder:
+                    compare(name, shape, steps, Path(folder), bf16=bf16)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Rotary embedding, RMSNorm and SwiGLU of one autograd node against Megatron-Core's and torch's own, values and gradients."""
+"""What is one autograd node against Megatron-Core's and torch's own chains, values and gradients."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemo_steerlm.megatron.fused import RMSNorm, SwiGLU, rotate
+from nemo_steerlm.megatron.fused import RMSNorm, SwiGLU, linear, rotate
 
 pytestmark = pytest.mark.megatron
 
@@ -43,6 +43,21 @@ def test_norm_is_torchs(learned):
         seen.append((result.detach(), x.grad, norm.weight.grad))
     torch.testing.assert_close(*seen)
     assert (seen[0][2] is not None) == learned
+
+
+@pytest.mark.parametrize("learned", [True, False])
+@pytest.mark.parametrize("features", [41, 12])
+def test_linear_layer_is_torchs_at_any_width(features, learned):
+    inputs, weight, weights = torch.randn(5, 2, 8), torch.randn(features, 8), torch.randn(5, 2, features)
+    seen, nodes = [], []
+    for product in (linear, torch.nn.functional.linear):
+        x, w = inputs.clone().requires_grad_(), weight.clone().requires_grad_(learned)
+        result = product(x, w, None)
+        nodes.append(result.grad_fn.name())
+        (result * weights).sum().backward()
+        seen.append((result.detach(), x.grad, w.grad))
+    torch.testing.assert_close(*seen)
+    assert (nodes[0] == nodes[1]) == (features < 4 * 8), "what is not wide is torch's"
 
 
 def test_gated_activation_is_what_autograd_makes_of_it():

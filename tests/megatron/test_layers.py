@@ -37,6 +37,24 @@ def test_core_attention_equals_megatrons_own(model) -> None:
     torch.testing.assert_close(ours(query[-5:], key, value, None), expected[-5:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.skipif(compat.HAVE_CUDA, reason="grouped keys are repeated on GPUs")
+def test_grouped_keys_and_values_are_read_in_place_with_the_gradients_of_repeated_ones(model) -> None:
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as attention
+
+    ours = model.model.decoder.layers[0].self_attention.core_attention
+    shapes = ((12, 3, 4, 16), (12, 3, 2, 16), (12, 3, 2, 16))  # [s, b, heads, head dim]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    query, key, value = (t.permute(1, 2, 0, 3) for t in inputs)
+    repeated = attention(query, key.repeat_interleave(2, dim=1), value.repeat_interleave(2, dim=1), is_causal=True)
+    weights = torch.randn(12, 3, 64)
+    with torch.profiler.profile() as profile:
+        found = ours(*inputs, None)
+    assert not any("repeat" in event.key for event in profile.key_averages())
+    gradients = [torch.autograd.grad((context * weights).sum(), inputs) for context in (found, repeated.permute(2, 0, 1, 3).flatten(2))]
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
 def test_losses_at_learned_positions_equal_those_of_the_whole_and_so_do_gradients(model) -> None:
     import torch
     from torch.nn.functional import cross_entropy
