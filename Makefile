@@ -14,8 +14,8 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Two processes share the tests: one has the cluster's, which wait more than they compute.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Three processes share the tests and two cores: one has the cluster's, which wait more than they compute.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
 .PHONY: run test test-fast test-cluster test-engines lint browser cluster bench chart clean install
 

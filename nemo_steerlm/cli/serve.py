@@ -23,7 +23,7 @@ import msgspec
 import typer
 
 from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, shown
-from nemo_steerlm.core.imports import OPTIONAL_OF_TRANSFORMERS, lean_imports
+from nemo_steerlm.core.imports import lean_imports
 
 if TYPE_CHECKING:
     from nemo_steerlm.pipeline.processes import Child
@@ -260,7 +260,7 @@ def load_engine(path: Path, *, max_rows: int, device: str | None, openvino: bool
         module, extra = "serving.engines.huggingface", "serve"
     try:
         # By name: the engines' libraries are heavy, and some may be absent.
-        with lean_imports(*OPTIONAL_OF_TRANSFORMERS):
+        with lean_imports("transformers"):
             engines: Any = importlib.import_module(f"nemo_steerlm.{module}")
     except ImportError as error:
         raise ConfigError(f"{path}: serving it needs nemo_steerlm[{extra}] ({error})") from error

@@ -7,21 +7,23 @@ import gc
 import sys
 from collections.abc import Iterator
 
-OPTIONAL_OF_TRANSFORMERS = ("sklearn", "torchvision", "PIL", "accelerate")
-"""What transformers imports wherever it is installed: for images, for models spread over devices, for assisted decoding."""
+OPTIONAL = {
+    "nemo": ("modelopt", "multistorageclient"),  # quantized models, checkpoints in object stores
+    "transformers": ("sklearn", "torchvision", "PIL", "accelerate"),  # assisted decoding, images, models spread over devices
+}
+"""What a library imports wherever it is installed, as in NeMo's stack, for what this project does not ask of it."""
 
 
 @contextlib.contextmanager
-def lean_imports(*absent: str) -> Iterator[None]:
-    """Import large libraries within: they do not find the ``absent`` ones, and nothing is garbage-collected.
+def lean_imports(library: str) -> Iterator[None]:
+    """Import ``library`` within, the first time in this process: it does not find what is optional, and nothing is garbage-collected.
 
-    ``absent`` are packages that a library uses where they are installed, for what this project does not ask of it; NeMo's stack has all
-    of them. Those that are imported already stay. Afterwards they are to be found again.
+    Afterwards all is to be found again. A library that is imported already may have noted what it found, so then nothing is hidden.
 
     The collector would look at all that was imported so far whenever a quarter more has come: a quarter of NeMo's import time, for
     nothing that could be freed. Nor does it look at what lives at the end ever again.
     """
-    hidden = [name for name in absent if name not in sys.modules]
+    hidden = [] if library in sys.modules else [name for name in OPTIONAL[library] if name not in sys.modules]
     for name in hidden:
         sys.modules[name] = None  # type: ignore[assignment]  # Python's own sign for a module that there is not
     gc.disable()

@@ -29,10 +29,6 @@ HAVE_APEX = importlib.util.find_spec("apex") is not None and importlib.util.find
 HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_engine") is not None
 
 
-OPTIONAL_OF_NEMO = ("modelopt", "multistorageclient", "accelerate")
-"""What NeMo and Megatron-Core import wherever it is installed: for quantized models, for checkpoints in object stores, for modelopt."""
-
-
 @contextlib.contextmanager
 def importing_nemo() -> Iterator[None]:
     """Import NeMo within: a quarter faster, and without CUDA ``torch.compile`` leaves functions as they are.
@@ -41,7 +37,7 @@ def importing_nemo() -> Iterator[None]:
     by ``fused.py``, and where it is not, plain functions need no C++ compiler. Seen: megatron-core 0.13.1, ``jit.py``.
     """
     compiling = torch.compile
-    with lean_imports(*OPTIONAL_OF_NEMO):
+    with lean_imports("nemo"):
         if not HAVE_CUDA:
             torch.compile = _as_it_is
         try:

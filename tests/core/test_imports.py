@@ -5,10 +5,11 @@ import importlib
 import importlib.util
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
-from nemo_steerlm.core.imports import lean_imports
+from nemo_steerlm.core.imports import OPTIONAL, lean_imports
 
 
 @pytest.fixture(autouse=True)
@@ -17,32 +18,40 @@ def _thawed():
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True)
+def _library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``library``, which imports ``wave`` and ``gc`` where it finds them."""
+    monkeypatch.setitem(OPTIONAL, "library", ("wave", "gc"))
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+
+
 def test_nothing_is_collected_within_and_nothing_that_stays_is_looked_at_again() -> None:
     kept: list[object] = []
-    with lean_imports():
+    with lean_imports("library"):
         assert not gc.isenabled()
         kept.append([])
     assert gc.isenabled()
     assert not any(found is kept[0] for found in gc.get_objects()), "what is frozen is not listed"
 
 
-def test_what_is_absent_is_found_by_nobody_within_and_by_everybody_afterwards() -> None:
-    assert "wave" not in sys.modules
-    with lean_imports("wave"):
+def test_what_is_optional_is_not_found_within_and_found_afterwards_unless_it_is_imported_already() -> None:
+    with lean_imports("library"):
         assert importlib.util.find_spec("wave") is None
         with pytest.raises(ImportError):
             importlib.import_module("wave")
-    assert importlib.util.find_spec("wave") is not None
-
-
-def test_what_is_imported_already_stays() -> None:
-    with lean_imports("gc"):
         assert importlib.import_module("gc") is gc
+    assert importlib.util.find_spec("wave") is not None
     assert sys.modules["gc"] is gc
 
 
+def test_a_library_that_has_looked_around_finds_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "library", ModuleType("library"))
+    with lean_imports("library"):
+        assert importlib.util.find_spec("wave") is not None
+
+
 def test_an_import_that_fails_leaves_all_as_it_was() -> None:
-    with pytest.raises(ImportError), lean_imports("wave"):
+    with pytest.raises(ImportError), lean_imports("library"):
         raise ImportError("absent")
     assert gc.isenabled()
     assert "wave" not in sys.modules
@@ -52,11 +61,11 @@ LOADING = """
 import gc, pathlib, sys
 from nemo_steerlm.cli.serve import load_engine
 from nemo_steerlm.core.errors import UsageError
-from nemo_steerlm.core.imports import OPTIONAL_OF_TRANSFORMERS
+from nemo_steerlm.core.imports import OPTIONAL
 try:
     load_engine(pathlib.Path("absent"), max_rows=1, device=None)
 except UsageError:
-    print(gc.isenabled(), gc.get_freeze_count() > 100_000, [name for name in OPTIONAL_OF_TRANSFORMERS if name in sys.modules])
+    print(gc.isenabled(), gc.get_freeze_count() > 100_000, [name for name in OPTIONAL["transformers"] if name in sys.modules])
 """
 
 
