@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-# Three processes share the tests and two cores: one has the cluster's, which wait more than they compute.
+# Three processes share the tests and two cores: those with a cluster's wait more than they compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
 .PHONY: run test test-fast test-cluster test-engines lint browser cluster bench chart clean install

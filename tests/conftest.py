@@ -19,15 +19,19 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 settings.register_profile("any-machine", deadline=None)
 settings.load_profile("any-machine")
 
-LONGEST = ("cluster", "tests/pipeline/test_end_to_end.py", "tests/examples/test_tutorial.py", "tests/serving/test_engines.py")
+ON_A_NODE = ("test_installed.py", "test_node.py", "test_node_loss.py", "test_pipeline.py")
+LONGEST = ("node", "control plane", "tests/pipeline/test_end_to_end.py", "tests/examples/test_tutorial.py", "tests/serving/test_engines.py")
 """They begin, so that at the end no process works alone."""
 
 
 class ByFile(LoadScopeScheduling):
-    """A file's tests run in one process, for its servers; those of a cluster all in one, for the cluster."""
+    """A file's tests run in one process, for its servers; those of a cluster, with a node or without, all in one, for the cluster."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "cluster" if nodeid.startswith("tests/cluster/") else nodeid.partition("::")[0]
+        file = nodeid.partition("::")[0]
+        if not file.startswith("tests/cluster/"):
+            return file
+        return "node" if file.endswith(ON_A_NODE) else "control plane"
 
     def _assign_work_unit(self, node: Any) -> None:
         for scope in reversed(LONGEST):
