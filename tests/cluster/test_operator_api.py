@@ -278,7 +278,8 @@ def test_what_the_api_server_cannot_check_is_a_condition(pipelines):
 def test_deleting_leaves_only_the_retained_claim(pipelines, kubelet):
     kubelet(lambda pod: None if job_of(pod) == "p-evaluate-1" else DONE)
     pipelines.create(annotate={"shards": 2}, trainValue=TWO_NODES)
-    pipelines.until(lambda s: s.stages.get("evaluate", {}).get("reason") == "PodsStarting")
+    # Whichever the operator sees first: that the pod is there, or that the scheduler finds no node for it.
+    pipelines.until(lambda s: s.stages.get("evaluate", {}).get("reason") in ("PodsStarting", "Unschedulable"))
     pipelines.delete()
     for listing in (pipelines.batch.list_namespaced_job, pipelines.apps.list_namespaced_deployment, pipelines.core.list_namespaced_service):
         pipelines.until_gone(listing, label_selector="steerlm.dev/pipeline=p")
