@@ -31,7 +31,7 @@ HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_en
 
 @contextlib.contextmanager
 def importing_nemo() -> Iterator[None]:
-    """Import NeMo within: a quarter faster, and without CUDA ``torch.compile`` leaves functions as they are.
+    """Import NeMo within, and no more than this project asks of it; without CUDA ``torch.compile`` leaves functions as they are.
 
     Megatron-Core and NeMo compile a few functions where they are defined, which imports torch's compiler; without CUDA its place is taken
     by ``fused.py``, and where it is not, plain functions need no C++ compiler. Seen: megatron-core 0.13.1, ``jit.py``.

@@ -1,12 +1,15 @@
-"""A model can be built inside any program without changing what that program's children see."""
+"""What importing NeMo and building a model leave in the program that does it, and in its children."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.gpt_sft import RENDEZVOUS
 
 pytestmark = pytest.mark.megatron
@@ -15,3 +18,22 @@ pytestmark = pytest.mark.megatron
 def test_building_a_model_leaves_no_launcher_in_the_environment(base_nemo: Path) -> None:
     assert base_nemo.exists()
     assert not RENDEZVOUS & set(os.environ)
+
+
+IMPORTING = """
+import sys
+import transformers.utils.import_utils  # as a tokenizer does; it has noted which libraries there are
+from nemo_steerlm.megatron import compat
+compiling = compat.torch.compile
+with compat.importing_nemo():
+    import nemo_steerlm.megatron.gpt_sft
+assert compat.torch.compile is compiling
+print(*[name for name in ("modelopt", "multistorageclient", "torch._inductor.compile_fx") if name in sys.modules])
+"""
+
+
+@pytest.mark.skipif(compat.HAVE_CUDA, reason="with CUDA torch's compiler is imported")
+def test_nemo_is_imported_without_what_nobody_asks_it_for() -> None:
+    said = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout == "\n"
