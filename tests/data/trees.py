@@ -6,8 +6,10 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from tests.core.records_for_tests import ordinary
 from tests.data.oasst_model import KEYS
 
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12).filter(ordinary)
 RATINGS = st.sampled_from([0, 0.0, 0.124, 0.125, 0.126, 0.25, 0.374, 0.375, 0.5, 0.625, 0.626, 0.874, 0.875, 1, 1.0]) | st.floats(0, 1)
 
 
@@ -23,7 +25,7 @@ def tree(name: str = "t1", prompt: dict[str, Any] | None = None) -> dict[str, An
 
 @st.composite
 def messages(draw: st.DrawFn, depth: int = 0) -> dict[str, Any]:
-    made: dict[str, Any] = {"text": draw(st.text(st.characters(codec="utf-8"), max_size=12)), "role": ("prompter", "assistant")[depth % 2]}
+    made: dict[str, Any] = {"text": draw(TEXTS), "role": ("prompter", "assistant")[depth % 2]}
     if draw(st.integers(0, 4)):
         names = draw(st.lists(st.sampled_from([*KEYS, "spam", "pii"]), unique=True, max_size=5))
         made["labels"] = {name: {"value": draw(RATINGS), "count": 1} for name in names}
