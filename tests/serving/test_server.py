@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -98,6 +99,16 @@ def test_cors_timeouts_and_a_log_of_prompts_are_there_for_those_who_ask(steer_fo
         assert client.options("/v1/completions", headers=preflight).status_code == 405
 
 
+@contextlib.contextmanager
+def half_sent(url: str, token: str) -> Iterator[None]:
+    """A request that stays in flight for as long as the caller likes: the rest of its body does not come."""
+    address = httpx.URL(url)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {token}\r\nContent-Length: 100\r\n\r\n"
+    with socket.create_connection((address.host, address.port)) as connection:
+        connection.sendall(head.encode() + b'{"prompt": ')
+        yield
+
+
 def test_limits_token_and_an_orderly_end(steer_folder, tmp_path):
     options = ("--max-rows", "1", "--max-waiting", "1", "--max-body-mb", "0.01", "--api-key", "secret")
     log = tmp_path / "log"
@@ -113,14 +124,15 @@ def test_limits_token_and_an_orderly_end(steer_folder, tmp_path):
             assert full[0].headers["retry-after"]
             assert {a.status_code for a in answers} == {200, 429}
 
-            answer = pool.submit(client.post, "/v1/completions", json=LONG)
-            until(lambda: "steerlm_running 1.0" in client.get("/metrics").text)
-            server.process.send_signal(signal.SIGTERM)
-            until(lambda: client.get("/health/ready").status_code == 503)
-            assert client.get("/health/live").status_code == 200
-            refused = client.post("/v1/completions", json=LONG)
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
-            assert answer.result().json()["usage"]["completion_tokens"] == 400
+            with half_sent(server.url, "secret"):
+                answer = pool.submit(client.post, "/v1/completions", json=LONG)
+                until(lambda: "steerlm_running 1.0" in client.get("/metrics").text)
+                server.process.send_signal(signal.SIGTERM)
+                until(lambda: client.get("/health/ready").status_code == 503)
+                assert client.get("/health/live").status_code == 200
+                refused = client.post("/v1/completions", json=LONG)
+                assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+                assert answer.result().json()["usage"]["completion_tokens"] == 400
         assert server.process.wait(20) == 0
     entries = [json.loads(line) for line in log.read_text().splitlines()]
     assert {(e["path"], e["status"]) for e in entries if e["event"] == "request"} >= {("/v1/completions", 200), ("/v1/completions", 429)}
