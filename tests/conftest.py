@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from nemo_steerlm.core.model_info import ModelKind
@@ -16,7 +16,7 @@ from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_label
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
-settings.register_profile("any-machine", deadline=None)
+settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
 
 ON_A_NODE = ("test_installed.py", "test_node.py", "test_node_loss.py", "test_pipeline.py")

@@ -42,7 +42,7 @@ def test_ids_and_mask_equal_upstreams(tokens, tokenizer_kind, tmp_path_factory):
     compared = 0
     strings = tuple(getattr(tokens, field) for field in tokens.__struct_fields__)
 
-    @settings(max_examples=25, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+    @settings(max_examples=25, database=None, suppress_health_check=[HealthCheck.filter_too_much])
     @given(ordinary_records())
     def compare(record):
         nonlocal compared
