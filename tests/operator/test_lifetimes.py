@@ -10,6 +10,7 @@ import copy
 import datetime
 import json
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -355,4 +356,27 @@ def test_what_a_deleted_rank_does_to_the_others_counts_no_failure():
     life.settle()
     (training,) = [stage for stage in life.status()["stages"] if stage["name"] == "train-value"]
     assert (training["phase"], training["reason"], training["countedFailures"]) == ("Retrying", "Disrupted", 0)
+    life.reach_the_end()
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "suspended before"])
+@pytest.mark.parametrize("end", ["Succeeded", "Failed"])
+def test_what_is_restarted_while_suspended_waits_until_it_is_resumed(end, at_once):
+    life = Lifetime()
+    life.begin(shards=1, rounds=0, nodes=1, done=1)
+    life.settle()
+    if end == "Failed":
+        life.fail_job(*life.world.jobs(), "exit 65")
+        life.settle()
+    else:
+        life.reach_the_end()
+    assert life.status()["phase"] == end
+    life.edit(suspend=True)
+    if not at_once:
+        life.settle()
+        assert life.status()["phase"] == end
+    life.ask_to_restart("annotate" if end == "Succeeded" else None)
+    life.settle()
+    assert life.status()["phase"] == "Suspended"
+    assert not life.world.jobs()
     life.reach_the_end()
