@@ -53,6 +53,8 @@ class Scheduler:
         self._scores: list[_Job] = []
         self._running: dict[int, _Job] = {}
         self._rows = 0
+        self._idle = 0
+        """Rows that could have run, summed over the steps since somebody last joined."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -161,6 +163,17 @@ class Scheduler:
                 self._forget(row)
 
     def _admitted(self) -> list[_Job]:
+        """Those that get a place in the batch now.
+
+        Where more wait than there is room for, places stay free for some steps: who joins has its prompt read in a forward of its own, and
+        everybody's keys and values are copied. Once what stood idle amounts to half a step of the whole batch, all places are given out.
+        """
+        free = self._engine.max_rows - len(self._running)
+        if self._running and len(self._generations) > free:
+            self._idle += free
+            if self._idle < self._engine.max_rows // 2:
+                return []
+        self._idle = 0
         jobs: list[_Job] = []
         while self._generations and len(self._running) + len(jobs) < self._engine.max_rows:
             job = self._generations.popleft()

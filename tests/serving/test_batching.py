@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 
@@ -12,6 +13,9 @@ from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling
 from nemo_steerlm.serving.engines.huggingface import HuggingFaceEngine
+from nemo_steerlm.serving.model import Delta, Generation
+from nemo_steerlm.serving.scheduler import Scheduler
+from nemo_steerlm.serving.text_stream import AnswerText
 
 TEXTS = ["Once upon a time", "a", "The little dog was very happy because " * 12, "One day, Lily and her mom went to the"]
 
@@ -97,3 +101,57 @@ def test_a_row_that_is_removed_leaves_the_others_as_they_are(engine):
         assert [step[row].token for step in told] == [token.token for token in alone[row]]
         engine.remove(row)
     assert engine.step() == {}
+
+
+class WatchedEngine(HuggingFaceEngine):
+    """Notes of each step how many rows joined with it, and how many ran."""
+
+    def __init__(self, folder, **settings):
+        super().__init__(folder, **settings)
+        self.new = 0
+        self.steps: list[tuple[int, int]] = []
+
+    def add(self, row: int, request: GenerationRequest) -> None:
+        self.new += 1
+        super().add(row, request)
+
+    def step(self) -> dict[int, NextToken]:
+        joined, self.new = self.new, 0
+        told = super().step()
+        self.steps.append((joined, len(told)))
+        return told
+
+
+def answered(engine: HuggingFaceEngine, lengths: list[int]) -> list[list[Delta]]:
+    """Answers of these lengths, all asked for at once."""
+    scheduler = Scheduler(engine)
+    request = asked(tuple(engine.tokenizer.encode("Once upon a time")))
+
+    async def answer(length: int) -> list[Delta]:
+        generation = Generation(request, max_tokens=length, text=AnswerText(engine.tokenizer, request.prompt))
+        return [delta async for delta in scheduler.stream(generation)]
+
+    async def all_answers() -> list[list[Delta]]:
+        return await asyncio.gather(*map(answer, lengths))
+
+    try:
+        return asyncio.run(all_answers())
+    finally:
+        scheduler.close()
+
+
+def test_places_in_a_full_batch_are_given_out_together(steer_folder):
+    lengths = [8 + i * 7 % 23 for i in range(64)]
+    engine = WatchedEngine(steer_folder, device="cpu", max_rows=8)
+    assert [len(answer) for answer in answered(engine, lengths)] == lengths
+    joins = [joined for joined, _ in engine.steps if joined]
+    assert sum(joins) == len(lengths)
+    assert len(joins) < 40, "reading a prompt is a forward"
+    full = [ran for _, ran in engine.steps[: -max(lengths)]]
+    assert sum(full) > 0.8 * 8 * len(full), "nor does the batch run half empty"
+
+
+def test_who_finds_room_joins_at_once(steer_folder):
+    engine = WatchedEngine(steer_folder, device="cpu", max_rows=8)
+    answered(engine, [60, 60])
+    assert max(ran for _, ran in engine.steps) == 2
