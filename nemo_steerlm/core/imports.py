@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator
 
 OPTIONAL = {
-    "nemo": ("modelopt", "multistorageclient"),  # quantized models, checkpoints in object stores
+    # Quantized models, checkpoints in object stores, losses of speech recognition, configurations rewritten from Python's syntax.
+    "nemo": ("modelopt", "multistorageclient", "boto3", "numba", "libcst"),
     "transformers": ("sklearn", "torchvision", "PIL", "accelerate"),  # assisted decoding, images, models spread over devices
 }
 """What a library imports wherever it is installed, as in NeMo's stack, for what this project does not ask of it."""
