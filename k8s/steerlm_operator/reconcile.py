@@ -87,7 +87,7 @@ def _list_stages(draft: Draft) -> None:
 
 
 def _restart(draft: Draft) -> None:
-    """A token not acted on yet: begin again at the stage it names, or where the pipeline failed."""
+    """A token not acted on yet: begin again at the stage it names, and where the pipeline failed."""
     status, asked = draft.status, draft.pipeline.restart
     if asked is None or asked.token == status.observed_restart_token:
         return
@@ -100,15 +100,17 @@ def _restart(draft: Draft) -> None:
     if first is None:
         draft.event("NothingToRestart", "every stage is done: name one in spec.restart.fromStage to do it again")
         return
-    for entry in status.stages[order.index(first) :]:
-        token = asked.token if asked.from_stage else entry.restart_token
-        fresh = StageStatus(name=entry.name, attempt=entry.attempt, restart_token=token)
-        status.stages[order.index(entry.name)] = fresh
+    for index, entry in enumerate(status.stages):
+        named = index >= order.index(first)
+        if not named and entry.phase != "Failed":  # what failed has to be done before any stage behind it
+            continue
+        token = asked.token if named and asked.from_stage else entry.restart_token
+        status.stages[index] = StageStatus(name=entry.name, attempt=entry.attempt, restart_token=token)
     status.conditions = [c for c in status.conditions if c.type not in ("Complete", "Failed", "Serving")]
     status.completion_time = status.endpoints = None
     status.start_time = draft.timestamp()
     status.phase = "Running"
-    draft.event("Restarted", f"again from {first}")
+    draft.event("Restarted", f"again from {min(first, unfinished or first, key=order.index)}")
 
 
 def _suspend(draft: Draft) -> Decision:

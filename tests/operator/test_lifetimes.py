@@ -380,3 +380,18 @@ def test_what_is_restarted_while_suspended_waits_until_it_is_resumed(end, at_onc
     assert life.status()["phase"] == "Suspended"
     assert not life.world.jobs()
     life.reach_the_end()
+
+
+def test_a_restart_from_a_stage_behind_the_failed_one_tries_that_one_again_first():
+    life = Lifetime()
+    life.begin(shards=1, rounds=0, nodes=1, done=1)
+    life.settle()
+    life.fail_job(*life.world.jobs(), "exit 65")
+    life.settle()
+    life.ask_to_restart("evaluate")
+    life.settle()
+    stages = {stage["name"]: stage for stage in life.status()["stages"]}
+    assert (stages["prepare"]["phase"], stages["prepare"]["attempt"]) == ("Succeeded", 1)
+    training = stages["train-value"]
+    assert (training["phase"], training["attempt"], training["countedFailures"]) == ("Queued", 2, 0)
+    life.reach_the_end()
