@@ -184,7 +184,7 @@ class RestartSpec(Spec):
     token: Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_WORD}$")]
     """Any new text, such as a date. The operator acts once on each."""
     from_stage: Annotated[str, Field(max_length=32, pattern=_STAGE)] | None = None
-    """Do this stage and all after it again, even those that succeeded; by default the pipeline continues at the stage that failed."""
+    """Do this stage and all after it again, even those that succeeded. The stage that failed is tried again in any case."""
 
 
 class ClusterFields(Spec):
