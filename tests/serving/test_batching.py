@@ -151,7 +151,7 @@ def test_places_in_a_full_batch_are_given_out_together(steer_folder):
     assert sum(full) > 0.8 * 8 * len(full), "nor does the batch run half empty"
 
 
-def test_who_finds_room_joins_at_once(steer_folder):
+def test_who_finds_room_joins_those_that_run(steer_folder):
     engine = WatchedEngine(steer_folder, device="cpu", max_rows=8)
     answered(engine, [60, 60])
     assert max(ran for _, ran in engine.steps) == 2
