@@ -122,16 +122,21 @@ class WatchedEngine(HuggingFaceEngine):
         return told
 
 
-def answered(engine: HuggingFaceEngine, lengths: list[int]) -> list[list[Delta]]:
-    """Answers of these lengths, all asked for at once."""
+def answered(engine: HuggingFaceEngine, lengths: list[int], first: int = 0) -> list[list[Delta]]:
+    """Answers of these lengths, all asked for at once; before them one of ``first`` tokens, which has begun."""
     scheduler = Scheduler(engine)
     request = asked(tuple(engine.tokenizer.encode("Once upon a time")))
 
+    def stream(length: int):
+        return scheduler.stream(Generation(request, max_tokens=length, text=AnswerText(engine.tokenizer, request.prompt)))
+
     async def answer(length: int) -> list[Delta]:
-        generation = Generation(request, max_tokens=length, text=AnswerText(engine.tokenizer, request.prompt))
-        return [delta async for delta in scheduler.stream(generation)]
+        return [delta async for delta in stream(length)]
 
     async def all_answers() -> list[list[Delta]]:
+        if first:
+            begun = stream(first)
+            await anext(begun)
         return await asyncio.gather(*map(answer, lengths))
 
     try:
@@ -153,5 +158,5 @@ def test_places_in_a_full_batch_are_given_out_together(steer_folder):
 
 def test_who_finds_room_joins_those_that_run(steer_folder):
     engine = WatchedEngine(steer_folder, device="cpu", max_rows=8)
-    answered(engine, [60, 60])
+    answered(engine, [5], first=400)
     assert max(ran for _, ran in engine.steps) == 2
