@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.chat_dataset import ChatDataset
+from nemo_steerlm.megatron.packing import Packing
 
 
 class MicroBatch(dict[str, Tensor]):
@@ -21,6 +22,8 @@ class MicroBatch(dict[str, Tensor]):
 
     records: tuple[int, ...] = ()
     """Index of each row's record in the data set; -1 for a row of padding."""
+    packing: Packing | None = None
+    """How the model packs it; None where it computes with padding."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,8 @@ class Collator:
     multiple_of: int = 1
     same_length: bool = False
     """Pad all micro batches of one step to one length: pipeline stages agree on shapes before they talk."""
+    packed: bool = False
+    """For a model that ``packs``."""
 
     def micro_batches(self, indices: npt.NDArray[np.int64], sizes: Sizes) -> list[MicroBatch]:
         """This rank's part of a global batch. Records of similar length go together: padding costs as much as text.
@@ -121,5 +126,7 @@ class Collator:
             position_ids=torch.arange(width).expand(rows, width),
             loss_scale=torch.tensor(scale, dtype=torch.float32),
         )
+        if self.packed:
+            batch.packing = Packing.of(batch["tokens"], [len(ids) - 1 for ids, _ in records])
         batch.records = (*(int(i) for i in indices), *(-1 for _ in range(rows - len(indices))))
         return batch

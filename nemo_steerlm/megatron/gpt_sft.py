@@ -103,6 +103,18 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         mcore_model_customize(cfg, model)
         return model
 
+    @property
+    def packs(self) -> bool:
+        """Whether it takes packed micro batches: Megatron-Core's own layers do, where one rank has all layers and whole sequences.
+
+        Rows that share a beginning would share what dropout leaves out of it, and a mixture of experts balances what it is given.
+        """
+        config = self.transformer_config
+        alone = max(config.pipeline_model_parallel_size, config.context_parallel_size) == 1 and not config.sequence_parallel
+        dropout = config.hidden_dropout or config.attention_dropout or OmegaConf.select(self.cfg, "peft.lora_tuning.adapter_dropout")
+        plain = not (self.transformer_engine or config.num_moe_experts or config.mtp_num_layers)
+        return bool(plain and alone and not dropout and self.cfg.position_embedding_type == "rope")
+
     def cuda(self, *args: Any, **kwargs: Any) -> SteerLMGPTSFTModel:
         """Where there is no CUDA, the model stays where it is."""
         return super().cuda(*args, **kwargs) if compat.HAVE_CUDA else self
@@ -267,9 +279,10 @@ def _score_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[
     return output, loss
 
 
-def _on_device(batch: MicroBatch) -> dict[str, Tensor]:
+def _on_device(batch: MicroBatch) -> dict[str, Any]:
     names = {"input_ids": "tokens", "position_ids": "position_ids", "loss_mask": "loss_mask"}
-    return {argument: batch[name].cuda(non_blocking=True) for argument, name in names.items()}
+    inputs: dict[str, Any] = {argument: batch[name].cuda(non_blocking=True) for argument, name in names.items()}
+    return inputs if batch.packing is None else {**inputs, "packed_seq_params": batch.packing.cuda()}
 
 
 def _candidate_logits(logits: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:

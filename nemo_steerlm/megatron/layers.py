@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from nemo_steerlm.megatron.fused import RMSNorm
+from nemo_steerlm.megatron.packing import Packing
 from nemo_steerlm.serving.engines.blocks import RowCache, grouped_sdpa
 
 
@@ -50,17 +51,27 @@ class TorchDotProductAttention(MegatronModule):
         attention_mask: Tensor | None,
         attn_mask_type: AttnMaskType | None = None,
         attention_bias: Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: Packing | None = None,
     ) -> Tensor:
         """Attention output ``[sq, b, np * hn]`` of query ``[sq, b, np, hn]``, key and value ``[sk, b, ng, hn]``.
 
+        Of a packed micro batch ``[packed, 1, np * hn]`` of ``[packed, np, hn]`` and ``[packed, ng, hn]``.
+
         ``attention_mask`` is True where a key is hidden, as everywhere in Megatron-Core; a causal mask type makes it superfluous.
         """
-        assert packed_seq_params is None, "this project packs no sequences"
         assert attention_bias is None, "this project biases no attention"
-        visible, causal = self._mask(attn_mask_type or self.attn_mask_type, attention_mask, query.size(0), key.size(0), query.device)
-        groups = query.size(2) // key.size(2)
-        query, key, value = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        kind = attn_mask_type or self.attn_mask_type
+        if packed_seq_params is not None:
+            query, key, value = (packed_seq_params.unpack(t) for t in (query, key, value))
+            context = self._attend(query, key, value, *self._mask(kind, attention_mask, query.size(2), key.size(2), query.device))
+            return packed_seq_params.pack(context.transpose(1, 2)).flatten(1).unsqueeze(1)
+        mask = self._mask(kind, attention_mask, query.size(0), key.size(0), query.device)
+        context = self._attend(*(t.permute(1, 2, 0, 3) for t in (query, key, value)), *mask)
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
+        """``[b, np, sq, hn]`` of query ``[b, np, sq, hn]``, key and value ``[b, ng, sk, hn]``."""
+        groups = query.size(1) // key.size(1)
         on_cpu = query.device.type == "cpu"
         if on_cpu:  # whose kernels for it are slower in bf16, the backward one by far
             query, key, value = query.float(), key.float(), value.float()
@@ -77,7 +88,7 @@ class TorchDotProductAttention(MegatronModule):
                 scale=self.softmax_scale,
                 enable_gqa=on_cpu and groups > 1,
             )
-        return context.permute(2, 0, 1, 3).flatten(2)
+        return context
 
     @staticmethod
     def _mask(kind: AttnMaskType, hidden: Tensor | None, queries: int, keys: int, device: torch.device) -> tuple[Tensor | None, bool]:
@@ -128,19 +139,28 @@ class SteerLMGPT(GPTModel):
         # Behind autograd's back: the gradient of these logits is zero, and nothing that is saved for it is touched.
         output[0].detach()[..., self._tokens_here :].fill_(float("-inf"))
 
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As upstream; of a packed micro batch the embeddings ``[packed, 1, h]``, and what each packed token is rotated by."""
+        packing = kwargs.get("packed_seq_params")
+        if packing is None:
+            return super()._preprocess(input_ids, position_ids, *args, **kwargs)
+        positions = packing.pack(position_ids)
+        embedded, rotary, *rest = super()._preprocess(packing.pack(input_ids).unsqueeze(0), positions.unsqueeze(0), *args, **kwargs)
+        return (embedded, rotary.index_select(0, positions), *rest)
+
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """With a loss mask ``[b, s]``: losses ``[learned]`` where labels ``[b, s]`` are given, else logits ``[learned, vocab / tp]``.
 
         In order of sample, then position. Without a loss mask, or before the last pipeline stage, as upstream.
         """
-        loss_mask, labels = kwargs.get("loss_mask"), kwargs.get("labels")
+        loss_mask, labels, packing = kwargs.get("loss_mask"), kwargs.get("labels"), kwargs.get("packed_seq_params")
         if not self.post_process or loss_mask is None or self.mtp_process:
             return super()._postprocess(hidden_states, *args, **kwargs)
         if self.config.sequence_parallel:  # hidden states are spread over ranks along the sequence until the output layer gathers them
             return super()._postprocess(hidden_states, *args, **kwargs)[loss_mask]
         # By rows of [s * b, h]: the gradient keeps the layout of the hidden states, without which every product on its way is a slow one.
         sample, position = loss_mask.nonzero(as_tuple=True)
-        rows = position * loss_mask.size(0) + sample
+        rows = position * loss_mask.size(0) + sample if packing is None else packing.place[sample, position]
         hidden_states = hidden_states.flatten(0, 1).index_select(0, rows).unsqueeze(1)  # [learned, 1, h]
         if labels is not None:
             kwargs["labels"] = labels[loss_mask].unsqueeze(0)

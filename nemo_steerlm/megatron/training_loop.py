@@ -59,7 +59,8 @@ class Training:
         self.model.bf16_products = _bf16_products(str(plan.cfg.trainer.precision))
         optimization.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1
-        shared = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
+        shared: dict[str, Any] = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
+        shared["packed"] = self.model.packs
         rank = parallel_state.get_data_parallel_rank()
         self.sizes = sizes_of(plan.cfg, "train_ds", plan.layout, rank)
         self.batches = Collator(plan.train, **shared)

@@ -74,14 +74,16 @@ def test_losses_at_learned_positions_equal_those_of_the_whole_and_so_do_gradient
 def test_products_in_bf16_leave_all_else_in_fp32(model, monkeypatch) -> None:
     import torch
 
+    from nemo_steerlm.megatron.batches import MicroBatch
+
     tokens = torch.arange(3, 43).view(2, 20)
-    batch = {
-        "tokens": tokens,
-        "labels": tokens.roll(-1, 1),
-        "position_ids": torch.arange(20).expand(2, 20),
-        "loss_mask": torch.ones(2, 20, dtype=torch.bool),
-        "loss_scale": torch.tensor(1 / 40),
-    }
+    batch = MicroBatch(
+        tokens=tokens,
+        labels=tokens.roll(-1, 1),
+        position_ids=torch.arange(20).expand(2, 20),
+        loss_mask=torch.ones(2, 20, dtype=torch.bool),
+        loss_scale=torch.tensor(1 / 40),
+    )
     weight = model.model.decoder.layers[0].mlp.linear_fc1.weight
     found = []
     for products in (False, True):

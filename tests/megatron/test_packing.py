@@ -1,0 +1,101 @@
+"""Packed micro batches against padded ones: the same losses and the same gradients, of fewer tokens."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+
+from nemo_steerlm.megatron.batches import Collator, MicroBatch
+from nemo_steerlm.megatron.chat_dataset import ChatDataset
+from nemo_steerlm.megatron.packing import MULTIPLE_OF
+from tests.megatron.inputs import stories
+
+pytestmark = pytest.mark.megatron
+
+TOKENS = st.integers(3, 511)
+
+
+def dataset(records: list[list[int]], learned: list[list[bool]]) -> ChatDataset:
+    ids, mask = (np.concatenate([np.array(row) for row in rows]) for rows in (records, learned))
+    starts = np.cumsum([0, *map(len, records)], dtype=np.int64)
+    return ChatDataset("f", None, "", ids.astype(np.int32), mask.astype(np.bool_), starts, ((),) * len(records), {}, frozenset(), 10_000)
+
+
+@st.composite
+def datasets(draw: st.DrawFn) -> ChatDataset:
+    """Records that begin alike, or not; some are equal, or the beginning of another. Any token may be learned."""
+    beginning = draw(st.lists(TOKENS, max_size=12))
+    ends = draw(st.lists(st.lists(TOKENS, min_size=2, max_size=20), min_size=1, max_size=4))
+    repeated = [ends[0]] * draw(st.integers(0, 1))
+    records = [beginning + end for end in [*ends, *repeated]]
+    return dataset(records, [draw(st.lists(st.booleans(), min_size=len(r), max_size=len(r))) for r in records])
+
+
+def micro_batch(data: ChatDataset, *, packed: bool) -> MicroBatch:
+    """All records, and a row of padding."""
+    return Collator(data, pad_id=0, packed=packed)._collate(np.arange(len(data)), len(data) + 1, 0, 1.0)
+
+
+@pytest.fixture(scope="module", params=["all weights", "adapters"])
+def model(request: pytest.FixtureRequest):
+    import torch
+
+    torch.set_num_threads(1)
+    from nemo_steerlm.megatron import lora
+    from nemo_steerlm.megatron.gpt_sft import DEFAULTS, build_model
+
+    section = {"library": "sentencepiece", "model": str(stories() / "tokenizer.model")}
+    model = build_model(
+        {"tokenizer": section, "encoder_seq_length": 64, "peft": OmegaConf.load(DEFAULTS.parent / "gpt_sft.yaml").model.peft}
+    )
+    if request.param == "adapters":
+        lora.add(model)
+        for name, parameter in model.model.named_parameters():
+            if ".linear_out." in name:  # they start as zero, and the gradient of what lies before them with it
+                torch.nn.init.normal_(parameter, std=0.1)
+    assert model.packs
+    return model
+
+
+@settings(max_examples=40)
+@given(data=datasets())
+def test_losses_and_gradients_are_those_of_the_padded_batch(model, data) -> None:
+    import torch
+
+    found = []
+    for packed in (False, True):
+        model.model.zero_grad(set_to_none=True)
+        (result,) = model.run_micro_batches([micro_batch(data, packed=packed)], forward_only=False)
+        found.append((result["loss_sum"], {name: p.grad for name, p in model.model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+@given(data=datasets())
+def test_each_token_is_there_once_and_a_common_beginning_once_for_all(data) -> None:
+    batch = micro_batch(data, packed=True)
+    packing, flat = batch.packing, batch["tokens"].flatten()
+    assert packing is not None
+    rows = [data.record(i)[0][:-1].tolist() for i in range(len(data))]
+    beginning = 0
+    while all(len(row) > beginning and row[beginning] == rows[0][beginning] for row in rows):
+        beginning += 1
+    assert packing.shared == beginning
+    assert packing.tokens == beginning + sum(len(row) - beginning for row in rows)
+    assert len(packing.kept) == -(-packing.tokens // MULTIPLE_OF) * MULTIPLE_OF
+    assert packing.kept[: packing.tokens].unique().numel() == packing.tokens
+    for row, places in zip(rows, packing.place, strict=False):
+        assert flat[packing.kept[places[: len(row)]]].tolist() == row
+
+
+def test_what_a_model_cannot_pack_it_pads(model) -> None:
+    config = model.transformer_config
+    for setting, value in {"hidden_dropout": 0.1, "attention_dropout": 0.1, "sequence_parallel": True, "num_moe_experts": 2}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(config, setting, value)
+            assert not model.packs, setting
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "pipeline_model_parallel_size", 2)
+        assert not model.packs
