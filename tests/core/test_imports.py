@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from nemo_steerlm.core.imports import OPTIONAL, lean_imports
+from nemo_steerlm.core.imports import OPTIONAL, UNASKED, lean_imports
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,11 @@ def _thawed():
 
 @pytest.fixture(autouse=True)
 def _library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``library``, which imports ``wave`` and ``gc`` where it finds them."""
+    """``library``, which imports ``wave`` and ``gc`` where it finds them, ``xmlrpc`` and ``json`` in any case."""
     monkeypatch.setitem(OPTIONAL, "library", ("wave", "gc"))
-    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    monkeypatch.setitem(UNASKED, "library", ("xmlrpc", "json"))
+    for name in ("wave", "xmlrpc", "xmlrpc.client"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
 
 
 def test_nothing_is_collected_within_and_nothing_that_stays_is_looked_at_again() -> None:
@@ -42,6 +44,23 @@ def test_what_is_optional_is_not_found_within_and_found_afterwards_unless_it_is_
         assert importlib.import_module("gc") is gc
     assert importlib.util.find_spec("wave") is not None
     assert sys.modules["gc"] is gc
+
+
+def test_what_nobody_asks_for_can_be_imported_within_and_derived_from_but_not_used() -> None:
+    with lean_imports("library"):
+        import xmlrpc.client
+        from xmlrpc.client import ServerProxy
+
+        class Proxy(ServerProxy):
+            pass
+
+        assert xmlrpc.client.ServerProxy.method.of_method is not None
+        assert importlib.import_module("json").loads("1") == 1, "this one was imported already"
+        assert not isinstance(1, ServerProxy)
+    with pytest.raises(ImportError, match=r"Proxy: .*UNASKED"):
+        Proxy("http://127.0.0.1")
+    assert importlib.import_module("xmlrpc.client").ServerProxy is not ServerProxy
+    assert importlib.import_module("json").loads("1") == 1
 
 
 def test_a_library_that_has_looked_around_finds_what_it_saw(monkeypatch: pytest.MonkeyPatch) -> None:
