@@ -134,7 +134,8 @@ def _linear_without_exchange() -> None:
             if not any(given[key] for key in asked):
                 return fused.linear(given["input"], given["weight"], given["bias"])
             if torch.is_autocast_enabled("cpu"):  # these functions know CUDA's only, and would multiply what it gives them by fp32
-                given |= {name: given[name].to(torch.get_autocast_dtype("cpu")) for name in ("input", "weight")}
+                kind = torch.get_autocast_dtype("cpu")
+                given |= {"input": given["input"].to(kind), "weight": fused.multiplied(given["weight"]).to(kind)}
             return exchanging(**given)
 
         return linear

@@ -18,9 +18,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 def rotate(t: Tensor, angles: Tensor, **_options: Any) -> Tensor:
     """Rotary embedding of ``t`` ``[s, b, heads, dim]`` by ``angles`` ``[s, b or 1, 1, rotary dim]``, whose two halves are alike.
 
+    Of a packed micro batch ``t`` is ``[packed, heads, dim]``.
+
     Takes the place of TransformerEngine's ``fused_apply_rotary_pos_emb``. Dimensions beyond the rotary ones stay as they are. The result
     lies in memory as ``[b, heads, s, dim]``, which is how ``scaled_dot_product_attention`` reads it fastest.
     """
+    if t.dim() == 3:
+        return rotate(t.unsqueeze(1), angles).squeeze(1)
     factors = _FACTORS.get(angles)
     if factors is None:
         cos, (first, second) = angles.cos(), angles.sin().chunk(2, -1)
@@ -67,7 +71,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is None and weight.size(0) > 4 * weight.size(1) and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
         wide: Tensor = _WideLinear.apply(x, weight)
         return wide
-    return torch.nn.functional.linear(x, weight, bias)
+    return torch.nn.functional.linear(x, multiplied(weight), bias)
+
+
+def multiplied(weight: Tensor) -> Tensor:
+    """``weight`` in the type that products are computed in. One that is frozen is converted once; autocast would in every forward."""
+    if weight.requires_grad or not torch.is_autocast_enabled("cpu"):
+        return weight
+    converted: Tensor | None = _CONVERTED.get(weight)
+    if converted is None:
+        converted = _CONVERTED[weight] = weight.to(torch.get_autocast_dtype("cpu"))
+    return converted
+
+
+_CONVERTED = WeakTensorKeyDictionary()
+"""Frozen weights in the type of products, for as long as they live."""
 
 
 class _WideLinear(torch.autograd.Function):

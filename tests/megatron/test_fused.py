@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from nemo_steerlm.megatron.fused import RMSNorm, SwiGLU, linear, rotate
+from nemo_steerlm.megatron.fused import RMSNorm, SwiGLU, linear, multiplied, rotate
 
 pytestmark = pytest.mark.megatron
 
@@ -58,6 +58,19 @@ def test_linear_layer_is_torchs_at_any_width(features, learned):
         seen.append((result.detach(), x.grad, w.grad))
     torch.testing.assert_close(*seen)
     assert (nodes[0] == nodes[1]) == (features < 4 * 8), "what is not wide is torch's"
+
+
+def test_a_frozen_weight_is_converted_once_and_the_product_is_autocasts():
+    x = torch.randn(3, 2, 8, requires_grad=True)
+    frozen, learned = torch.randn(16, 8), torch.randn(16, 8, requires_grad=True)
+    assert multiplied(frozen) is frozen
+    with torch.autocast("cpu", torch.bfloat16):
+        assert multiplied(learned) is learned
+        assert multiplied(frozen).dtype == torch.bfloat16
+        assert multiplied(frozen) is multiplied(frozen)
+        found, expected = linear(x, frozen, None), torch.nn.functional.linear(x, frozen)
+    assert torch.equal(found, expected)
+    assert torch.equal(*(torch.autograd.grad(y.float().square().sum(), x)[0] for y in (found, expected)))
 
 
 def test_gated_activation_is_what_autograd_makes_of_it():
