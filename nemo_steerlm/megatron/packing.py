@@ -17,6 +17,9 @@ from torch import Tensor
 MULTIPLE_OF = 8
 """Packed lengths are rounded up: a CPU's matrix products in bf16 are compiled for each length that comes up."""
 
+WORTHWHILE = 0.9
+"""Of a batch's positions a packing may keep no more than this. What it spares has to pay for spreading keys and values out again."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
@@ -42,8 +45,11 @@ class Packing:
     cu_seqlens_kv_padded: None = None
 
     @classmethod
-    def of(cls, tokens: Tensor, lengths: list[int]) -> Packing:
-        """For ``tokens`` ``[b, s]``, of whose rows the first ``len(lengths)`` have as many tokens as ``lengths`` says, the others none."""
+    def of(cls, tokens: Tensor, lengths: list[int]) -> Packing | None:
+        """For ``tokens`` ``[b, s]``, of whose rows the first ``len(lengths)`` have as many tokens as ``lengths`` says, the others none.
+
+        None where packing is not worthwhile.
+        """
         rows, width = tokens.shape
         common = min(lengths)
         differs = (tokens[: len(lengths), :common] != tokens[0, :common]).any(0).nonzero()
@@ -51,6 +57,8 @@ class Packing:
         own = torch.arange(width).expand(len(lengths), -1) < torch.tensor(lengths).unsqueeze(1)
         own[1:, :shared] = False
         flat = own.flatten().nonzero().squeeze(1)
+        if len(flat) > WORTHWHILE * tokens.numel():
+            return None
         place = torch.zeros(rows, width, dtype=torch.long)
         place.view(-1)[flat] = torch.arange(len(flat))
         place[:, :shared] = torch.arange(shared)

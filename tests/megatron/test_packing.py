@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from nemo_steerlm.megatron.batches import Collator, MicroBatch
 from nemo_steerlm.megatron.chat_dataset import ChatDataset
-from nemo_steerlm.megatron.packing import MULTIPLE_OF
+from nemo_steerlm.megatron.packing import MULTIPLE_OF, WORTHWHILE
 from tests.megatron.inputs import stories
 
 pytestmark = pytest.mark.megatron
@@ -77,17 +77,25 @@ def test_losses_and_gradients_are_those_of_the_padded_batch(model, data) -> None
 def test_each_token_is_there_once_and_a_common_beginning_once_for_all(data) -> None:
     batch = micro_batch(data, packed=True)
     packing, flat = batch.packing, batch["tokens"].flatten()
-    assert packing is not None
     rows = [data.record(i)[0][:-1].tolist() for i in range(len(data))]
     beginning = 0
     while all(len(row) > beginning and row[beginning] == rows[0][beginning] for row in rows):
         beginning += 1
+    tokens = beginning + sum(len(row) - beginning for row in rows)
+    if packing is None:
+        assert tokens > WORTHWHILE * len(flat)
+        return
     assert packing.shared == beginning
-    assert packing.tokens == beginning + sum(len(row) - beginning for row in rows)
+    assert packing.tokens == tokens <= WORTHWHILE * len(flat)
     assert len(packing.kept) == -(-packing.tokens // MULTIPLE_OF) * MULTIPLE_OF
     assert packing.kept[: packing.tokens].unique().numel() == packing.tokens
     for row, places in zip(rows, packing.place, strict=False):
         assert flat[packing.kept[places[: len(row)]]].tolist() == row
+
+
+def test_what_spares_little_is_not_packed() -> None:
+    data = dataset([[*range(3, 15)], [*range(20, 32)]], [[True] * 12] * 2)
+    assert Collator(data, pad_id=0, packed=True)._collate(np.arange(2), 2, 0, 1.0).packing is None
 
 
 def test_what_a_model_cannot_pack_it_pads(model) -> None:
