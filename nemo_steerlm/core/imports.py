@@ -15,8 +15,8 @@ OPTIONAL = {
     # Quantized models, checkpoints in object stores, losses of speech recognition, configurations rewritten from Python's syntax, encodings
     # guessed from bytes.
     "nemo": ("modelopt", "multistorageclient", "boto3", "numba", "libcst", "chardet"),
-    # Assisted decoding, images, models spread over devices, encodings.
-    "transformers": ("sklearn", "torchvision", "PIL", "accelerate", "chardet"),
+    # Assisted decoding, objects found in images, images, models spread over devices, encodings.
+    "transformers": ("sklearn", "scipy", "torchvision", "PIL", "accelerate", "chardet"),
 }
 """What a library imports wherever it is installed, as in NeMo's stack, for what this project does not ask of it."""
 
