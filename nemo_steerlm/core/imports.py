@@ -25,7 +25,7 @@ UNASKED = {
     "nemo": ("torchmetrics", "sklearn", "scipy", "rouge_score", "matplotlib", "pandas", "datasets", "torchvision", "jieba"),
     "transformers": (),
 }
-"""What it cannot be imported without, although nothing of it is used here: a third of NeMo's modules."""
+"""What it cannot be imported without, although nothing of it is used here."""
 
 
 @contextlib.contextmanager
