@@ -183,6 +183,16 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_nothing_had_been(undistur
     assert [path.name for path in (out / "checkpoints").glob("step=*")] == ["step=00000005"]
 
 
+def test_a_checkpoint_leaves_no_thread_behind(tmp_path: Path) -> None:
+    """With one more than there are cores, OpenMP would let all of them sleep between products."""
+    command = [sys.executable, "-m", "tests.megatron.threads_of_a_save", str(stories() / "tokenizer.model"), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env={**ENVIRONMENT, "OMP_NUM_THREADS": "2"}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    before, after, used = map(int, done.stdout.splitlines()[-1].split())
+    assert after <= before
+    assert used == 2
+
+
 def test_another_stage_never_goes_on_from_this_ones_checkpoint(undisturbed: tuple[list[str], Path], records: Records) -> None:
     arguments, out = undisturbed
     with pytest.raises(ConfigError, match=r"stage \(train-value, not train-steer\)"):
