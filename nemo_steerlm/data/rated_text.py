@@ -6,6 +6,7 @@ import array
 import bisect
 import hashlib
 import heapq
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,6 +77,9 @@ class RatedText(msgspec.Struct, frozen=True, kw_only=True):
     """Columns by attribute."""
     computed: dict[str, ComputedAttribute] = {}
     """Measures by attribute."""
+    remove: str | None = None
+    """Regular expression of what is taken out of texts, and is neither measured nor learned: blanked names, links. A text of which
+    nothing is left is left out."""
     max_words: int | None = None
     """Longer texts are left out."""
     limit: int | None = None
@@ -93,6 +97,11 @@ class RatedText(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("rated text needs at least one attribute in ratings or computed")
         if both := set(self.ratings) & set(self.computed):
             raise UsageError(f"attribute {min(both)} is both rated and computed; drop one")
+        if self.remove is not None:
+            try:
+                re.compile(self.remove)
+            except re.error as error:
+                raise UsageError(f"remove: {shown(self.remove)} is no regular expression: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RatedText:
@@ -151,7 +160,7 @@ class _Example(NamedTuple):
 
 
 def _examples(source: RatedText, tokens: ChatTokens | None) -> Iterator[tuple[int, Row, _Example | DataError]]:
-    """Every row not too long, with its file's position; a bad one as its error."""
+    """Every row of some text that is not too long, with its file's position; a bad one as its error."""
     for i, file in enumerate(source.files):
         for row in read_rows(file.path, header=source.header, encoding=source.encoding):
             where = Where(file=file.path, line=row.number)
@@ -160,12 +169,14 @@ def _examples(source: RatedText, tokens: ChatTokens | None) -> Iterator[tuple[in
             except DataError as error:
                 yield i, row, error
                 continue
-            if source.max_words is None or len(example.text.split()) <= source.max_words:
+            if example.text and (source.max_words is None or len(example.text.split()) <= source.max_words):
                 yield i, row, example
 
 
 def _example(source: RatedText, file: RatedFile, row: Row, where: Where, tokens: ChatTokens | None) -> _Example:
     text = _text(row, source.text_column, where, tokens)
+    if source.remove is not None:
+        text = re.sub(source.remove, "", text).strip()
     prompt = _text(row, file.prompt_column, where, tokens) if file.prompt_column else file.prompt or ""
     values: dict[str, float] = {name: number_in(row, rating.column, where) for name, rating in source.ratings.items()}
     values |= {name: computed.of(text) for name, computed in source.computed.items()}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
 
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
@@ -79,16 +80,27 @@ class RatedTextSource(Spec):
     """Attributes read from columns of ratings."""
     computed: Annotated[dict[Name, ComputedAttribute], Field(max_length=32)] = {}
     """Attributes measured on the text."""
+    remove: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """Regular expression (Python's) of what is taken out of texts and neither measured nor learned: blanked names, links, tags."""
     max_words: Annotated[int, Field(ge=1, le=100_000)] | None = None
     """Leave longer texts out."""
     limit: Annotated[int, Field(ge=8, le=100_000_000)] | None = None
     """Use a random sample of so many rows, the same number from each file where there are enough; all rows by default."""
     hidden: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of rows whose ratings are hidden: the value model labels them, and the ratings then check it."""
+    """Share of rows whose ratings are hidden from the value model, to check what it predicts for them. It labels all rows."""
     split_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.95
     """Share of rows used for training; the rest validates."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 10
     """Seed of the sample and of both splits."""
+
+    @field_validator("remove")
+    @classmethod
+    def _pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        return pattern
 
 
 class RecordsSource(Spec):

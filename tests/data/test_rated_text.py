@@ -100,6 +100,16 @@ def test_hidden_labels_are_hidden_and_equal_texts_stay_together(tmp_path):
     assert sum(len(path.read_text().splitlines()) for path in paths.values()) == 1000
 
 
+def test_what_is_removed_is_neither_learned_nor_measured(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("".join(f"{n}\t0\t@name {'@name ' * n}{'word ' * n}\n" for n in range(6)))
+    placed = read(described(path, hidden=0.0, remove=r"@name\s*"), tmp_path)
+    assert [record["conversations"][1]["value"] for _, record in placed] == [" ".join(["word"] * n) for n in range(1, 6)]
+    assert [label_of(record)[1] for _, record in placed] == [0, 1, 2, 3, 4]
+    with pytest.raises(UsageError, match=r"^remove: '\(' is no regular expression: missing \)"):
+        RatedText.from_dict(described(path, remove="("))
+
+
 def test_ranges_are_linear_and_clamped(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text(
