@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
+from nemo_steerlm.data.records import write_records
 from nemo_steerlm.pipeline.evaluation import RatedText, Sample, check_value_model, judge, spread, steering, summary
 from nemo_steerlm.pipeline.report.page import Report, write_page
+from nemo_steerlm.pipeline.steps.evaluate import rated_turns
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="verbosity"),))
 
@@ -25,6 +27,25 @@ def test_ridge_beats_the_commonest_value_where_words_tell():
     check = check_value_model(rated[:40], rated[40:], [t.values for t in rated[40:]], SCHEMA)["verbosity"]
     assert check.model.mae == 0
     assert check.ridge.mae < check.majority.mae
+
+
+def test_what_the_value_model_was_taught_does_not_check_it(tmp_path):
+    """A turn is told by its text and by what stands before it; a person's own turns are rated by nobody."""
+
+    def write(name, *conversations, **labels):
+        turns = [[{"value": text, "from": ("User", "Assistant")[i % 2], **labels} for i, text in enumerate(c)] for c in conversations]
+        write_records(tmp_path / name, ({"conversations": t, "system": "", "mask": "User"} for t in turns))
+        return tmp_path / name
+
+    teaching = write("teaching", ("Q", "A", "R", "B"), label="verbosity:1")
+    read = {"label": "verbosity:2"}
+    labelled = write("labelled", ("Q", "A", "R", "other"), ("Q", "other", "R", "B"), ("R", "A"), gt_label="verbosity:3", **read)
+    unrated = write("unrated", ("Q", "unrated"), **read)
+    taught, held_out, predicted = rated_turns(teaching, [labelled, unrated], SCHEMA)
+    assert [t.text for t in taught] == ["A", "B"]
+    assert [t.text for t in held_out] == ["other", "other", "B", "A"]
+    assert {t.values["verbosity"] for t in held_out} == {3}
+    assert predicted == [{"verbosity": 2}] * 4
 
 
 def test_a_model_that_obeys_has_perfect_rank_correlation_and_one_that_does_the_opposite_has_minus_one():

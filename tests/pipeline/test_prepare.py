@@ -73,6 +73,26 @@ def test_helpsteer2_preference(tmp_path):
     assert [t[2] for t in told(found["annotate_val"])] == [("Assistant", "A.", "quality:3"), ("Assistant", "B.", "quality:3")]
 
 
+def test_rated_text_is_labelled_whole_and_half_of_it_teaches(tmp_path):
+    (tmp_path / "t.tsv").write_text("".join(f"{n % 5}\t@name text {n}\n" for n in range(60)))
+    rated = {
+        "files": [{"path": "t.tsv", "prompt": "Write."}],
+        "header": False,
+        "textColumn": "1",
+        "ratings": {"quality": {"column": "0"}},
+        "remove": "@name ",
+        "splitRatio": 0.8,
+    }
+    attributes = {"custom": [{"name": "quality", "default": 2, "description": "of the text"}]}
+    found, _ = prepare(tmp_path, attributes, {"ratedText": rated})
+    texts = {name: [r["conversations"][1]["value"] for r in records] for name, records in found.items()}
+    assert sorted(texts["annotate_train"] + texts["annotate_val"]) == sorted(f"text {n}" for n in range(60))
+    for split in ("train", "val"):
+        labelled = [r["conversations"][1]["value"] for r in found[f"annotate_{split}"] if "label" in r["conversations"][1]]
+        assert labelled == texts[f"value_{split}"]
+        assert 0 < len(labelled) < len(texts[f"annotate_{split}"])
+
+
 def test_records_with_more_to_be_labelled(tmp_path):
     """Whatever type they had; what cannot be used is set aside, and what a server could not read is shortened."""
     write(tmp_path / "train.jsonl", [record("one", LABEL), record("two", "helpfulness:9")])

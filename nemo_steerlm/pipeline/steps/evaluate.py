@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from nemo_steerlm.pipeline.report.page import Report, StageRow, write_page
 from nemo_steerlm.pipeline.running import Run, versions
 from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.steering import Ask, Sampling, answers, readings
+from nemo_steerlm.pipeline.steps.prepare import SPLITS
 from nemo_steerlm.pipeline.steps.train import losses
 
 
@@ -43,28 +45,40 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 def _value_model(run: Run, schema: AttributeSchema) -> dict[str, AttributeCheck]:
     """Predictions beside human labels, on turns the value model never trained on."""
-    rated = run.pipeline.spec.data.rated_text
-    files = ("train.jsonl", "val.jsonl") if rated and rated.hidden else ("val.jsonl",)
+    labelled = [run.input("annotate", f"{split}.jsonl") for split in SPLITS]
+    return check_value_model(*rated_turns(run.input("prepare", "value_train.jsonl"), labelled, schema), schema)
+
+
+def rated_turns(
+    teaching: Path, labelled: Iterable[Path], schema: AttributeSchema
+) -> tuple[list[RatedText], list[RatedText], list[dict[str, int]]]:
+    """The rated turns of ``teaching``, those of ``labelled`` that are not among them, and what was predicted for the latter."""
+    taught, places = [], set()
+    for conversation in _conversations(teaching):
+        for turn, place in zip(conversation.turns, _places(turn.text for turn in conversation.turns), strict=True):
+            if turn.label is not None and turn.speaker != conversation.mask:
+                taught.append(RatedText(text=turn.text, values=schema.parse(turn.label).values))
+                places.add(place)
     held_out, predicted = [], []
-    for path in (run.input("annotate", name) for name in files):
-        for text, human, model in _labelled(path):
+    for place, text, human, model in chain.from_iterable(map(_labelled, labelled)):
+        if place not in places:
             held_out.append(RatedText(text=text, values=schema.parse(human).values))
             predicted.append(schema.parse(model).values)
-    taught = [
-        RatedText(text=turn.text, values=schema.parse(turn.label).values)
-        for conversation in _conversations(run.input("prepare", "value_train.jsonl"))
-        for turn in conversation.turns
-        if turn.label is not None and turn.speaker != conversation.mask
-    ]
-    return check_value_model(taught, held_out, predicted, schema)
+    return taught, held_out, predicted
 
 
-def _labelled(path: Path) -> Iterator[tuple[str, str, str]]:
-    """Text, human label and prediction of each learned turn that has both."""
+def _labelled(path: Path) -> Iterator[tuple[int, str, str, str]]:
+    """Place, text, human label and prediction of each learned turn that has both."""
     for line in read_lines(path):
-        for turn in line.record["conversations"]:
+        turns = line.record["conversations"]
+        for turn, place in zip(turns, _places(turn["value"] for turn in turns), strict=True):
             if turn.get("gt_label") is not None and turn.get("label") is not None and turn["from"] != line.record["mask"]:
-                yield turn["value"], turn["gt_label"], turn["label"]
+                yield place, turn["value"], turn["gt_label"], turn["label"]
+
+
+def _places(texts: Iterable[str]) -> Iterator[int]:
+    """For each turn's text what tells it from others, equal ones after other turns included."""
+    return accumulate((hash(text) for text in texts), lambda before, text: hash((before, text)))
 
 
 def _conversations(path: Path) -> Iterator[Conversation]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -113,15 +113,17 @@ def _rated_text(run: Run, source: RatedTextSource, raw: Path) -> dict[str, int]:
     described = source.model_dump()
     described["files"] = [{"path": str(run.resolve(file.path)), "prompt": file.prompt} for file in source.files]
     tables = rated_text.RatedText.from_dict({**described, "system": _system(spec)})
-    hidden = bool(source.hidden)
-    paths: dict[rated_text.Part, Path] = {"train": raw / "value_train.jsonl", "validation": raw / "value_val.jsonl"}
-    if hidden:
-        paths |= {"hidden_train": raw / "hidden_train.jsonl", "hidden_validation": raw / "hidden_val.jsonl"}
+    paths: dict[rated_text.Part, Path] = {
+        "train": raw / "value_train.jsonl",
+        "validation": raw / "value_val.jsonl",
+        "hidden_train": raw / "hidden_train.jsonl",
+        "hidden_validation": raw / "hidden_val.jsonl",
+    }
     with _rejects(run, "rated_text") as rejects:
         placed = rated_text.read_rated_text(tables, spec.attributes.schema_(), rejects, tokens=spec.model.chat_tokens.tokens())
         rated_text.split_records(placed, paths)
     for split in SPLITS:
-        _to_be_labelled(raw / f"{'hidden' if hidden else 'value'}_{split}.jsonl", raw / f"annotate_{split}.jsonl")
+        _to_be_labelled([raw / f"hidden_{split}.jsonl", raw / f"value_{split}.jsonl"], raw / f"annotate_{split}.jsonl")
     return dict(rejects.counts)
 
 
@@ -134,7 +136,7 @@ def _helpsteer(run: Run, source: HelpSteerSource, raw: Path) -> dict[str, int]:
             reading = helpsteer.Reading(mode=TEACH, system=_system(spec), tokens=spec.model.chat_tokens.tokens())
             records = helpsteer.read_helpsteer(path, theirs, rejects, preference=source.preference, reading=reading)
             write_records(raw / f"value_{split}.jsonl", records)
-            _to_be_labelled(raw / f"value_{split}.jsonl", raw / f"annotate_{split}.jsonl")
+            _to_be_labelled([raw / f"value_{split}.jsonl"], raw / f"annotate_{split}.jsonl")
     return dict(rejects.counts)
 
 
@@ -145,15 +147,15 @@ def _records(run: Run, source: RecordsSource, raw: Path) -> dict[str, int]:
         for split, path in labelled.items():
             records = read_records(path, rejects, tokens=spec.model.chat_tokens.tokens(), schema=spec.attributes.schema_())
             write_records(raw / f"value_{split}.jsonl", (_typed(record, TEACH) for record in records))
-            _to_be_labelled(raw / f"value_{split}.jsonl", raw / f"annotate_{split}.jsonl")
+            _to_be_labelled([raw / f"value_{split}.jsonl"], raw / f"annotate_{split}.jsonl")
         if source.unlabelled:
             records = read_records(run.resolve(source.unlabelled), rejects, tokens=spec.model.chat_tokens.tokens())
             write_records(raw / "annotate_train.jsonl", (_typed(record, WRITE) for record in records))
     return dict(rejects.counts)
 
 
-def _to_be_labelled(source: Path, target: Path) -> None:
-    write_records(target, (_typed(record, WRITE) for record in _plain_records(source)))
+def _to_be_labelled(sources: Iterable[Path], target: Path) -> None:
+    write_records(target, (_typed(record, WRITE) for source in sources for record in _plain_records(source)))
 
 
 def _plain_records(path: Path) -> Iterator[Record]:
