@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +83,8 @@ def save(folder: Path, state: TrainingState, model: Any, *, keep: int) -> Path:
     import torch
     from megatron.core import dist_checkpointing
 
+    from nemo_steerlm.megatron import compat
+
     path = folder / f"step={state.step:08d}"
     partial = folder / f"{path.name}.partial"
     first = torch.distributed.get_rank() == 0
@@ -93,7 +93,7 @@ def save(folder: Path, state: TrainingState, model: Any, *, keep: int) -> Path:
             shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
     torch.distributed.barrier()
-    with _one_thread():
+    with compat.one_thread():
         dist_checkpointing.save(model.sharded_training_state(loading=False), str(partial))
     torch.distributed.barrier()
     if first:
@@ -111,27 +111,12 @@ def load(path: Path, model: Any) -> TrainingState:
     """Load weights, optimizer and scheduler into ``model``, and return where the training was. Every rank calls this."""
     from megatron.core import dist_checkpointing
 
-    with _one_thread():
+    from nemo_steerlm.megatron import compat
+
+    with compat.one_thread():
         loaded = dist_checkpointing.load(model.sharded_training_state(loading=True), str(path))
     model.load_training_state(loaded)
     return read_state(path)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep gloo's thread, which copies what it gathers, from starting OpenMP threads of its own.
-
-    They would stay, be more than there are cores, and OpenMP then has every thread sleep where it would wait actively: on two cores each
-    step after the first checkpoint took half as long again.
-    """
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def remove_all(folder: Path) -> None:

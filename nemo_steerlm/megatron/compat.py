@@ -72,6 +72,22 @@ def activate() -> None:
         _checkpoint_queue_by_fork()
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Without CUDA: exchange large objects within. Gloo's thread copies them, and would start OpenMP threads of its own to do so.
+
+    They stay, are more than there are cores, and OpenMP then has every thread sleep where it would wait actively: on two cores each
+    training step after the first checkpoint took half as long again. Seen: torch 2.14.1 with libgomp.
+    """
+    threads = torch.get_num_threads()
+    if not HAVE_CUDA:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def process_group_backend() -> str:
     """The ``torch.distributed`` backend of this machine."""
     return "nccl" if HAVE_CUDA else "gloo"
