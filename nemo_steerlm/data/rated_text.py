@@ -97,11 +97,6 @@ class RatedText(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError("rated text needs at least one attribute in ratings or computed")
         if both := set(self.ratings) & set(self.computed):
             raise UsageError(f"attribute {min(both)} is both rated and computed; drop one")
-        if self.remove is not None:
-            try:
-                re.compile(self.remove)
-            except re.error as error:
-                raise UsageError(f"remove: {shown(self.remove)} is no regular expression: {error}") from error
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> RatedText:

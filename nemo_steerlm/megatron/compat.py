@@ -76,8 +76,8 @@ def activate() -> None:
 def one_thread() -> Iterator[None]:
     """Without CUDA: exchange large objects within. Gloo's thread copies them, and would start OpenMP threads of its own to do so.
 
-    They stay, are more than there are cores, and OpenMP then has every thread sleep where it would wait actively: on two cores each
-    training step after the first checkpoint took half as long again. Seen: torch 2.14.1 with libgomp.
+    They stay, are more than there are cores, and OpenMP then has every thread sleep where it would wait actively: every
+    training step after the first checkpoint takes longer for it. Seen: torch 2.14.1 with libgomp.
     """
     threads = torch.get_num_threads()
     if not HAVE_CUDA:

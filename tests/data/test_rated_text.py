@@ -106,8 +106,6 @@ def test_what_is_removed_is_neither_learned_nor_measured(tmp_path):
     placed = read(described(path, hidden=0.0, remove=r"@name\s*"), tmp_path)
     assert [record["conversations"][1]["value"] for _, record in placed] == [" ".join(["word"] * n) for n in range(1, 6)]
     assert [label_of(record)[1] for _, record in placed] == [0, 1, 2, 3, 4]
-    with pytest.raises(UsageError, match=r"^remove: '\(' is no regular expression: missing \)"):
-        RatedText.from_dict(described(path, remove="("))
 
 
 def test_ranges_are_linear_and_clamped(tmp_path):

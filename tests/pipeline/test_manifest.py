@@ -30,6 +30,11 @@ def test_smallest_manifest_has_the_tutorials_numbers():
         ("spec.trainSteer.parallel", {"devices": 2, "tensor": 3}, "tensor x pipeline (3 x 1) must divide nodes x devices (1 x 2)"),
         ("spec.attributes", {"preset": "oasst", "custom": []}, "exactly one of preset and custom"),
         ("spec.attributes", {"custom": [{"name": "a", "low": 3, "high": 1}]}, "attribute a: need low < high"),
+        (
+            "spec.data.ratedText",
+            {"files": [{"path": "x", "prompt": "?"}], "remove": "("},
+            "spec.data.ratedText.remove: '(' is no regular expression: missing ), unterminated subpattern at position 0",
+        ),
         ("spec.data.helpsteer", {"path": "x"}, "name exactly one of oasst, helpsteer, ratedText, records, found oasst, helpsteer"),
         ("metadata.name", "Upper", "metadata.name: string should match pattern"),
         ("apiVersion", "v1", "apiVersion: input should be 'steerlm.dev/v1alpha1', found 'v1'"),
