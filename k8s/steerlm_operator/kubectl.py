@@ -145,7 +145,7 @@ def open_(
     namespace: str | None = _NAMESPACE,
     context: str | None = _CONTEXT,
 ) -> None:
-    """Forward the page of the finished model's server to this machine until Ctrl-C."""
+    """Forward the finished model's server, and its page where spec.serve.page is true, to this machine until Ctrl-C."""
     resource = _pipeline(name, namespace, context)
     found = PipelineStatus.model_validate(resource.get("status") or {})
     if "serve" not in (found.endpoints or {}):

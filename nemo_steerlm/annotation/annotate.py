@@ -287,5 +287,5 @@ def certificates(urls: Sequence[str]) -> ssl.SSLContext:
 
 def credentials() -> dict[str, str]:
     """Headers with the servers' key, where ``STEERLM_API_KEY`` has one."""
-    key = os.environ.get("STEERLM_API_KEY")
+    key = os.environ.get("STEERLM_API_KEY", "").strip()
     return {"Authorization": f"Bearer {key}"} if key else {}

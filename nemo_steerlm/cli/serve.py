@@ -26,6 +26,8 @@ from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, 
 from nemo_steerlm.core.imports import lean_imports
 
 if TYPE_CHECKING:
+    import socket
+
     from nemo_steerlm.pipeline.processes import Child
     from nemo_steerlm.serving.engine import Engine
     from nemo_steerlm.serving.model import Model
@@ -49,7 +51,7 @@ class EngineChoice(str, enum.Enum):
 
 def serve(
     model: Path = typer.Argument(help="An exported model folder, a .nemo file, or the work directory of a finished pipeline."),
-    host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 for every interface."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; 0.0.0.0 for every interface, which wants a token."),
     port: int = typer.Option(0, min=0, max=65535, help="Port to listen on; 0 picks a free one."),
     threads: int = typer.Option(0, min=0, help="CPU threads of the engine; 0: as many as there are cores."),
     name: str = typer.Option("", help="The model's name in /v1/models; by default its folder's."),
@@ -60,6 +62,7 @@ def serve(
     request_timeout: float = typer.Option(600.0, min=0.1, help="Seconds a request may take."),
     drain_seconds: float = typer.Option(30.0, min=0.0, help="Seconds that requests in flight get after SIGTERM."),
     api_key: str = typer.Option("", envvar="STEERLM_API_KEY", help="Bearer token that requests must bring.", show_envvar=True),
+    insecure: bool = typer.Option(False, "--insecure", help="Listen for other machines without a token; the log says so."),
     cors_origin: list[str] = typer.Option([], help="Origin whose pages may call this server. Repeatable."),
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Write request bodies to the log."),
     device: str = typer.Option("", help="cpu, cuda or cuda:1; by default cuda where there is one."),
@@ -88,30 +91,34 @@ def serve(
         default_attributes=read_attributes(default),
         max_body_bytes=int(max_body_mb * (1 << 20)),
         request_timeout=request_timeout,
-        api_key=api_key or None,
+        api_key=api_key.strip() or None,
         cors_origins=tuple(cors_origin),
         log_prompts=log_prompts,
     )
 
+    if print_command and engine is EngineChoice.VLLM:
+        print(shlex.join([*_vllm_command(folder, vllm, device, vllm_options), "--port", "PORT"]))
+        return
     openvino = engine is EngineChoice.OPENVINO
     open_page = _page(model, reader, reader_api_key, max_rows=max_rows, device=device, openvino=openvino) if page else None
+    listener = listen(host, port, settings.api_key, insecure=insecure)
     if openvino or engine is EngineChoice.EMBEDDED:
 
         def load() -> Model:
             return scheduled(load_engine(folder, max_rows=max_rows, device=device or None, openvino=openvino), max_waiting)
 
-        run_server(load, settings, host, port, drain_seconds, open_page)
+        run_server(load, settings, listener, drain_seconds, open_page)
     elif engine is EngineChoice.OPENAI:
-        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, host, port, drain_seconds, open_page)
+        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, listener, drain_seconds, open_page)
     else:
-        from nemo_steerlm.serving.vllm import vllm_command
+        with vllm_server(_vllm_command(folder, vllm, device, vllm_options)) as url:
+            run_server(lambda: elsewhere(folder, url, max_waiting), settings, listener, drain_seconds, open_page)
 
-        command = vllm_command(folder, program=vllm, device=device, more=shlex.split(vllm_options))
-        if print_command:
-            print(shlex.join([*command, "--port", "PORT"]))
-            return
-        with vllm_server(command) as url:
-            run_server(lambda: elsewhere(folder, url, max_waiting), settings, host, port, drain_seconds, open_page)
+
+def _vllm_command(folder: Path, program: str, device: str, options: str) -> list[str]:
+    from nemo_steerlm.serving.vllm import vllm_command
+
+    return vllm_command(folder, program=program, device=device, more=shlex.split(options))
 
 
 def _page(
@@ -165,21 +172,15 @@ def serve_with_nemo_flags(arguments: list[str]) -> None:
     if rank_of(os.environ, devices=sizes["devices"], nodes=sizes["nodes"]):
         load()  # follows rank 0, and ends with it
     else:
-        run_server(load, Settings(name=folder.stem), str(flags["host"]), flags["port"], 30.0)
+        api_key = os.environ.get("STEERLM_API_KEY", "").strip() or None
+        host = str(flags["host"] or ("0.0.0.0" if api_key or flags["insecure"] else "127.0.0.1"))  # noqa: S104
+        listener = listen(host, flags["port"], api_key, insecure=flags["insecure"])
+        run_server(load, Settings(name=folder.stem, api_key=api_key), listener, 30.0)
 
 
-def run_server(
-    load: Callable[[], Model],
-    settings: Settings,
-    host: str,
-    port: int,
-    drain_seconds: float,
-    page: Callable[[Service], Asking | None] | None = None,
-) -> None:
-    """Take the address, load the model, serve until SIGTERM."""
-    from nemo_steerlm.serving.server import bind
-    from nemo_steerlm.serving.server import serve as serve_forever
-    from nemo_steerlm.serving.service import Service
+def listen(host: str, port: int, api_key: str | None, *, insecure: bool) -> socket.socket:
+    """Open the log and take the address. Raises UsageError where it cannot be had, or is open to other machines without a token."""
+    from nemo_steerlm.serving.server import bind, require_token
 
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
     for ours in ("nemo_steerlm", "uvicorn"):
@@ -187,6 +188,21 @@ def run_server(
     logging.getLogger().handlers[0].setFormatter(JSONLines())
     logging.captureWarnings(True)  # libraries' warnings too: each line of the log is JSON
     listener = bind(host, port)
+    require_token(listener, api_key, insecure=insecure)
+    return listener
+
+
+def run_server(
+    load: Callable[[], Model],
+    settings: Settings,
+    listener: socket.socket,
+    drain_seconds: float,
+    page: Callable[[Service], Asking | None] | None = None,
+) -> None:
+    """Load the model and serve it until SIGTERM."""
+    from nemo_steerlm.serving.server import serve as serve_forever
+    from nemo_steerlm.serving.service import Service
+
     if sys.stderr.isatty():
         print(f"Loading {settings.name} ...", file=sys.stderr)
     service = Service(load(), settings)

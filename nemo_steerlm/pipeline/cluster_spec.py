@@ -159,6 +159,11 @@ class SecretsSpec(Spec):
     """HF_TOKEN of the prepare stage and of the trainings, which read ``hf:`` references."""
     wandb: SecretKeySpec | None = None
     """WANDB_API_KEY of the trainings."""
+    servers: SecretKeySpec | None = None
+    """STEERLM_API_KEY of the servers of annotate, bootstrap and evaluate, and of the stages that ask them.
+
+    Without it they answer whoever reaches them: where the network enforces NetworkPolicies, the pipeline's own pods alone.
+    """
 
 
 class RunPolicySpec(Spec):

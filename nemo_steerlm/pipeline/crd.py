@@ -16,7 +16,7 @@ from nemo_steerlm.core.attributes import PRESETS
 from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
-from nemo_steerlm.pipeline.manifest import API_VERSION, KIND, AnnotateSpec, PipelineSpec, SteerLMPipeline
+from nemo_steerlm.pipeline.manifest import API_VERSION, KIND, WHO_MAY_ASK, AnnotateSpec, PipelineSpec, SteerLMPipeline
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "steerlmpipelines"
@@ -119,6 +119,7 @@ def _rules() -> dict[str, list[Schema]]:
                 "globalBatchSize must be a multiple of microBatchSize x data parallel size (nodes x devices / tensor / pipeline)",
             )
         ],
+        "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK)],
         "StorageSpec": [_rule("!(has(self.claimName) && has(self.claimTemplate))", "give claimName or claimTemplate, not both")],
         "TolerationSpec": [_rule("has(self.key) || self.operator == 'Exists'", "a toleration without key needs operator Exists")],
     }

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
-from nemo_steerlm.pipeline.cluster_spec import ClusterFields
+from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
 
 API_VERSION = "steerlm.dev/v1alpha1"
@@ -251,6 +251,12 @@ class EvaluateSpec(Spec):
     """Seed of the samples."""
 
 
+WHO_MAY_ASK = (
+    "a server that stays needs a token, write token: {name: SECRET, key: KEY}, "
+    "or insecure: true where everybody who reaches it may ask it; not both"
+)
+
+
 class ServeSpec(Spec):
     """A server of the finished model that stays (on a cluster; locally, ``steerlm serve``)."""
 
@@ -260,6 +266,18 @@ class ServeSpec(Spec):
     """How many."""
     devices: Annotated[int, Field(ge=1, le=64)] = 1
     """GPUs for each, where there are any."""
+    token: SecretKeySpec | None = None
+    """The Secret's key that has the token which requests must bring. Needed, unless ``insecure`` says that none is meant."""
+    insecure: bool = False
+    """Answer whoever reaches the server, without a token."""
+    page: bool = False
+    """Whether it has the page to chat and compare on; it asks for the token."""
+
+    @model_validator(mode="after")
+    def _says_who_may_ask(self) -> ServeSpec:
+        if self.enabled and (self.token is None) != self.insecure:
+            raise ValueError(WHO_MAY_ASK)
+        return self
 
 
 class PipelineSpec(ClusterFields):

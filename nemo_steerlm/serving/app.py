@@ -15,7 +15,7 @@ from nemo_steerlm import __version__
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
-from nemo_steerlm.serving.limits import Gate
+from nemo_steerlm.serving.limits import Framing, Gate
 from nemo_steerlm.serving.model import QueueFullError
 from nemo_steerlm.serving.playground.asking import Asking
 from nemo_steerlm.serving.playground.door import Door
@@ -56,6 +56,7 @@ def create_app(service: Service, page: Asking | None = None) -> FastAPI:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"])
     if page is not None:
         app.add_middleware(Door, asking=page)
+    app.add_middleware(Framing)
     return app
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 import time
+from typing import NamedTuple
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +24,41 @@ class BodyTooLargeError(HTTPException):
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"bodies may have {limit} bytes")
+
+
+class Framing:
+    """Middleware around everything: refuses a request whose end is ambiguous, and closes its connection.
+
+    RFC 9112 section 6.1: whoever stands in front of the server may go by ``Content-Length`` where it goes by ``Transfer-Encoding``; what
+    one of them takes for the rest of a body is to the other a request of its own. h11 takes such a request, so it is refused here.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] == "http":
+            names = {name.lower() for name, _ in scope["headers"]}
+            if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
+                await _respond(send, Refusal(400, "ambiguous_length", "send Content-Length or (in HTTP/1.1) Transfer-Encoding, not both"))
+                return
+        await self._app(scope, receive, send)
+
+
+class Refusal(NamedTuple):
+    """An answer that no route gives."""
+
+    status: int
+    code: str
+    message: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+def bears(authorization: bytes, token: str) -> bool:
+    """Whether an ``Authorization`` header has exactly ``token``. The scheme's name is in any case (RFC 9110 section 11.1)."""
+    scheme, _, given = authorization.partition(b" ")
+    return scheme.lower() == b"bearer" and secrets.compare_digest(given.strip(b" \t"), token.encode())
 
 
 def limited(receive: Receive, limit: int) -> Receive:
@@ -75,23 +111,22 @@ class Gate:
 
         try:
             if refused := self._refusal(scope):
-                await _respond(watched_send, *refused)
+                await _respond(watched_send, refused)
                 return
             await self._app(scope, watched_receive, watched_send)
         finally:
             self._service.in_flight -= 1
             self._record(scope, status, time.monotonic() - started, bytes(read))
 
-    def _refusal(self, scope: Scope) -> tuple[int, str, str] | None:
+    def _refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
         key = self._settings.api_key
-        if key is not None and scope["path"] not in _OPEN and scope["method"] != "OPTIONS":
-            given = headers.get(b"authorization", b"")
-            if not secrets.compare_digest(given, b"Bearer " + key.encode()):
-                return 401, "unauthorized", "send the header Authorization: Bearer KEY"
+        asked = key is not None and scope["path"] not in _OPEN and scope["method"] != "OPTIONS"
+        if asked and not bears(headers.get(b"authorization", b""), key or ""):
+            return Refusal(401, "unauthorized", "send the header Authorization: Bearer KEY", ((b"www-authenticate", b"Bearer"),))
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
-            return 413, "too_large", f"bodies may have {self._settings.max_body_bytes} bytes"
+            return Refusal(413, "too_large", f"bodies may have {self._settings.max_body_bytes} bytes")
         return None
 
     def _record(self, scope: Scope, status: int, seconds: float, body: bytes) -> None:
@@ -104,8 +139,13 @@ class Gate:
         access.info("%s", json.dumps(entry, ensure_ascii=False))
 
 
-async def _respond(send: Send, status: int, code: str, message: str) -> None:
-    body = json.dumps({"error": {"code": code, "message": message}}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+async def _respond(send: Send, refusal: Refusal) -> None:
+    body = json.dumps({"error": {"code": refusal.code, "message": refusal.message}}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+        *refusal.headers,
+    ]
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -13,7 +13,8 @@ DEFAULTS: dict[str, Any] = {
     "gpt_model_file": None,
     "server": False,
     "port": 5555,
-    "host": "0.0.0.0",  # noqa: S104  upstream's server listens everywhere
+    "host": None,
+    "insecure": False,
     "web_server": False,
     "share": False,
     "username": "test",
@@ -51,7 +52,11 @@ DEFAULTS: dict[str, Any] = {
     "chatbot_config.assistant": "Assistant",
     "chatbot_config.system": "",
 }
-"""Every flag, and what it is when it is not given. ``host`` is this project's own."""
+"""Every flag, and what it is when it is not given.
+
+``host`` and ``insecure`` are this project's own. Upstream's server listens everywhere and asks nobody for a token; this one listens
+everywhere where ``STEERLM_API_KEY`` has one or ``insecure=True`` says that none is meant, else on 127.0.0.1.
+"""
 
 
 def read_flags(arguments: Sequence[str]) -> dict[str, Any]:
@@ -77,6 +82,8 @@ def _check(flags: dict[str, Any]) -> None:
         raise UsageError("gpt_model_file=... is needed: a .nemo file or an exported model folder")
     if flags["server"] is not True:
         raise UsageError("server=True is needed: to generate without a server use steerlm answer")
+    if not isinstance(flags["insecure"], bool):
+        raise UsageError(f"insecure={flags['insecure']}: write True or False")
     numbers = ("port", "trainer.devices", "trainer.num_nodes", "tensor_model_parallel_size", "pipeline_model_parallel_size")
     for key in numbers:
         if not isinstance(flags[key], int) or isinstance(flags[key], bool):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
+import logging
 import signal
 import socket
 import sys
@@ -16,6 +18,8 @@ from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.playground.asking import Asking
 from nemo_steerlm.serving.service import Service
+
+logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
@@ -34,6 +38,19 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return server
+
+
+def require_token(listener: socket.socket, api_key: str | None, *, insecure: bool) -> None:
+    """Raise UsageError where other machines could reach a server that asks for no token, unless that is meant; then say it in the log."""
+    host = listener.getsockname()[0]
+    if api_key is not None or ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        return
+    if not insecure:
+        raise UsageError(
+            f"listening on {host} without a token lets in everybody who reaches this machine: put one in STEERLM_API_KEY, "
+            "listen on 127.0.0.1, or say that it is meant with --insecure (insecure=True with NeMo's flags)"
+        )
+    logger.warning("insecure: listening on %s without a token, everybody who reaches it is answered", host)
 
 
 def serve(service: Service, listener: socket.socket, *, page: Asking | None = None, drain_seconds: float = 30.0) -> None:

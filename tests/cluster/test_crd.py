@@ -36,6 +36,7 @@ WRONG = {
     ("spec.trainSteer", "globalBatchSize must"): {"trainSteer": {"globalBatchSize": 6, "microBatchSize": 2, "parallel": {"devices": 2}}},
     ("spec.trainValue.parallel", "tensor x pipeline"): {"trainValue": {"parallel": {"devices": 3, "tensor": 2}}},
     ("spec.trainSteer.parallel", "tensor x pipeline"): {"trainSteer": {"parallel": {"nodes": 2, "pipeline": 3}}},
+    ("spec.serve", "a server that stays needs a token"): {"serve": {"enabled": True}},
     ("spec.storage", "give claimName or claimTemplate"): {"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}},
     ("spec.scheduling.tolerations[]", "a toleration without key"): {"scheduling": {"tolerations": [{}]}},
 }

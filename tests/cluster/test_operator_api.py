@@ -15,7 +15,7 @@ from tests.cluster.stand_in import CACHED, DONE, RUNNING, component_of, index_of
 def test_a_pipeline_runs_to_its_end_in_a_restricted_namespace(pipelines, kubelet):
     node = kubelet()
     parallel = TWO_NODES
-    pipelines.create(trainValue=parallel, annotate={"shards": 3, "servers": {"replicas": 2}}, serve={"enabled": True})
+    pipelines.create(trainValue=parallel, annotate={"shards": 3, "servers": {"replicas": 2}}, serve={"enabled": True, "insecure": True})
     end = pipelines.until(lambda s: s.holds("Complete") and s.holds("Serving"))
     assert end.phase == "Succeeded"
     assert {stage["phase"] for stage in end.stages.values()} == {"Succeeded"}
@@ -122,7 +122,7 @@ def test_scaling_makes_servers_come_and_go_while_shards_run(pipelines, kubelet):
 @pytest.mark.usefixtures("operator")
 def test_bootstrap_rounds_sample_label_and_train_again(pipelines, kubelet):
     node = kubelet()
-    pipelines.create(bootstrap={"rounds": 2}, serve={"enabled": True})
+    pipelines.create(bootstrap={"rounds": 2}, serve={"enabled": True, "insecure": True})
     rounds = set()
     end = pipelines.until(lambda s: rounds.add(s.status.get("round")) or (s.holds("Complete") and s.holds("Serving")))
     assert rounds == {None, 1, 2}
@@ -180,7 +180,7 @@ def test_the_end_outlives_the_jobs(pipelines, kubelet):
     pipelines.create(runPolicy={"jobTtlSecondsAfterFinished": 1})
     pipelines.until(lambda s: s.holds("Complete"))
     pipelines.until_gone(pipelines.batch.list_namespaced_job)
-    pipelines.edit(serve={"enabled": True})
+    pipelines.edit(serve={"enabled": True, "insecure": True})
     end = pipelines.until(lambda s: s.holds("Serving"))
     assert set(end.attempts().values()) == {1}
     assert not pipelines.jobs()

@@ -28,6 +28,7 @@ from tests.pipeline.tiny import BASE, DATA, STAGES, STEERLM, TREES, manifest, ma
 
 NAMESPACE = "steerlm-pipelines"
 CLAIM = "oasst-tiny-data"
+TOKEN = "what-opens-the-served-model"
 PATIENCE = 1500
 pytestmark = [
     pytest.mark.megatron,
@@ -76,7 +77,7 @@ def place(installed, inputs):
     """The cluster with the operator, a restricted namespace, and a claim in it that holds the inputs."""
     installed.apply(restricted(NAMESPACE))
     installed.wait("serviceaccount", "default", lambda _: True, namespace=NAMESPACE)
-    installed.apply(claim(), files_pod(), namespace=NAMESPACE)
+    installed.apply(claim(), files_pod(), tokens(), namespace=NAMESPACE)
     installed.wait_condition("pod", "files", "Ready", namespace=NAMESPACE, timeout=120)
     installed.kubectl("cp", str(inputs), "files:/data/inputs", namespace=NAMESPACE)
     yield installed
@@ -87,6 +88,10 @@ def place(installed, inputs):
 def claim():
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM}, "spec": spec}
+
+
+def tokens():
+    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tokens"}, "stringData": {"served": TOKEN, "stages": "theirs"}}
 
 
 def files_pod():
@@ -138,7 +143,9 @@ def first(place, local, tmp_path_factory):
     """The first run: the resource at its end, its work directory, and what ``kubectl get slp -w`` and ``get pods -w`` said."""
     folder = tmp_path_factory.mktemp("first")
     with (folder / "slp.txt").open("w") as slp, (folder / "pods.txt").open("w") as pods:
-        place.apply(in_two_pods("oasst-tiny", serve={"enabled": True}), namespace=NAMESPACE)
+        served = {"enabled": True, "page": True, "token": {"name": "tokens", "key": "served"}}
+        secrets = {"servers": {"name": "tokens", "key": "stages"}}
+        place.apply(in_two_pods("oasst-tiny", serve=served, secrets=secrets), namespace=NAMESPACE)
         watches = [
             subprocess.Popen(place._argv(NAMESPACE, ("get", "slp", "oasst-tiny", "--watch")), stdout=slp),
             subprocess.Popen(place._argv(NAMESPACE, ("get", "pods", "-l", "steerlm.dev/pipeline=oasst-tiny", "--watch")), stdout=pods),
@@ -203,10 +210,13 @@ def test_the_served_model_answers_through_its_service(place, first):
     asked = {"messages": [{"role": "user", "content": "Once upon a time"}], "max_tokens": 8, "attributes": {"quality": 4}}
     code = (
         "import sys, urllib.request\n"
-        "request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), {'Content-Type': 'application/json'})\n"
+        "headers = {'Content-Type': 'application/json', 'Authorization': 'Bearer ' + sys.argv[3]}\n"
+        "request = urllib.request.Request(sys.argv[1], sys.argv[2].encode(), headers)\n"
         "print(urllib.request.urlopen(request, timeout=60).read().decode())"
     )
-    said = place.kubectl("exec", "files", "--", "python", "-c", code, f"{url}/v1/chat/completions", json.dumps(asked), namespace=NAMESPACE)
+    arguments = ("exec", "files", "--", "python", "-c", code, f"{url}/v1/chat/completions", json.dumps(asked))
+    assert "401" in place.kubectl(*arguments, "guess", namespace=NAMESPACE, check=False).stderr
+    said = place.kubectl(*arguments, TOKEN, namespace=NAMESPACE)
     assert json.loads(said.stdout)["usage"]["completion_tokens"] > 0
 
 
@@ -223,7 +233,7 @@ def test_the_plugin_shows_what_pods_say_and_opens_the_page(place, first):
             found = httpx.get(f"http://{line.split()[2]}/", follow_redirects=True, timeout=60)
         finally:
             os.killpg(opened.pid, signal.SIGTERM)
-    assert (found.status_code, "<html" in found.text) == (200, True)
+    assert (found.status_code, "<html" in found.text) in ((200, True), (401, True)), "the page, or the form that asks for its token"
 
 
 def test_a_second_pipeline_finds_the_stages_of_the_first(place, first):

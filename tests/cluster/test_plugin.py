@@ -33,7 +33,11 @@ def test_plan_says_what_applying_would_change(control_plane, namespace, steerlm,
     assert "+  name: p\n" in steerlm("plan", written())
     control_plane.kubectl("apply", "-f", written(), namespace=namespace)
     assert steerlm("plan", written()) == ""
-    changed = [line for line in steerlm("plan", written(serve={"enabled": True})).splitlines() if line[:1] in "+-" and "enabled" in line]
+    changed = [
+        line
+        for line in steerlm("plan", written(serve={"enabled": True, "insecure": True})).splitlines()
+        if line[:1] in "+-" and "enabled" in line
+    ]
     assert changed == ["-    enabled: false", "+    enabled: true"]
     code, said = steerlm.refused("plan", written(storage={"claimName": "a", "claimTemplate": {"size": "1Gi"}}))
     assert "give claimName or claimTemplate, not both" in said

@@ -24,7 +24,7 @@ RESOURCE = {
         "trainSteer": {"globalBatchSize": 8},
         "annotate": {"shards": 3, "servers": {"replicas": 2}},
         "bootstrap": {"rounds": 1},
-        "serve": {"enabled": True},
+        "serve": {"enabled": True, "token": {"name": "t", "key": "served"}},
     },
 }
 

@@ -43,7 +43,7 @@ def resource(shards=2, rounds=0, nodes=1, backoff_limit=1):
         "trainSteer": {"globalBatchSize": 8},
         "annotate": {"shards": shards},
         "bootstrap": {"rounds": rounds},
-        "serve": {"enabled": True},
+        "serve": {"enabled": True, "insecure": True},
         "runPolicy": {"backoffLimit": backoff_limit},
     }
     return {

@@ -25,7 +25,7 @@ VARIANTS = {
             "queueName": "queue", "gang": "Volcano", "priorityClassName": "high", "nodeSelector": {"a": "b"},
             "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists"}], "topologyKey": "rack",
         },
-        "secrets": {"wandb": {"name": "w", "key": "k"}, "huggingFace": {"name": "h", "key": "k"}},
+        "secrets": {"wandb": {"name": "w", "key": "k"}, "huggingFace": {"name": "h", "key": "k"}, "servers": {"name": "s", "key": "k"}},
         "runPolicy": {"retriesPerShard": 5, "jobTtlSecondsAfterFinished": 60},
         "resources": {"train": {"cpu": "4", "memory": "8Gi", "sharedMemory": "1Gi"}},
     },
@@ -186,9 +186,49 @@ def test_secrets_go_only_where_they_are_needed(pipeline):
         seen[item["metadata"]["name"]] = {entry["name"] for entry in env if "secretKeyRef" in entry.get("valueFrom", {})}
     assert seen["demo-prepare-1"] == {"HF_TOKEN"}
     assert seen["demo-train-steer-1"] == {"HF_TOKEN", "WANDB_API_KEY"}
+    assert seen["demo-serve"] == {"STEERLM_API_KEY"}
     assert {name for name, secrets in seen.items() if secrets} == {
-        "demo-prepare-1", "demo-train-value-1", "demo-train-steer-1", "demo-bootstrap-1-train-1",
+        "demo-prepare-1", "demo-train-value-1", "demo-train-steer-1", "demo-bootstrap-1-train-1", "demo-serve",
     }  # fmt: skip
+
+
+def serving(made):
+    """By name, each server's arguments and the Secret that its token comes from."""
+    found = {}
+    for item, template in templates(made):
+        container = template["spec"]["containers"][0]
+        if container["args"][0] == "serve":
+            secrets = [entry["valueFrom"]["secretKeyRef"] for entry in container["env"] if entry["name"] == "STEERLM_API_KEY"]
+            found[item["metadata"]["name"]] = (set(container["args"]), [(secret["name"], secret["key"]) for secret in secrets])
+    return found
+
+
+def test_the_served_model_has_its_token_by_reference_and_no_page_unless_asked_for(pipeline):
+    arguments, secrets = serving(objects(pipeline()))["demo-serve"]
+    assert secrets == [("t", "served")]
+    assert "--no-page" in arguments
+    assert "--insecure" not in arguments
+    arguments, secrets = serving(objects(pipeline(serve={"enabled": True, "insecure": True, "page": True})))["demo-serve"]
+    assert arguments >= {"--page", "--insecure"}
+    assert not secrets
+
+
+def test_a_stages_servers_and_who_asks_them_share_a_token_where_one_is_named(pipeline):
+    for arguments, secrets in (found for name, found in serving(objects(pipeline())).items() if name != "demo-serve"):
+        assert arguments >= {"--no-page", "--insecure"}
+        assert not secrets
+    made = objects(pipeline(secrets={"servers": {"name": "s", "key": "stages"}}))
+    stage_servers = {name: found for name, found in serving(made).items() if name != "demo-serve"}
+    assert len(stage_servers) >= 4
+    for arguments, secrets in stage_servers.values():
+        assert "--insecure" not in arguments
+        assert secrets == [("s", "stages")]
+    asking = {
+        item["metadata"]["name"]
+        for item, template in templates(made)
+        if item["kind"] == "Job" and any(entry["name"] == "STEERLM_API_KEY" for entry in template["spec"]["containers"][0]["env"])
+    }
+    assert asking == {"demo-annotate-1", "demo-bootstrap-1-sample-1", "demo-evaluate-1"}
 
 
 def test_where_it_runs_changes_no_manifest(pipeline):
@@ -196,6 +236,7 @@ def test_where_it_runs_changes_no_manifest(pipeline):
     plain = settings.name(pipeline())
     assert settings.name(pipeline(suspend=True, scheduling={"queueName": "q"}, images={"worker": "other"})) == plain
     assert settings.name(pipeline(annotate={"shards": 3, "servers": {"replicas": 7}})) == plain
+    assert settings.name(pipeline(serve={"enabled": True, "insecure": True})) == settings.name(pipeline(serve={"enabled": False})) == plain
     assert settings.name(pipeline(annotate={"shards": 4, "servers": {"replicas": 2}})) != plain
     assert "suspend" not in json.loads(settings.text(pipeline(suspend=True)))["spec"]
 

@@ -36,6 +36,8 @@ def test_smallest_manifest_has_the_tutorials_numbers():
             "spec.data.ratedText.remove: '(' is no regular expression: missing ), unterminated subpattern at position 0",
         ),
         ("spec.data.helpsteer", {"path": "x"}, "name exactly one of oasst, helpsteer, ratedText, records, found oasst, helpsteer"),
+        ("spec.serve", {"enabled": True}, "spec.serve: a server that stays needs a token, write token: {name: SECRET, key: KEY}"),
+        ("spec.serve", {"enabled": True, "insecure": True, "token": {"name": "a", "key": "b"}}, "insecure: true where everybody who"),
         ("metadata.name", "Upper", "metadata.name: string should match pattern"),
         ("apiVersion", "v1", "apiVersion: input should be 'steerlm.dev/v1alpha1', found 'v1'"),
     ],

@@ -64,7 +64,7 @@ def test_a_field_changes_the_hash_of_the_stages_that_read_it(path, value, change
         ("spec.trainValue.microBatchSize", 1),
         ("spec.annotate.shards", 16),
         ("spec.annotate.servers", {"replicas": 8}),
-        ("spec.serve.enabled", True),
+        ("spec.serve", {"enabled": True, "insecure": True, "page": True}),
         ("metadata.name", "other"),
     ],
 )

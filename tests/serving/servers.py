@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,12 +28,17 @@ class Server(NamedTuple):
 
 @contextlib.contextmanager
 def running(
-    folder: Path, *options: str, command: tuple[str, ...] = ("-m", "nemo_steerlm.cli.main", "serve"), log: Path | None = None
+    folder: Path,
+    *options: str,
+    command: tuple[str, ...] = ("-m", "nemo_steerlm.cli.main", "serve"),
+    log: Path | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """A server of ``folder``, up when the block starts; it is stopped by SIGTERM and must exit 0. ``log``: where its stderr goes."""
     arguments = [sys.executable, *command, str(folder), "--threads", "1", *options] if command[0] == "-m" else [sys.executable, *command]
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     with log.open("w+") if log else tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=errors, text=True, env=variables)
         try:
             assert process.stdout is not None
             line = process.stdout.readline()

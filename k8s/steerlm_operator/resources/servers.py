@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
+from nemo_steerlm.pipeline.cluster_spec import SecretKeySpec
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, final_model
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
@@ -11,7 +12,6 @@ from steerlm_operator.resources import pods
 from steerlm_operator.resources.work import SERVER_PORT
 
 PROBE_SECONDS = 5
-SERVE_STARTUP_SECONDS = 1800
 
 
 def url(pipeline: Pipeline, service: str) -> str:
@@ -36,25 +36,22 @@ def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> l
         pipeline,
         own,
         labels(pipeline, stage, need, attempt),
-        model=need.stage,
-        replicas=need.replicas,
-        devices=need.devices,
-        startup_seconds=need.startup_timeout_seconds,
-        more=["--no-page"],  # nobody looks at it, and it takes longer to import than the model to load
+        need,
+        token=pipeline.secrets.servers,
     )
 
 
 def build_serve(pipeline: Pipeline) -> list[Object]:
     """The server of the finished model."""
     wanted = pipeline.manifest.spec.serve
+    need = ServerNeed(role="steer", stage=final_model(pipeline.manifest), replicas=wanted.replicas, devices=wanted.devices)
     return _server(
         pipeline,
         names.serve(pipeline.name),
-        pipeline.labels(component=names.SERVE, role="steer"),
-        model=final_model(pipeline.manifest),
-        replicas=wanted.replicas,
-        devices=wanted.devices,
-        startup_seconds=SERVE_STARTUP_SECONDS,
+        pipeline.labels(component=names.SERVE, role=need.role),
+        need,
+        token=wanted.token,
+        page=wanted.page,
     )
 
 
@@ -62,26 +59,29 @@ def _server(
     pipeline: Pipeline,
     own: str,
     labels: Mapping[str, str],
+    need: ServerNeed,
     *,
-    model: str,
-    replicas: int,
-    devices: int,
-    startup_seconds: int,
-    more: Sequence[str] = (),
+    token: SecretKeySpec | None,
+    page: bool = False,
 ) -> list[Object]:
     metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
+    args = ["serve", f"{pods.workdir(pipeline)}/{need.stage}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)]  # noqa: S104
+    args.append("--page" if page else "--no-page")
+    if token is None:
+        args.append("--insecure")
     process = pods.Process(
-        args=["serve", f"{pods.workdir(pipeline)}/{model}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT), *more],  # noqa: S104
+        args=args,
+        secrets={} if token is None else {"STEERLM_API_KEY": token},
         image=pipeline.images.serve,
         amount=pipeline.amount("servers"),
-        devices=devices,
+        devices=need.devices,
         labels=labels,
         read_only=True,
     )
     template = pods.template(pipeline, process, terminationGracePeriodSeconds=30)
     template["spec"]["containers"][0] |= {
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
-        "startupProbe": _probe("ready", failures=-(-startup_seconds // PROBE_SECONDS)),
+        "startupProbe": _probe("ready", failures=-(-need.startup_timeout_seconds // PROBE_SECONDS)),
         "readinessProbe": _probe("ready", failures=2),
         "livenessProbe": _probe("live", failures=6),
     }
@@ -93,11 +93,11 @@ def _server(
         "kind": "Deployment",
         "metadata": {**metadata, "labels": deployment_labels},
         "spec": {
-            "replicas": replicas,
+            "replicas": need.replicas,
             "selector": {"matchLabels": selector(labels)},
             # Recreate: a second copy of the model next to the first may find no GPU.
             "strategy": {"type": "Recreate"},
-            "progressDeadlineSeconds": startup_seconds + 60,
+            "progressDeadlineSeconds": need.startup_timeout_seconds + 60,
             "revisionHistoryLimit": 1,
             "template": template,
         },

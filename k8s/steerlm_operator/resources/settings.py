@@ -17,7 +17,7 @@ PATH = f"{FOLDER}/{FILE}"
 
 def text(pipeline: Pipeline) -> str:
     """The manifest without what only the cluster needs: changing that must not make another ConfigMap."""
-    spec = pipeline.manifest.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude=set(ClusterFields.model_fields))
+    spec = pipeline.manifest.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={*ClusterFields.model_fields, "serve"})
     spec["annotate"]["servers"].pop("replicas")
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": pipeline.name}, "spec": spec}
     return json.dumps(document, sort_keys=True, ensure_ascii=False, indent=1)

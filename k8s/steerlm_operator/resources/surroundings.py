@@ -24,7 +24,11 @@ def claim(pipeline: Pipeline) -> Object | None:
 
 
 def network_policies(pipeline: Pipeline) -> list[Object]:
-    """Servers do not authenticate: only the pipeline's own pods reach those of a stage, only the namespace the one that stays."""
+    """Only the pipeline's own pods reach the servers of a stage, only the namespace the one that stays.
+
+    A stage's servers ask for a token only where ``spec.secrets.servers`` names one. The operator makes none: that would need the right to
+    write Secrets wherever there are pipelines, to keep from the cluster's network what labels texts for as long as one stage runs.
+    """
     if not pipeline.config.security.network_policies:
         return []
     own = {"podSelector": {"matchLabels": {names.PIPELINE: pipeline.name}}}

@@ -151,6 +151,8 @@ def _process(
         secrets["WANDB_API_KEY"] = pipeline.secrets.wandb
     if stage.kind in ("prepare", "train") and pipeline.secrets.hugging_face:
         secrets["HF_TOKEN"] = pipeline.secrets.hugging_face
+    if servers and pipeline.secrets.servers:
+        secrets["STEERLM_API_KEY"] = pipeline.secrets.servers
     kind = {"sample": "annotate"}.get(stage.kind, stage.kind)
     return pods.Process(
         args=args,
