@@ -59,7 +59,7 @@ test-cluster: $(INSTALLED)
 
 # Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache.
 test-engines: $(INSTALLED)
-	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/serving/test_engines.py
+	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py
 
 # What is made from code: the resource's definition; and of the chart the same, values.yaml, its schema, the table in its README.
 chart: $(INSTALLED)

@@ -1,4 +1,4 @@
-"""Step 10 of the tutorial: ask a SteerLM model under chosen attributes. From Python: ``nemo_steerlm.annotation.answer.get_answer``."""
+"""Step 10 of the tutorial: ask a SteerLM model under chosen attributes. From Python: ``nemo_steerlm.client.chat.get_answer``."""
 
 import typer
 

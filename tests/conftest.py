@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 from nemo_steerlm.core.model_info import ModelKind
+from tests.inputs import STORIES
 from tests.serving.servers import Server, running
-from tests.serving.tiny_models import SHARED, STORIES, model_folder, teach_labels
+from tests.serving.tiny_models import model_folder, teach_labels
+from tests.training.records import base_nemo, records  # noqa: F401  fixtures
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 
@@ -20,7 +22,13 @@ settings.register_profile("any-machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any-machine")
 
 ON_A_NODE = ("test_installed.py", "test_node.py", "test_node_loss.py", "test_pipeline.py")
-LONGEST = ("node", "control plane", "tests/pipeline/test_end_to_end.py", "tests/examples/test_tutorial.py", "tests/serving/test_engines.py")
+LONGEST = (
+    "node",
+    "control plane",
+    "tests/pipeline/test_end_to_end.py",
+    "tests/examples/test_tutorial.py",
+    "tests/inference/test_engines.py",
+)
 """They begin, so that at the end no process works alone."""
 
 
@@ -57,8 +65,6 @@ def steer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _folder(folder: Path, kind: ModelKind) -> Path:
-    if not STORIES.exists():
-        pytest.skip(f"no model at {SHARED.name}/{STORIES.name}")
     return model_folder(STORIES, folder, kind=kind)
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,13 +16,14 @@ from typing import NamedTuple
 import httpx
 import msgspec
 
-from nemo_steerlm.annotation.announcement import Announcement
-from nemo_steerlm.annotation.client import Labelling, Reading, Turns, advance
 from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
 from nemo_steerlm.annotation.results import ResultWriter, Shard, Summary, disk_errors, labelled_record, require_confidence
-from nemo_steerlm.annotation.retry import RequestFailed, RetryPolicy
-from nemo_steerlm.annotation.servers import ServerPool
-from nemo_steerlm.annotation.signals import run_until_signal
+from nemo_steerlm.client.announcement import Announcement
+from nemo_steerlm.client.http import async_client
+from nemo_steerlm.client.labelling import Labelling, Reading, Turns, advance
+from nemo_steerlm.client.retry import RequestFailed, RetryPolicy
+from nemo_steerlm.client.servers import ServerPool
+from nemo_steerlm.client.signals import run_until_signal
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where
@@ -127,9 +126,8 @@ class _Run:
         """Fill the journal. Returns how labels are read, and how many records were labelled before."""
         policy = self.options.policy
         timeout = httpx.Timeout(policy.timeout, connect=policy.connect_timeout)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=self.options.max_in_flight * len(urls))
         async with (
-            httpx.AsyncClient(timeout=timeout, limits=limits, headers=credentials(), mounts=DIRECT, verify=certificates(urls)) as client,
+            async_client(urls, timeout=timeout, keepalive=self.options.max_in_flight * len(urls)) as client,
             ServerPool(urls, client, policy, max_in_flight=self.options.max_in_flight) as pool,
         ):
             reading = self._reading(await pool.announcement())
@@ -251,7 +249,7 @@ class _Run:
 
     def _write(self, journal: Journal, reading: Reading, resumed: int) -> Summary:
         source = self._source(reading)
-        writer = ResultWriter(self.output, reading.schema)
+        writer = ResultWriter(self.output)
         # The journal's lock says that whoever left these is dead.
         for path in (writer.output, writer.rejects.path):
             remove_leftovers(path)
@@ -271,21 +269,5 @@ class _Run:
                     continue
                 record = parse_line(item.raw, where)
                 writer.write(labelled_record(record, entry.labels, source, confidence=self.options.confidence))
-        return writer.summary(model=source, total=self.total, resumed=resumed, seconds=time.monotonic() - self.began)
-
-
-DIRECT: dict[str, httpx.AsyncBaseTransport | None] = {"all://127.0.0.1": None, "all://localhost": None}
-"""Addresses that no proxy of the environment is asked for."""
-
-
-def certificates(urls: Sequence[str]) -> ssl.SSLContext:
-    """The certificates to trust: none where nothing is encrypted, as reading the system's takes longer than labelling a small file."""
-    if any(url.startswith("https://") for url in urls):
-        return ssl.create_default_context()
-    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-
-
-def credentials() -> dict[str, str]:
-    """Headers with the servers' key, where ``STEERLM_API_KEY`` has one."""
-    key = os.environ.get("STEERLM_API_KEY", "").strip()
-    return {"Authorization": f"Bearer {key}"} if key else {}
+        seconds = time.monotonic() - self.began
+        return writer.summary(model=source, total=self.total, resumed=resumed, seconds=seconds, schema=reading.schema)

@@ -21,7 +21,7 @@ from typing import IO
 
 import msgspec
 
-from nemo_steerlm.annotation.client import TurnLabel
+from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, Where
 
 VERSION = 1

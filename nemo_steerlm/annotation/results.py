@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from nemo_steerlm.annotation.agreement import Agreement
-from nemo_steerlm.annotation.client import TurnLabel
+from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.errors import DataError, TryAgainError, Where
-from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.data.records import Record, dump
+from nemo_steerlm.core.files import atomic_write, json_line
+from nemo_steerlm.data.records import Record
 from nemo_steerlm.data.rejects import Rejects
 
 
@@ -36,7 +35,7 @@ class Shard(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run did, and how its labels agree with those people gave."""
+    """What a run did."""
 
     model: str
     """The ``label_source`` of the labels."""
@@ -49,6 +48,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Records set aside because of ``min_confidence``: in the rejects as well."""
     turns: int
     """Turns with a predicted label in the output."""
+    schema: AttributeSchema | None = None
+    """What the labels are made of; None after a merge."""
     resumed: int
     """Records whose labels an earlier run had found."""
     seconds: float
@@ -57,8 +58,6 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The file of what is not in the output; None where nothing is missing."""
     reasons: dict[str, int] = {}
     """Why records are in the rejects."""
-    agreement: dict[str, Any] = {}
-    """By attribute: ``turns, accuracy, mae, spearman, confusion``, where human labels are there to compare."""
 
     @property
     def complete(self) -> bool:
@@ -102,9 +101,8 @@ def require_confidence(labels: Sequence[TurnLabel], least: float, where: Where) 
 class ResultWriter:
     """Writes output and rejects, counting as it goes. Both files appear whole when its block ends well."""
 
-    def __init__(self, output: Path, schema: AttributeSchema) -> None:
+    def __init__(self, output: Path) -> None:
         self.output = output
-        self.agreement = Agreement(schema)
         self.rejects = Rejects(output, "skip")
         self.labelled = self.turns = self.failed = self.unsure = 0
         self._stack = contextlib.ExitStack()
@@ -120,15 +118,11 @@ class ResultWriter:
             self._stack.__exit__(kind, error, trace)
 
     def write(self, record: Record) -> None:
-        """Add a labelled record, and compare it with its human labels."""
+        """Add a labelled record."""
         with disk_errors(self.output):
-            self._file.write(dump(record))
+            self._file.write(json_line(record))
         self.labelled += 1
-        for turn in record["conversations"]:
-            if "label_source" in turn:
-                self.turns += 1
-                if isinstance(human := turn.get("gt_label"), str):
-                    self.agreement.add(human, turn["label"])
+        self.turns += sum("label_source" in turn for turn in record["conversations"])
 
     def reject(self, error: DataError, raw: bytes | str, *, unsure: bool = False) -> None:
         """Set a record aside with the reason why."""
@@ -137,7 +131,7 @@ class ResultWriter:
         self.unsure += unsure
         self.failed += not unsure
 
-    def summary(self, *, model: str, total: int, resumed: int, seconds: float) -> Summary:
+    def summary(self, *, model: str, total: int, resumed: int, seconds: float, schema: AttributeSchema | None = None) -> Summary:
         """What was written. Raises TryAgainError where it is not what came in, as when the input changes meanwhile."""
         if self.labelled + self.failed + self.unsure != total:
             raise TryAgainError(f"{self.output} has {self.labelled} records and {self.failed + self.unsure} rejects of {total}; run again")
@@ -148,12 +142,12 @@ class ResultWriter:
             failed=self.failed,
             unsure=self.unsure,
             turns=self.turns,
+            schema=schema,
             resumed=resumed,
             seconds=round(seconds, 3),
             output=str(self.output),
             rejects=str(self.rejects.path) if self.rejects.count else None,
             reasons=dict(self.rejects.counts),
-            agreement=self.agreement.figures(),
         )
 
 
@@ -166,7 +160,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise TryAgainError(f"{path} cannot be written: {error.strerror or error}; make room and run the same command again") from error
 
 
-def summary_json(summary: Summary) -> Mapping[str, Any]:
-    """``summary`` as plain data."""
-    data: dict[str, Any] = msgspec.to_builtins(summary)
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """``summary`` as plain data, without the schema."""
+    data: dict[str, Any] = msgspec.to_builtins(msgspec.structs.replace(summary, schema=None))
+    del data["schema"]
     return {**data, "records_per_second": round(summary.total / summary.seconds, 3) if summary.seconds else None}

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_steerlm.annotation.results import ResultWriter, Shard, Summary
-from nemo_steerlm.core.attributes import AttributeSchema, preset
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.data.records import Record, parse_line, raw_lines, read_lines
 
@@ -36,17 +35,16 @@ def _texts(record: Record) -> list[object]:
     return [record.get("system"), *(turn.get("value") for turn in record["conversations"])]
 
 
-def merge(input_file: str | Path, output_file: str | Path, count: int, *, attributes: AttributeSchema | None = None) -> Summary:
+def merge(input_file: str | Path, output_file: str | Path, count: int) -> Summary:
     """Write ``output_file`` from the outputs of shards ``0/count`` to ``count-1/count`` of ``input_file``; they are left where they are.
 
-    ``attributes`` are those that the summary compares, preset ``oasst`` where None. Raises UsageError where a shard is missing, DataError
-    where one does not belong to this input.
+    Raises UsageError if a shard is missing, DataError if one does not belong to this input.
     """
     began, source, output = time.monotonic(), Path(input_file), Path(output_file)
     parts = [_Part(Shard(index=index, count=count).path(output)) for index in range(count)]
     models: set[str] = set()
     total = 0
-    with ResultWriter(output, attributes or preset("oasst")) as writer:
+    with ResultWriter(output) as writer:
         for (line, raw), part in zip(raw_lines(source), itertools.cycle(parts), strict=False):
             where = Where(file=str(source), line=line)
             total += 1

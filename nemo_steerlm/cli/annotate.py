@@ -65,13 +65,12 @@ def annotate(
     """
     from nemo_steerlm.annotation.annotate import Options
     from nemo_steerlm.annotation.results import Shard
-    from nemo_steerlm.annotation.retry import RetryPolicy
+    from nemo_steerlm.client.retry import RetryPolicy
 
     if merge:
         from nemo_steerlm.annotation.shards import merge as merge_shards
-        from nemo_steerlm.core.attributes import preset
 
-        finish(merge_shards(input_file, output_file, merge, attributes=preset(attributes)), summary, confusion)
+        finish(merge_shards(input_file, output_file, merge), summary, confusion, attributes)
         return
     options = Options(
         turns=turns.value,
@@ -123,7 +122,7 @@ def label_file(
     import logging
 
     from nemo_steerlm.annotation.annotate import annotate as label
-    from nemo_steerlm.pipeline.processes import exit_on_sigterm
+    from nemo_steerlm.core.processes import exit_on_sigterm
 
     exit_on_sigterm()
     # Its warning for each retry would drown the progress; reasons that matter are in the rejects.
@@ -136,16 +135,21 @@ def label_file(
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
 
 
-def finish(summary: Summary, summary_file: Path | None = None, confusion: Path | None = None) -> None:
-    """Say what was done, write what was asked for, and exit with 1 where a record is missing from the output."""
-    from nemo_steerlm.annotation.agreement import plot, write_figures
-    from nemo_steerlm.annotation.results import summary_json
+def finish(summary: Summary, summary_file: Path | None = None, confusion: Path | None = None, attributes: str = "oasst") -> None:
+    """Say what was done, write what was asked for, and exit with 1 if a record is missing from the output.
 
+    ``attributes`` is the preset of labels whose schema is not known.
+    """
+    from nemo_steerlm.annotation.results import summary_json
+    from nemo_steerlm.core.attributes import preset
+    from nemo_steerlm.evaluation.agreement import agreement_of, plot, write_figures
+
+    agreement = agreement_of(summary.output, summary.schema or preset(attributes)) if summary.labelled else {}
     if summary_file:
-        write_figures(summary_file, summary_json(summary))
+        write_figures(summary_file, {**summary_json(summary), "agreement": agreement})
     if confusion:
-        plot(summary.agreement, confusion)
-    for name, figures in summary.agreement.items():
+        plot(agreement, confusion)
+    for name, figures in agreement.items():
         mae, rho = figures.get("mae"), figures.get("spearman")
         rest = "" if mae is None else f"  MAE {mae:.3f}  Spearman {'n/a' if rho is None else format(rho, '.3f')}"
         print(f"  {name:<18} accuracy {figures['accuracy']:.3f}{rest}  ({figures['turns']} turns)")

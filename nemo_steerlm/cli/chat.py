@@ -14,7 +14,7 @@ import typer
 from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from nemo_steerlm.annotation.answer import Chat
+    from nemo_steerlm.client.chat import Chat
 
 
 def chat(
@@ -26,9 +26,9 @@ def chat(
     startup_timeout: float = typer.Option(300.0, help="Seconds a server that is started here may take to load."),
 ) -> None:
     """Talk to a model under chosen attributes. A server that is started for it is stopped at the end."""
-    from nemo_steerlm.annotation.answer import Chat
     from nemo_steerlm.cli.serve import read_attributes
-    from nemo_steerlm.pipeline.processes import exit_on_sigterm
+    from nemo_steerlm.client.chat import Chat
+    from nemo_steerlm.core.processes import exit_on_sigterm
 
     exit_on_sigterm()
     with contextlib.ExitStack() as stack:
@@ -45,7 +45,7 @@ def chat(
 
 @contextlib.contextmanager
 def _started(model: Path, timeout: float) -> Iterator[str]:
-    from nemo_steerlm.pipeline.processes import Child
+    from nemo_steerlm.core.processes import Child
 
     if not model.exists():
         raise UsageError(f"{model}: no such folder; give http://HOST:PORT for a running server")

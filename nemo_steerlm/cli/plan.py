@@ -15,7 +15,7 @@ from nemo_steerlm.pipeline import local
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.crd import dump
-from nemo_steerlm.pipeline.running import files_folder, input_hash
+from nemo_steerlm.pipeline.run_context import files_folder, input_hash
 
 RENDERERS = "nemo_steerlm.renderers"
 """Entry point group: name ``kubernetes`` is a function (manifest text, namespace, operator's configuration file) -> list of objects."""

@@ -8,8 +8,8 @@ from pathlib import Path
 import typer
 
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.processes import Message
 from nemo_steerlm.pipeline import local
-from nemo_steerlm.pipeline.processes import Message
 from nemo_steerlm.pipeline.stages import Stage
 
 

@@ -23,13 +23,13 @@ import msgspec
 import typer
 
 from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, shown
-from nemo_steerlm.core.imports import lean_imports
+from nemo_steerlm.megatron.imports import lean_imports
 
 if TYPE_CHECKING:
     import socket
 
-    from nemo_steerlm.pipeline.processes import Child
-    from nemo_steerlm.serving.engine import Engine
+    from nemo_steerlm.core.processes import Child
+    from nemo_steerlm.inference.engine import Engine
     from nemo_steerlm.serving.model import Model
     from nemo_steerlm.serving.playground.asking import Asking
     from nemo_steerlm.serving.service import Service, Settings
@@ -152,8 +152,8 @@ def serve_with_nemo_flags(arguments: list[str]) -> None:
 
     Raises UsageError for an unknown flag, ConfigError where the parallel sizes do not fit the devices.
     """
-    from nemo_steerlm.megatron.ranks import rank_of
-    from nemo_steerlm.serving.nemo_flags import read_flags
+    from nemo_steerlm.cli.nemo_flags import read_flags
+    from nemo_steerlm.inference.ranks import rank_of
     from nemo_steerlm.serving.service import Settings
 
     flags = read_flags(arguments)
@@ -248,7 +248,7 @@ def _reader_folder(given: Path, reader: str) -> Path | None:
 def _fits(folder: Path, device: str) -> bool:
     """Whether there is memory for a second model that nobody asked for by name; says so where there is not."""
     needed = 2 * sum(file.stat().st_size for file in folder.glob("*.safetensors"))
-    free = importlib.import_module("nemo_steerlm.serving.engines.memory").free_bytes(device or None)
+    free = importlib.import_module("nemo_steerlm.inference.memory").free_bytes(device or None)
     if needed <= free:
         return True
     sizes = f"{needed / 1e9:.1f} GB wanted, {free / 1e9:.1f} free"
@@ -269,11 +269,11 @@ def load_engine(path: Path, *, max_rows: int, device: str | None, openvino: bool
     if device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # NeMo asks torch, not us
     if nemo:
-        module, extra = "megatron.engine", "nemo"
+        module, extra = "inference.megatron_engine", "nemo"
     elif openvino:
-        module, extra = "serving.engines.openvino", "serve,openvino"
+        module, extra = "inference.openvino", "serve,openvino"
     else:
-        module, extra = "serving.engines.huggingface", "serve"
+        module, extra = "inference.huggingface", "serve"
     try:
         # By name: the engines' libraries are heavy, and some may be absent.
         with lean_imports("transformers"):
@@ -317,7 +317,7 @@ def vllm_server(command: list[str]) -> Iterator[str]:
     """
     import tempfile
 
-    from nemo_steerlm.pipeline.processes import Child
+    from nemo_steerlm.core.processes import Child
     from nemo_steerlm.serving.server import bind
 
     if shutil.which(command[0]) is None:

@@ -7,11 +7,12 @@ import glob
 import gzip
 import hashlib
 import io
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 
 @contextlib.contextmanager
@@ -67,3 +68,8 @@ def file_digest(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """One line as upstream writes it: ``json.dumps`` with its own separators, nothing escaped that need not be, newline at the end."""
+    return json.dumps(record, ensure_ascii=False) + "\n"

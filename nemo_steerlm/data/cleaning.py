@@ -19,7 +19,7 @@ import msgspec
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where
-from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.files import atomic_write, json_line
 from nemo_steerlm.core.template import ChatTokens, Layout, Template, text_of
 from nemo_steerlm.core.tokenization import (
     HuggingFaceTokenizer,
@@ -29,7 +29,7 @@ from nemo_steerlm.core.tokenization import (
     require_learned,
 )
 from nemo_steerlm.data.parallel import batches, ordered_map
-from nemo_steerlm.data.records import check_record, dump, parse_line, raw_lines
+from nemo_steerlm.data.records import check_record, parse_line, raw_lines
 from nemo_steerlm.data.rejects import OnError, Rejects
 
 Library = Literal["huggingface", "sentencepiece"]
@@ -131,7 +131,7 @@ def clean(
                 removed[outcome.error.reason] += 1
                 if listing:
                     where = outcome.error.where
-                    listing.write(dump({"line": where.line, "field": where.field, "reason": outcome.error.reason}))
+                    listing.write(json_line({"line": where.line, "field": where.field, "reason": outcome.error.reason}))
         return Cleaned(kept, dict(removed), shortened, dict(rejects.counts))
 
 
@@ -196,7 +196,7 @@ def _outcome(number: int, raw: bytes) -> _Outcome:
         return _Outcome("", raw, error.located(file=_worker["name"], line=number), cut=cut)
     if cut:
         record = {**record, "conversations": record["conversations"][: len(conversation.turns)]}
-    return _Outcome(dump(record), b"", where=where, tree=record.get("tree_id") if rules.shorten else None, cut=cut)
+    return _Outcome(json_line(record), b"", where=where, tree=record.get("tree_id") if rules.shorten else None, cut=cut)
 
 
 def _shortened(conversation: Conversation, label: str) -> Conversation:

@@ -16,11 +16,11 @@ import msgspec
 
 from nemo_steerlm.core.conversation import ASSISTANT, MODES, SYSTEM_PROMPT, USER, Mode
 from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
-from nemo_steerlm.core.files import atomic_write, open_binary
+from nemo_steerlm.core.files import atomic_write, json_line, open_binary
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.data.oasst import parse_tree
 from nemo_steerlm.data.parallel import batches, ordered_map
-from nemo_steerlm.data.records import dump, parse_line
+from nemo_steerlm.data.records import parse_line
 from nemo_steerlm.data.rejects import OnError, Rejects
 
 
@@ -193,5 +193,5 @@ def _outcome(file: IO[bytes], place: _Tree, how: _How) -> _Outcome:
         tree = parse_tree(parse_line(raw, where), where, mask=rules.mask_role, tokens=rules.tokens)
     except DataError as error:
         return _Outcome([], set(), error, raw)
-    lines = map(dump, tree.records(mask=rules.mask_role, mode=cast(Mode, rules.mode), system=rules.system))
+    lines = map(json_line, tree.records(mask=rules.mask_role, mode=cast(Mode, rules.mode), system=rules.system))
     return _Outcome(lines if how.lazy else list(lines), tree.languages, None, b"")

@@ -17,9 +17,9 @@ import msgspec
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER, Mode
 from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
-from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.files import atomic_write, json_line
 from nemo_steerlm.core.template import ChatTokens, first_marker
-from nemo_steerlm.data.records import Record, dump
+from nemo_steerlm.data.records import Record
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.tables import Row, cell, number_in, read_rows
 
@@ -140,7 +140,7 @@ def split_records(placed: Iterable[Placed], paths: Mapping[Part, Path]) -> dict[
         files = {part: stack.enter_context(atomic_write(path)) for part, path in paths.items()}
         for part, record in placed:
             if part in files:
-                files[part].write(dump(record))
+                files[part].write(json_line(record))
                 counts[part] += 1
     return counts
 

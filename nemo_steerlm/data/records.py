@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation
 from nemo_steerlm.core.errors import DataError, Where, shown
-from nemo_steerlm.core.files import atomic_write, open_binary
+from nemo_steerlm.core.files import atomic_write, json_line, open_binary
 from nemo_steerlm.core.template import ChatTokens, check_typed_text
-
-if TYPE_CHECKING:
-    from nemo_steerlm.data.rejects import Rejects
+from nemo_steerlm.data.rejects import Rejects
 
 Record = dict[str, Any]
 
@@ -125,16 +122,11 @@ def read_records(
             yield record
 
 
-def dump(record: Record) -> str:
-    """One line as upstream writes it: ``json.dumps`` with its own separators, nothing escaped that need not be, newline at the end."""
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write ``records`` to ``path``, whole or not at all. Returns how many there were."""
     count = 0
     with atomic_write(path) as file:
         for record in records:
-            file.write(dump(record))
+            file.write(json_line(record))
             count += 1  # the number is what remains after the loop
     return count

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 from nemo_steerlm.core.errors import DataError
-from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.files import atomic_write, json_line
 
 OnError = Literal["fail", "skip"]
 
@@ -55,15 +55,13 @@ class Rejects:
         """Set ``raw`` aside because of ``error``, or raise ``error``."""
         if not self._skip:
             raise error
-        from nemo_steerlm.data.records import dump
-
         if self._lines is None:
             self._lines = tempfile.TemporaryFile("w+", encoding="utf-8", newline="")  # noqa: SIM115  # closed on exit
         text = raw if isinstance(raw, str) else raw.decode("utf-8", "backslashreplace")
         self.counts[error.reason] += 1
         where = error.where
         line = {"file": where.file, "line": where.line, "field": where.field, "reason": error.reason, "instead": error.instead}
-        self._lines.write(dump({**line, "text": text.rstrip("\r\n")}))
+        self._lines.write(json_line({**line, "text": text.rstrip("\r\n")}))
 
     def _save(self) -> None:
         if self._lines is None:

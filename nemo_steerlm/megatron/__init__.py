@@ -1,1 +1,1 @@
-"""The heavy room: NeMo models, Megatron parallelism, training. Imported only inside commands that train or serve a ``.nemo``."""
+"""NeMo's Megatron GPT model: layers, attention, packing, LoRA, conversion both ways, and compatibility without CUDA or apex."""

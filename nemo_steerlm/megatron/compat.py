@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from nemo_steerlm.core.imports import lean_imports
+from nemo_steerlm.megatron.imports import lean_imports
 
 logger = logging.getLogger(__name__)
 

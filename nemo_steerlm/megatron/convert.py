@@ -10,11 +10,11 @@ import torch
 from omegaconf import open_dict
 
 from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.formats.hf_config import LlamaConfig
+from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer, restore_nemo, save_nemo
-from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights
-from nemo_steerlm.megatron.hf_config import LlamaConfig
 from nemo_steerlm.megatron.hf_export import export_hf
-from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+from nemo_steerlm.megatron.hf_import import load_hf_weights
 
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 _PRECISION_OF = {"float32": "32", "float16": "16", "bfloat16": "bf16"}

@@ -30,14 +30,13 @@ from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
-from nemo_steerlm.megatron import compat, optimization
-from nemo_steerlm.megatron.batches import MicroBatch
+from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
-from nemo_steerlm.megatron.tokenizer_files import build_nemo_tokenizer
+from nemo_steerlm.megatron.micro_batch import MicroBatch
+from nemo_steerlm.megatron.model_config import DEFAULTS
+from nemo_steerlm.megatron.nemo_tokenizer import build_nemo_tokenizer
 
 logger = logging.getLogger(__name__)
-
-DEFAULTS = Path(__file__).parent / "conf" / "model.yaml"
 
 CPU_SETTINGS: dict[str, Any] = {
     "use_cpu_initialization": True,
@@ -144,14 +143,6 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         _, unexpected = self.get_model_module_list()[0].load_state_dict(state, strict=not self.use_peft)
         if unexpected:
             raise ConfigError(f"the checkpoint has weights that the model has not: {unexpected[0]}")
-
-    def sharded_training_state(self, *, loading: bool) -> dict[str, Any]:
-        """See ``optimization.sharded_state``."""
-        return optimization.sharded_state(self, loading=loading)
-
-    def load_training_state(self, loaded: dict[str, Any]) -> None:
-        """See ``optimization.load_state``."""
-        optimization.load_state(self, loaded)
 
     def _build_tokenizer(self) -> None:
         """As upstream, and from a ``tokenizer.json`` that travels in the ``.nemo``, for which upstream has no key."""

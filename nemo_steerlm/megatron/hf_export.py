@@ -19,10 +19,10 @@ from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import load_tokenizer
-from nemo_steerlm.megatron import hf_checkpoint as layout
-from nemo_steerlm.megatron.hf_config import LlamaConfig
-from nemo_steerlm.megatron.hf_weights import write_weights
-from nemo_steerlm.megatron.tokenizer_files import export_tokenizer_files
+from nemo_steerlm.formats.hf_config import LlamaConfig
+from nemo_steerlm.formats.tokenizer_files import export_tokenizer_files
+from nemo_steerlm.megatron import hf_import as layout
+from nemo_steerlm.megatron.weights import write_weights
 
 
 def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> ModelInfo | None:

@@ -19,7 +19,6 @@ from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
 from nemo_steerlm.megatron.fused import RMSNorm
 from nemo_steerlm.megatron.packing import Packing
-from nemo_steerlm.serving.engines.blocks import RowCache, grouped_sdpa
 
 
 class TorchDotProductAttention(MegatronModule):
@@ -172,21 +171,3 @@ class SteerLMGPT(GPTModel):
             losses: Tensor = super().compute_language_model_loss(labels, logits)
             return losses
         return cross_entropy(logits.flatten(0, 1).float(), labels.T.flatten(), reduction="none").view_as(labels.T).T
-
-
-class CachedAttention(MegatronModule):
-    """Core attention of a layer that is served: what it has read so far comes out of a cache, and a mask says who sees what."""
-
-    def __init__(self, config: TransformerConfig, index: int) -> None:
-        """``index`` counts the layers of this rank."""
-        super().__init__(config=config)
-        self.index = index
-        self.cache: RowCache | None = None
-        """Set for each forward."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_kwargs: Any) -> Tensor:
-        """As ``TorchDotProductAttention``, but ``attention_mask`` ``[b, 1, sq, columns]`` is added to the scores."""
-        assert self.cache is not None
-        keys, values = self.cache.update(key.permute(1, 2, 0, 3), value.permute(1, 2, 0, 3), self.index)
-        context, _ = grouped_sdpa(self, query.permute(1, 2, 0, 3), keys, values, attention_mask, self.config.softmax_scale)
-        return context.transpose(0, 1).flatten(2)

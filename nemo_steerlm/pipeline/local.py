@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UnavailableError, UsageError
+from nemo_steerlm.core.processes import Child, Message
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
-from nemo_steerlm.pipeline.processes import Child, Message
-from nemo_steerlm.pipeline.running import files_folder, input_hash
+from nemo_steerlm.pipeline.run_context import files_folder, input_hash
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, find, stages
 
 STEERLM = (sys.executable, "-m", "nemo_steerlm.cli.main")

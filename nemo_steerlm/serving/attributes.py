@@ -14,8 +14,8 @@ from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.core.template import text_of
-from nemo_steerlm.serving.engine import Choice, ScoredTurn, ScoreRequest
-from nemo_steerlm.serving.label_plan import LabelPlan, compile_label
+from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
+from nemo_steerlm.inference.label_plan import LabelPlan, compile_label
 from nemo_steerlm.serving.schemas import AttributesBody
 from nemo_steerlm.serving.service import Service
 

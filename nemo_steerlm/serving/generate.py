@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError
-from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling
+from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling
 from nemo_steerlm.serving.model import Generation
 from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.service import Service

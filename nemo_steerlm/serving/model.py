@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.serving.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest
+from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.text_stream import AnswerText
 

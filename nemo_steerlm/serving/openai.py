@@ -14,7 +14,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
-from nemo_steerlm.serving.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
+from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
 from nemo_steerlm.serving.model import Delta, Generation
 from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, SampledBody
 from nemo_steerlm.serving.service import Service

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.serving.engine import Engine, ScoredTurn, ScoreRequest
+from nemo_steerlm.inference.engine import Engine, ScoredTurn, ScoreRequest
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, QueueFullError
 

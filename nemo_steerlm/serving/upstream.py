@@ -24,8 +24,8 @@ from nemo_steerlm.core.errors import ConfigError, DataError, SteerLMError, Unava
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
-from nemo_steerlm.serving.engine import Choice, GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
-from nemo_steerlm.serving.label_plan import LabelPlan, Slot, compile_label
+from nemo_steerlm.inference.engine import Choice, GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
+from nemo_steerlm.inference.label_plan import LabelPlan, Slot, compile_label
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.model import Delta, Generation, QueueFullError
 from nemo_steerlm.serving.schemas import MOST, MOST_TOKENS

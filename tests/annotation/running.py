@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm.annotation.annotate import Options
-from nemo_steerlm.annotation.retry import RetryPolicy
+from nemo_steerlm.client.retry import RetryPolicy
 from nemo_steerlm.core.attributes import preset
 from tests.annotation.labelling_server import Handler, Server, label_of, model_info
 

@@ -12,10 +12,11 @@ import pytest
 
 from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.answer import Chat
 from nemo_steerlm.annotation.results import Shard, labelled_record
-from nemo_steerlm.annotation.retry import RetryPolicy
+from nemo_steerlm.client.chat import Chat
+from nemo_steerlm.client.retry import RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, DataError, UnavailableError, UsageError
+from nemo_steerlm.evaluation.agreement import agreement_of
 from tests.annotation.labelling_server import Handler, model_info
 from tests.annotation.running import CLIENT_ENV, QUICK, client_command, expected, options, served, write_conversations
 
@@ -37,7 +38,7 @@ def test_each_record_is_labelled_in_order_and_nothing_else_changes(source: Path,
         summary = annotate(source, output, [url], options(batch_size=batch), progress=lambda done, total: seen.append((done, total)))
     assert text(output) == expected(source)
     assert (summary.total, summary.labelled, summary.failed, summary.turns, summary.rejects) == (40, 40, 0, 40, None)
-    assert summary.agreement["helpfulness"]["turns"] == 40
+    assert agreement_of(output, summary.schema)["helpfulness"]["turns"] == 40
     assert seen[0] == (0, 40)
     assert seen[-1] == (40, 40)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"], "the journal goes when all is done"
@@ -408,7 +409,7 @@ def test_confidence_is_written_and_filters_when_asked_for(source: Path, tmp_path
 
 
 def test_a_second_annotation_never_takes_a_prediction_for_a_human_label() -> None:
-    from nemo_steerlm.annotation.client import TurnLabel
+    from nemo_steerlm.client.labelling import TurnLabel
 
     record = {"conversations": [{"from": "A", "label": "quality:1", "value": "x"}], "type": "T"}
     once = labelled_record(record, [TurnLabel(index=0, label="quality:2")], "m1")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_steerlm.annotation.client import TurnLabel
 from nemo_steerlm.annotation.journal import Entry, Header, Journal
+from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, Where
 
 HEADER = Header(model="m", turns="all", languages=False, shard="0/1")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.retry import RetryPolicy
+from nemo_steerlm.client.retry import RetryPolicy
 from nemo_steerlm.core.errors import SteerLMError
 from tests.annotation.labelling_server import Handler
 from tests.annotation.running import CLIENT_ENV, client_command, expected, options, served, served_by_process, write_conversations

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.announcement import Announcement
-from nemo_steerlm.annotation.answer import Chat, get_answer
-from nemo_steerlm.annotation.retry import RetryPolicy
+from nemo_steerlm.client.announcement import Announcement
+from nemo_steerlm.client.chat import Chat, get_answer
+from nemo_steerlm.client.retry import RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError
 from tests.annotation.labelling_server import Handler
 from tests.annotation.running import CLIENT_ENV, client_command, served, write_conversations
@@ -32,7 +32,7 @@ def test_scoring_and_upstreams_protocol_give_the_same_labels(value_server: Serve
     seen = Announcement.__struct_fields__
 
     # The same server, asked as one that has no scoring.
-    from nemo_steerlm.annotation import servers
+    from nemo_steerlm.client import servers
 
     read = servers.read_announcement
 

@@ -27,9 +27,10 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.packages import local_path
-from nemo_steerlm.serving.engine import GenerationRequest, Sampling, ScoreRequest
+from nemo_steerlm.inference.engine import GenerationRequest, Sampling, ScoreRequest
+from tests.inputs import OASST, SMOLLM2, STORIES
 from tests.serving.servers import running
-from tests.serving.tiny_models import SHARED, SMOLLM2, STORIES, model_folder
+from tests.serving.tiny_models import model_folder
 
 
 class Bench:
@@ -80,7 +81,7 @@ def threads(ids: Callable[[Conversation, int], list[int]], turns: int, tokens: r
             yield from paths(reply, here)
 
     found = []
-    with (SHARED / "oasst1_en_validation.trees.jsonl").open(encoding="utf-8") as file:
+    with OASST.open(encoding="utf-8") as file:
         for line in file:
             path = next(paths(json.loads(line)["prompt"]), None)
             if path and len(ids(Conversation(turns=path), turns - 1)) in tokens:

@@ -23,7 +23,7 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.annotation.client import UPSTREAM_SAMPLING
+from nemo_steerlm.client.labelling import UPSTREAM_SAMPLING
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.model_info import ModelInfo
@@ -31,8 +31,9 @@ from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.packages import local_path
 from tests.benchmarks.bench_scoring import threads
+from tests.inputs import SMOLLM2
 from tests.serving.servers import running
-from tests.serving.tiny_models import SMOLLM2, model_folder
+from tests.serving.tiny_models import model_folder
 
 CLIENTS = (1, 4, 16, 64)
 TOKENS = 32

@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from nemo_steerlm.megatron import optimization
-from nemo_steerlm.megatron.batches import MicroBatch
+from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
-from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
+from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
 from nemo_steerlm.megatron.packing import Packing
-from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
-from nemo_steerlm.serving.engines.cpu import multiplies_in_bf16
-from tests.megatron.inputs import stories
+from nemo_steerlm.training import optimizer
+from nemo_steerlm.training.batches import MicroBatch
+from tests.inputs import STORIES
 
 SMOLLM2_135M = {
     "hidden_size": 576,
@@ -110,7 +110,7 @@ def compare(name: str, shape: dict[str, int], steps: int, folder: Path, *, bf16:
     torch.manual_seed(0)
     plain = LlamaForCausalLM(LlamaConfig(**shape, max_position_embeddings=512, tie_word_embeddings=True, bos_token_id=1, eos_token_id=2))
     plain.save_pretrained(folder)
-    write_tokenizer_files(stories(), folder)
+    write_tokenizer_files(STORIES, folder)
     config = {
         **model_config_from_hf(folder),
         "tokenizer": nemo_tokenizer_config(folder),
@@ -120,7 +120,7 @@ def compare(name: str, shape: dict[str, int], steps: int, folder: Path, *, bf16:
     load_hf_weights(megatron, folder)
     megatron.train()
     megatron.bf16_products = bf16
-    optimization.set_up(megatron, steps)
+    optimizer.set_up(megatron, steps)
     sides = {"plain": plain_step(plain.train(), bf16=bf16), "megatron": megatron_step(megatron)}
     spent: dict[str, list[float]] = {side: [] for side in sides}
     losses: dict[str, float] = {}

@@ -9,8 +9,8 @@ import pytest
 from local_cluster.layout import NODE
 
 from tests.cluster.test_installed import pipeline
+from tests.inputs import STORIES
 
-DATA = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
 CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
 RECORD = (
     '{"conversations": [{"from": "User", "value": "Hi", "label": null}, {"from": "Assistant", "value": "Once upon a time", "label": '
@@ -22,15 +22,13 @@ TRAINING = {"globalBatchSize": 2, "microBatchSize": 2, "maxSteps": 2, "validateE
 @pytest.fixture
 def inputs(local_cluster, namespace):
     """A claim with a base model and a few records in it, written into its volume's folder."""
-    if not DATA.exists():
-        pytest.skip(f"no real inputs at {DATA}")
     local_cluster.apply(
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "inputs"}, "spec": CLAIM}, namespace=namespace
     )
     bound = local_cluster.wait("pvc", "inputs", lambda item: item["status"]["phase"] == "Bound", namespace=namespace)
     volume = local_cluster.get("pv", bound["spec"]["volumeName"])
     folder = Path(volume["spec"]["hostPath"]["path"])
-    shutil.copytree(DATA, folder / "base")
+    shutil.copytree(STORIES, folder / "base")
     for name in ("train.jsonl", "validation.jsonl"):
         (folder / name).write_text(8 * RECORD)
     for path in folder.rglob("*"):

@@ -20,11 +20,12 @@ import httpx
 import pytest
 from local_cluster.images import image
 
+from nemo_steerlm.core.processes import Child
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
-from nemo_steerlm.pipeline.processes import Child
 from tests.cluster.operating import THREADS, restricted
 from tests.cluster.plugin import Plugin
-from tests.pipeline.tiny import BASE, DATA, STAGES, STEERLM, TREES, manifest, manifest_file
+from tests.inputs import DATA
+from tests.pipeline.tiny import BASE, STAGES, STEERLM, TREES, manifest, manifest_file
 
 NAMESPACE = "steerlm-pipelines"
 CLAIM = "oasst-tiny-data"
@@ -33,7 +34,6 @@ PATIENCE = 1500
 pytestmark = [
     pytest.mark.megatron,
     pytest.mark.timeout(2 * PATIENCE),
-    pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
 ]
 
 

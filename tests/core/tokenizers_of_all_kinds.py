@@ -5,15 +5,14 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-import pytest
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer
+from tests.inputs import STORIES
 
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-MODEL = SHARED / "stories260K" / "tokenizer.model"
+MODEL = STORIES / "tokenizer.model"
 CORPUS = (
     "A chat between a curious user and an artificial intelligence assistant. quality:4,toxicity:0,lang:en\nUser\nAssistant\n",
     "Das Wetter ist schön, naïve façade; 日本語のテキスト и немного русского. Don't they're I've 12 345 6789.\n",
@@ -22,8 +21,6 @@ CORPUS = (
 
 
 def sentencepiece_plain() -> SentencePieceTokenizer:
-    if not MODEL.is_file():
-        pytest.skip("needs the stories260K tokenizer of ../shared/data")
     return SentencePieceTokenizer(MODEL)
 
 

@@ -18,9 +18,9 @@ from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.data.preprocessing import Rules, preprocess
 from tests.data import oasst_model
 from tests.data.trees import forests, message, tree
+from tests.inputs import OASST
 
 ROOT = Path(__file__).resolve().parents[2]
-OASST = ROOT.parent / "shared" / "data" / "oasst1_en_validation.trees.jsonl"
 
 
 def write(path: Path, trees: list[object]) -> Path:
@@ -48,20 +48,18 @@ def test_output_equals_upstreams(tmp_path_factory, forest, mask, kind, ratio, se
 @pytest.mark.parametrize("spelling", [["--input_file={}"], ["--input_file", "{}"], ["--input-file", "{}"]])
 def test_real_trees_give_the_golden_digests(tmp_path, spelling):
     """Counts and digests of the tutorial's step 4 on OASST1's English validation trees, checked against the oracle as well."""
-    if not OASST.is_file():
-        pytest.skip("needs ../shared/data")
     flags = [part.format(OASST) for part in spelling]
     flags += ["--mask_role=User", "--type=TEXT_TO_VALUE", "--split_ratio=0.95", "--seed=10"]
     done = script(*flags, f"--output_file_prefix={tmp_path}/out")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("lang values: ['en']\n188 trees: 943 records")
+    assert done.stdout.startswith("lang values: ['en']\n64 trees: 332 records")
     expected = oasst_model.outputs(OASST.read_text("utf-8").splitlines(), "User", "TEXT_TO_VALUE", 0.95, 10)
     digests = {}
     for name, lines in zip(("train", "val"), expected, strict=True):
         data = (tmp_path / f"out_{name}.jsonl").read_bytes()
         assert data.decode() == "".join(lines)
         digests[name] = hashlib.sha256(data).hexdigest()[:16]
-    assert digests == {"train": "204102fe00a7f7ec", "val": "3e3caed9cf59b446"}
+    assert digests == {"train": "52fc4101f7b3bac3", "val": "7fa60e4596a2031b"}
 
 
 def test_packed_and_parallel_input_give_the_same_bytes(tmp_path):

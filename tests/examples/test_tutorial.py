@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.inputs import OASST, STORIES
+
 ROOT = Path(__file__).parents[2]
-DATA = ROOT.parent / "shared" / "data"
 PAGE = ROOT / "examples" / "README.md"
 
 SMALLER = {
@@ -36,7 +37,6 @@ pytestmark = [
     pytest.mark.megatron,
     pytest.mark.distributed,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
 ]
 
 
@@ -77,8 +77,8 @@ def tutorial(tmp_path_factory):
     """The folder in which the whole page was run, and what it printed by step."""
     folder = tmp_path_factory.mktemp("tutorial")
     (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "Llama2-7B-fp16").symlink_to(DATA / "stories260K")
-    with (DATA / "oasst1_en_validation.trees.jsonl").open("rb") as trees:
+    (folder / "Llama2-7B-fp16").symlink_to(STORIES)
+    with OASST.open("rb") as trees:
         some = b"".join(itertools.islice(trees, 120))
     (folder / "2023-04-12_oasst_all.trees.jsonl.gz").write_bytes(gzip.compress(some))
     (folder / "tutorial.sh").write_text(script(), "utf-8")

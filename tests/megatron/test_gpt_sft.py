@@ -23,7 +23,7 @@ def test_building_a_model_leaves_no_launcher_in_the_environment(base_nemo: Path)
 IMPORTING = """
 import sys
 import transformers.utils.import_utils  # as a tokenizer does; it has noted which libraries there are
-from nemo_steerlm.core.imports import OPTIONAL, UNASKED
+from nemo_steerlm.megatron.imports import OPTIONAL, UNASKED
 from nemo_steerlm.megatron import compat
 compiling, before = compat.torch.compile, set(sys.modules)
 with compat.importing_nemo():

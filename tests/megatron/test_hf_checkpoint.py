@@ -20,7 +20,7 @@ from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.core.tokenization import load_tokenizer
-from tests.megatron import inputs
+from tests import inputs
 
 pytestmark = pytest.mark.megatron
 
@@ -97,7 +97,7 @@ def _round_trip(source: Path, folder: Path) -> None:
 
 
 def test_sentencepiece_and_tied_embeddings(tmp_path: Path) -> None:
-    _round_trip(inputs.stories(), tmp_path)
+    _round_trip(inputs.STORIES, tmp_path)
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     # transformers 4.51 reads the first of each pair, 5 the second.
     assert (config["rope_theta"], config["rope_parameters"]) == (10000.0, {"rope_theta": 10000.0, "rope_type": "default"})
@@ -120,10 +120,10 @@ def test_smollm2_from_gguf(tmp_path: Path) -> None:
 def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Four of the five layers of stories260K, so that two pipeline stages share them evenly."""
     folder = tmp_path_factory.mktemp("tied")
-    config = json.loads((inputs.stories() / "config.json").read_text())
+    config = json.loads((inputs.STORIES / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}))
-    (folder / "tokenizer.model").write_bytes((inputs.stories() / "tokenizer.model").read_bytes())
-    weights = load_file(inputs.stories() / "model.safetensors")
+    (folder / "tokenizer.model").write_bytes((inputs.STORIES / "tokenizer.model").read_bytes())
+    weights = load_file(inputs.STORIES / "model.safetensors")
     save_file({name: tensor for name, tensor in weights.items() if ".layers.4." not in name}, folder / "model.safetensors")
     return folder
 
@@ -157,7 +157,7 @@ def small_nemo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nemo_steerlm.megatron.convert import convert_hf_to_nemo
 
     path = tmp_path_factory.mktemp("nemo") / "stories.nemo"
-    convert_hf_to_nemo(inputs.stories(), path, precision="bf16")
+    convert_hf_to_nemo(inputs.STORIES, path, precision="bf16")
     return path
 
 
@@ -201,7 +201,7 @@ def test_an_export_that_fails_leaves_the_old_folder(small_nemo: Path, tmp_path: 
 
 
 def test_large_weights_are_sharded(tmp_path: Path) -> None:
-    from nemo_steerlm.megatron.hf_weights import open_weights, write_weights
+    from nemo_steerlm.megatron.weights import open_weights, write_weights
 
     tensors = [(f"w{i}", torch.full((100,), float(i))) for i in range(5)]
     (tmp_path / "whole").mkdir()
@@ -223,9 +223,9 @@ def test_large_weights_are_sharded(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_no_llama_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    from nemo_steerlm.megatron.hf_checkpoint import model_config_from_hf
+    from nemo_steerlm.megatron.hf_import import model_config_from_hf
 
-    config = json.loads((inputs.stories() / "config.json").read_text())
+    config = json.loads((inputs.STORIES / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
     with pytest.raises(ConfigError, match=message):
         model_config_from_hf(tmp_path)
@@ -233,14 +233,14 @@ def test_what_is_no_llama_is_refused(tmp_path: Path, change: dict[str, object], 
 
 def test_other_sizes_are_refused_by_name(small_nemo: Path, untied: Path) -> None:
     from nemo_steerlm.megatron.gpt_sft import restore_nemo
-    from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights
+    from nemo_steerlm.megatron.hf_import import load_hf_weights
 
     with pytest.raises(ConfigError, match="hidden_size is 48, the model's is 64"):
         load_hf_weights(restore_nemo(small_nemo), untied)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    from nemo_steerlm.megatron.hf_checkpoint import model_config_from_hf
+    from nemo_steerlm.megatron.hf_import import model_config_from_hf
 
     with pytest.raises(UsageError, match=r"no config\.json"):
         model_config_from_hf(tmp_path)

@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from nemo_steerlm.megatron import compat
-from tests.megatron.inputs import stories
+from tests.inputs import STORIES
 
 pytestmark = pytest.mark.megatron
 
@@ -17,7 +17,7 @@ def model():
     torch.set_num_threads(1)
     from nemo_steerlm.megatron.gpt_sft import build_model
 
-    section = {"library": "sentencepiece", "model": str(stories() / "tokenizer.model")}
+    section = {"library": "sentencepiece", "model": str(STORIES / "tokenizer.model")}
     return build_model({"tokenizer": section, "encoder_seq_length": 64, "make_vocab_size_divisible_by": 96}).eval()
 
 
@@ -74,7 +74,7 @@ def test_losses_at_learned_positions_equal_those_of_the_whole_and_so_do_gradient
 def test_products_in_bf16_leave_all_else_in_fp32(model, monkeypatch) -> None:
     import torch
 
-    from nemo_steerlm.megatron.batches import MicroBatch
+    from nemo_steerlm.training.batches import MicroBatch
 
     tokens = torch.arange(3, 43).view(2, 20)
     batch = MicroBatch(

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nemo_steerlm.megatron.batches import Collator, MicroBatch
-from nemo_steerlm.megatron.chat_dataset import ChatDataset
 from nemo_steerlm.megatron.packing import MULTIPLE_OF, WORTHWHILE
-from tests.megatron.inputs import stories
+from nemo_steerlm.training.batches import Collator, MicroBatch
+from nemo_steerlm.training.dataset import ChatDataset
+from tests.inputs import STORIES
 
 pytestmark = pytest.mark.megatron
 
@@ -45,12 +45,11 @@ def model(request: pytest.FixtureRequest):
 
     torch.set_num_threads(1)
     from nemo_steerlm.megatron import lora
-    from nemo_steerlm.megatron.gpt_sft import DEFAULTS, build_model
+    from nemo_steerlm.megatron.gpt_sft import build_model
+    from nemo_steerlm.training.config import CONF
 
-    section = {"library": "sentencepiece", "model": str(stories() / "tokenizer.model")}
-    model = build_model(
-        {"tokenizer": section, "encoder_seq_length": 64, "peft": OmegaConf.load(DEFAULTS.parent / "gpt_sft.yaml").model.peft}
-    )
+    section = {"library": "sentencepiece", "model": str(STORIES / "tokenizer.model")}
+    model = build_model({"tokenizer": section, "encoder_seq_length": 64, "peft": OmegaConf.load(CONF / "gpt_sft.yaml").model.peft})
     if request.param == "adapters":
         lora.add(model)
         for name, parameter in model.model.named_parameters():

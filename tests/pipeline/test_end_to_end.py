@@ -14,14 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from nemo_steerlm.core.processes import Child
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
-from nemo_steerlm.pipeline.processes import Child
-from tests.pipeline.tiny import DATA, STAGES, STEERLM, manifest_file
+from tests.pipeline.tiny import STAGES, STEERLM, manifest_file
 
 pytestmark = [
     pytest.mark.megatron,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not DATA.exists(), reason=f"no real inputs at {DATA}"),
 ]
 
 

@@ -6,16 +6,11 @@ import gzip
 import json
 import subprocess
 import sys
-from pathlib import Path
 
-import pytest
 import yaml
 
+from tests.inputs import STORIES
 from tests.pipeline.manifests import with_field
-
-BASE = Path(__file__).parents[3] / "shared" / "data" / "stories260K"
-
-pytestmark = pytest.mark.skipif(not BASE.exists(), reason=f"no model at {BASE}")
 
 RATED = {"prompt": "c#", "response": "A language.", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
 MULTI = {**RATED, "prompt": "Hi\n\n<extra_id_1>Assistant\nHello\n\n<extra_id_1>User\nc#"}
@@ -37,7 +32,7 @@ def record(text, label=None):
 def prepare(folder, attributes, data):
     """The records of each output by its name, and the stage's metrics."""
     content = with_field("spec.data", {"system": "S", **data})
-    content["spec"] |= {"attributes": attributes, "model": {"base": str(BASE), "maxSequenceLength": 512}}
+    content["spec"] |= {"attributes": attributes, "model": {"base": str(STORIES), "maxSequenceLength": 512}}
     manifest = folder / "pipeline.yaml"
     manifest.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", manifest, "--workdir", folder / "work", "--until", "prepare"]

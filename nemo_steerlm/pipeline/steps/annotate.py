@@ -16,13 +16,14 @@ from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.data.cleaning import Rules, clean
 from nemo_steerlm.data.records import Record, read_lines, write_records
-from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.evaluation.agreement import agreement_of
+from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.steps.prepare import SPLITS, tokenizer_choice
 
 IN_FLIGHT = 64
 """Requests at once to a server at most: enough to fill its batches; the client sends fewer where it is busy."""
 
-FIGURES = ("model", "total", "labelled", "turns", "agreement")
+FIGURES = ("model", "total", "labelled", "turns")
 """Of a run's summary, what follows from its inputs alone: the file has a digest that later stages hash."""
 
 
@@ -39,18 +40,16 @@ def label_and_clean(run: Run, files: Mapping[str, Path]) -> dict[str, Any] | Non
     for name, path in files.items():
         labelled = run.folder / f"labelled_{name}.jsonl"
         if run.merge:
-            summaries[name] = shards.merge(
-                path, labelled, run.pipeline.spec.annotate.shards, attributes=run.pipeline.spec.attributes.schema_()
-            )
+            summaries[name] = shards.merge(path, labelled, run.pipeline.spec.annotate.shards)
         else:
             summaries[name] = _label(run, path, labelled, before, sum(totals.values()))
         _require_complete(summaries[name])
         before += totals[name]
     if run.shard is not None:
         return None
+    figures = {name: _figures(run, name, summary) for name, summary in summaries.items()}
     metrics = {name: _finish(run, name) for name in files}
     with atomic_write(run.folder / "summary.json") as file:
-        figures = {name: {key: getattr(summary, key) for key in FIGURES} for name, summary in summaries.items()}
         file.write(msgspec.json.format(msgspec.json.encode(figures), indent=2).decode() + "\n")
     return metrics
 
@@ -64,6 +63,12 @@ def _label(run: Run, source: Path, target: Path, before: int, total: int) -> Sum
         restart=False,
     )
     return label(source, target, run.servers["value"], options, progress=lambda done, _: run.progress(before + done, total))
+
+
+def _figures(run: Run, name: str, summary: Summary) -> dict[str, Any]:
+    labelled = run.folder / f"labelled_{name}.jsonl"
+    agreement = agreement_of(labelled, run.pipeline.spec.attributes.schema_()) if summary.labelled else {}
+    return {**{key: getattr(summary, key) for key in FIGURES}, "agreement": agreement}
 
 
 def _require_complete(summary: Summary) -> None:

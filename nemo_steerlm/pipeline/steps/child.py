@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.pipeline.processes import Child, Message, report
-from nemo_steerlm.pipeline.running import Run, part_name
+from nemo_steerlm.core.processes import Child, Message, report
+from nemo_steerlm.pipeline.run_context import Run, part_name
 
 
 class ChildFailedError(SteerLMError):

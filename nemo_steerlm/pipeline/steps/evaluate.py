@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from nemo_steerlm.client.asking import Ask, Sampling, answers, readings
 from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
@@ -16,12 +17,11 @@ from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 from nemo_steerlm.data.records import read_lines, write_records
-from nemo_steerlm.pipeline.evaluation import AttributeCheck, RatedText, Sample, check_value_model, judge, spread, steering, summary
+from nemo_steerlm.evaluation.metrics import AttributeCheck, RatedText, Sample, check_value_model, judge, spread, steering, summary
+from nemo_steerlm.evaluation.report.page import Report, StageRow, write_page
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.pipeline.report.page import Report, StageRow, write_page
-from nemo_steerlm.pipeline.running import Run, versions
+from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import stages
-from nemo_steerlm.pipeline.steering import Ask, Sampling, answers, readings
 from nemo_steerlm.pipeline.steps.prepare import SPLITS
 from nemo_steerlm.pipeline.steps.train import losses
 

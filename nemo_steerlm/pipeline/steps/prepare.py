@@ -12,16 +12,13 @@ from nemo_steerlm.data import helpsteer, preprocessing, rated_text
 from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
 from nemo_steerlm.data.records import Record, read_records, write_records
 from nemo_steerlm.data.rejects import Rejects
+from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.pipeline.running import Run
+from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.sources import HelpSteerSource, OasstSource, RatedTextSource, RecordsSource
-from nemo_steerlm.pipeline.steps.child import call
 
 Split = Literal["train", "val"]
 SPLITS: tuple[Split, ...] = ("train", "val")
-TOKENIZER_WRITER = "nemo_steerlm.megatron.tokenizer_files"
-"""Its own process: it reads formats that only the heavy room knows."""
-
 TEACH: Mode = "TEXT_TO_VALUE"
 WRITE: Mode = "VALUE_TO_TEXT"
 
@@ -34,7 +31,7 @@ def prepare(run: Run) -> dict[str, Any]:
     spec = run.pipeline.spec
     tokenizer = run.folder / "tokenizer"
     tokens = spec.model.chat_tokens.tokens()
-    call("tokenizer", run, [TOKENIZER_WRITER, str(run.resolve(spec.model.base)), str(tokenizer), *tokens.markers])
+    write_tokenizer_files(run.resolve(spec.model.base), tokenizer, tokens.markers)
     schema = spec.attributes.schema_()
     rules = Rules(spec.model.max_sequence_length, tokens, spec.model.layout, schema)
     metrics: dict[str, Any] = {}

@@ -7,12 +7,12 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
+from nemo_steerlm.client.asking import Ask, Sampling, answers
 from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema, Label
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.data.records import Record, read_lines, write_records
-from nemo_steerlm.pipeline.running import Run
-from nemo_steerlm.pipeline.steering import Ask, Sampling, answers
+from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.steps.annotate import label_and_clean
 from nemo_steerlm.pipeline.steps.evaluate import question
 

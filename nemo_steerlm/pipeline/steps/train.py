@@ -12,11 +12,11 @@ import msgspec
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
 from nemo_steerlm.pipeline.manifest import ParallelSpec, PipelineSpec, TrainSpec
-from nemo_steerlm.pipeline.running import Run, node_rank
+from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, train_spec
 from nemo_steerlm.pipeline.steps.child import call
 
-TRAINER = "nemo_steerlm.megatron.train"
+TRAINER = "nemo_steerlm.training.train"
 EXPERIMENT = "experiment"
 """Name and log folder of the training: TensorBoard's files and, while it runs, checkpoints."""
 

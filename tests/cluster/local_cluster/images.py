@@ -56,7 +56,7 @@ def default_mounts() -> dict[str, str]:
         str(REPOSITORY / "nemo_steerlm"): f"{SOURCE}/nemo_steerlm",
         str(REPOSITORY / "k8s/steerlm_operator"): f"{SOURCE}/steerlm_operator",
         str(REPOSITORY / "examples"): f"{SOURCE}/examples",
-        str(REPOSITORY.parent / "shared/data"): DATA,
+        str(REPOSITORY / "tests/data"): DATA,
     }
     return {source: target for source, target in wanted.items() if Path(source).exists()}
 

@@ -1,0 +1,223 @@
+"""The two protocols that label conversations: ``POST /v1/attributes`` (one request) and upstream's ``PUT /generate`` (one a value)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import httpx
+import msgspec
+
+from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy, send
+from nemo_steerlm.client.servers import Server
+from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema, Label
+from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.errors import DataError, shown
+from nemo_steerlm.core.template import Template, text_of
+
+Turns = Literal["unmasked", "all"]
+"""Which turns are labelled: those of the roles the model learned on, or all (as upstream, masked turns included)."""
+
+UPSTREAM_SAMPLING = {
+    "tokens_to_generate": 1,
+    "temperature": 0.1,
+    "add_BOS": False,
+    "top_k": 1,
+    "top_p": 1.0,
+    "greedy": True,
+    "all_probs": False,
+    "repetition_penalty": 1.0,
+    "min_tokens_to_generate": 1,
+}
+"""What upstream's attribute_annotate.py asks for."""
+
+
+class TurnLabel(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """A turn's predicted label."""
+
+    index: int
+    label: str
+    confidence: dict[str, float] | None = None
+    """Probability of each chosen value; None where the server gives none."""
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True):
+    """How labels are read: the values there are, and how upstream's protocol writes a prompt."""
+
+    schema: AttributeSchema
+    template: Template
+    turns: Turns = "unmasked"
+    fingerprint: str = ""
+    confidence: bool = False
+    """Whether labels without probabilities are of no use."""
+
+
+class Labelling:
+    """One conversation on its way to being labelled. What is known survives failed requests and other servers."""
+
+    def __init__(self, conversation: Conversation, reading: Reading) -> None:
+        self.reading = reading
+        self.targets = tuple(i for i, turn in enumerate(conversation.turns) if reading.turns == "all" or turn.speaker != conversation.mask)
+        self.conversation = _without_labels(conversation, self.targets)
+        self.labels: dict[int, TurnLabel] = {}
+        self._values: dict[str, int] = {}
+
+    @property
+    def done(self) -> bool:
+        """Whether every wanted turn has its label."""
+        return len(self.labels) == len(self.targets)
+
+    def set_labels(self, labels: Sequence[TurnLabel]) -> None:
+        """Take all labels at once. Raises RequestFailed where they are of other turns than those wanted."""
+        if tuple(label.index for label in labels) != self.targets:
+            raise RequestFailed(Fault.ATTEMPT, f"labels of turns {[label.index for label in labels]} instead of {list(self.targets)}")
+        self.labels = {label.index: label for label in labels}
+
+    def prompt(self) -> str:
+        """What comes before the next missing value. The values before it, and the labels before that, are in it."""
+        turn = self.targets[len(self.labels)]
+        start = text_of(self.reading.template.label_prompt(self._labelled(), turn))
+        so_far = self.reading.schema.encode(self._values)
+        return f"{start}{so_far}{',' if so_far else ''}{self._field()}:"
+
+    def take(self, sentence: str, prompt: str) -> None:
+        """Read the next value from upstream's answer, prompt and completion. Raises RequestFailed where it is none."""
+        field = self._field()
+        # Some tokenizers drop control tokens or white space when decoding, so the prompt may not come back to the letter.
+        at = len(prompt) if sentence.startswith(prompt) else sentence.rfind(f"{field}:") + len(field) + 1
+        if at < len(field) + 1:
+            raise RequestFailed(Fault.ATTEMPT, f"answer has no {field}: {shown(sentence[-60:])}")
+        text = sentence[at:].split(",", maxsplit=1)[0].split("\n", maxsplit=1)[0].strip()
+        so_far = self.reading.schema.encode(self._values)
+        try:
+            label = self.reading.schema.parse(f"{so_far}{',' if so_far else ''}{field}:{text}")
+        except DataError as error:
+            raise RequestFailed(Fault.ATTEMPT, f"wrong value {shown(text)} of {field}") from error
+        self._values = label.values
+        last = field == LANGUAGE_KEY if self.reading.schema.languages else len(self._values) == len(self.reading.schema.names)
+        if last:
+            self._finish_turn(label)
+
+    def _finish_turn(self, label: Label) -> None:
+        turn = self.targets[len(self.labels)]
+        self.labels[turn] = TurnLabel(index=turn, label=self.reading.schema.encode(label.values, label.language))
+        self._values = {}
+
+    def _field(self) -> str:
+        names = self.reading.schema.names
+        return names[len(self._values)] if len(self._values) < len(names) else LANGUAGE_KEY
+
+    def _labelled(self) -> Conversation:
+        turns = list(self.conversation.turns)
+        for index, found in self.labels.items():
+            turns[index] = msgspec.structs.replace(turns[index], label=found.label)
+        return msgspec.structs.replace(self.conversation, turns=tuple(turns))
+
+
+def _without_labels(conversation: Conversation, targets: Sequence[int]) -> Conversation:
+    # A human label of a turn that is to be labelled must reach neither prompt nor server.
+    turns = list(conversation.turns)
+    for index in targets:
+        turns[index] = msgspec.structs.replace(turns[index], label=None)
+    return msgspec.structs.replace(conversation, turns=tuple(turns))
+
+
+async def advance(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
+    """Send one request that brings ``work`` forward, in the best protocol that ``server`` has. Raises RequestFailed."""
+    pending = [item for item in work if not item.done]
+    if server.announcement and server.announcement.scores:
+        await _score(pending, server, client, policy)
+    elif pending[0].reading.confidence:
+        raise RequestFailed(Fault.SERVER, "has no /v1/attributes, so it gives no probabilities")
+    else:
+        await _generate(pending, server, client, policy)
+
+
+class _Attribute(msgspec.Struct):
+    value: int
+    probabilities: dict[str, float] = {}
+
+
+class _Language(msgspec.Struct):
+    value: str
+    probabilities: dict[str, float] = {}
+
+
+class _Turn(msgspec.Struct):
+    index: int
+    label: str
+    attributes: dict[str, _Attribute] = {}
+    lang: _Language | None = None
+
+
+class _Result(msgspec.Struct):
+    turns: list[_Turn]
+
+
+class _Scores(msgspec.Struct):
+    results: list[_Result]
+    model: str = ""
+
+
+async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
+    reading = work[0].reading
+    body = {"conversations": [_record(item.conversation) for item in work], "turns": reading.turns}
+    raw = await send(client, client.build_request("POST", f"{server.url}/v1/attributes", json=body), policy.timeout)
+    try:
+        scores = msgspec.json.decode(raw, type=_Scores)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestFailed(Fault.ATTEMPT, f"not an answer of /v1/attributes: {error}") from error
+    if reading.fingerprint and scores.model != reading.fingerprint:
+        raise RequestFailed(Fault.SERVER, f"answered by model {shown(scores.model)}, not {shown(reading.fingerprint)}")
+    if len(scores.results) != len(work):
+        raise RequestFailed(Fault.ATTEMPT, f"{len(scores.results)} results for {len(work)} conversations")
+    labels = [[_turn_label(turn, reading.schema) for turn in result.turns] for result in scores.results]
+    for item, found in zip(work, labels, strict=True):
+        item.set_labels(found)
+
+
+def _record(conversation: Conversation) -> dict[str, Any]:
+    turns = [
+        {"from": turn.speaker, "value": turn.text} | ({} if turn.label is None else {"label": turn.label}) for turn in conversation.turns
+    ]
+    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask}
+
+
+def _turn_label(turn: _Turn, schema: AttributeSchema) -> TurnLabel:
+    values = {name: attribute.value for name, attribute in turn.attributes.items()}
+    language = turn.lang.value if turn.lang and schema.languages else None
+    fields = dict(part.partition(":")[::2] for part in turn.label.split(",")) if turn.label else {}
+    if not schema.languages:
+        fields.pop(LANGUAGE_KEY, None)
+    try:
+        label = schema.encode(values, language)
+    except DataError as error:
+        raise RequestFailed(Fault.ATTEMPT, f"wrong value: {error}") from error
+    said = {name: str(value) for name, value in values.items()} | ({LANGUAGE_KEY: language} if language else {})
+    if tuple(n for n in schema.names if n in values) != schema.names or fields != said or bool(schema.languages) != bool(language):
+        raise RequestFailed(Fault.ATTEMPT, f"label {shown(turn.label)} and values do not agree")
+    confidence = {name: attribute.probabilities.get(str(attribute.value), -1.0) for name, attribute in turn.attributes.items()}
+    if turn.lang and language:
+        confidence[LANGUAGE_KEY] = turn.lang.probabilities.get(language, -1.0)
+    known = all(0.0 <= p <= 1.0 + 1e-6 for p in confidence.values())
+    return TurnLabel(index=turn.index, label=label, confidence={n: round(p, 6) for n, p in confidence.items()} if known else None)
+
+
+class _Generated(msgspec.Struct):
+    sentences: list[str]
+
+
+async def _generate(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
+    tokens = work[0].reading.template.tokens
+    prompts = [item.prompt() for item in work]
+    body = {"sentences": prompts, **UPSTREAM_SAMPLING, "end_strings": [tokens.turn_start, "<|endoftext|>"]}
+    raw = await send(client, client.build_request("PUT", f"{server.url}/generate", json=body), policy.timeout)
+    try:
+        sentences = msgspec.json.decode(raw, type=_Generated).sentences
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise RequestFailed(Fault.ATTEMPT, f"not an answer of /generate: {shown(raw[:60])}") from error
+    if len(sentences) != len(prompts):
+        raise RequestFailed(Fault.ATTEMPT, f"{len(sentences)} sentences for {len(prompts)} prompts")
+    # Values before a wrong one are kept: the next try asks for those that are still missing.
+    for item, prompt, sentence in zip(work, prompts, sentences, strict=True):
+        item.take(sentence, prompt)

@@ -1,0 +1,1 @@
+"""Model files: families and their configs, Hugging Face folders, GGUF, ``.nemo`` archives, tokenizers. No layers."""

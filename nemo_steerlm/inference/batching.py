@@ -1,0 +1,185 @@
+"""Continuous batching and scoring over any model that reads blocks of tokens: all of an engine but its layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.tokenization import TextTokenizer
+from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
+from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
+from nemo_steerlm.inference.sampling import draw, generator, penalize
+from nemo_steerlm.inference.scoring import AttributeScorer
+
+_PIECE = 128
+"""Tokens of a prompt read at once where the log-probabilities of all of them are wanted."""
+
+
+class _Running:
+    """A row in the batch."""
+
+    def __init__(self, row: int, request: GenerationRequest) -> None:
+        self.row = row
+        self.request = request
+        self.ids = list(request.prompt)
+        self.generated = 0
+        self.source = generator(request.sampling)
+        self.prompt_logprobs: list[TokenLogprob] | None = None
+        penalty = request.sampling.repetition_penalty
+        self.seen = set(request.prompt) if penalty != 1.0 else set()
+
+
+class BatchedEngine:
+    """See ``Engine``. Rows join and leave the batch between steps (continuous batching)."""
+
+    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: BlockModel, *, max_rows: int = 32) -> None:
+        """Raises ConfigError where a value model's labels cannot be scored."""
+        self.info = info
+        self.tokenizer = tokenizer
+        self.max_rows = max_rows
+        self._model = model
+        self.max_length = model.max_length
+        self._scorer = AttributeScorer(model, tokenizer, info) if info.kind == "value" else None
+        self._waiting: list[_Running] = []
+        self._running: list[_Running] = []
+        self._removed: set[int] = set()
+        self._cache: RowCache | None = None
+
+    def add(self, row: int, request: GenerationRequest) -> None:
+        """See Engine."""
+        if row in self._removed:
+            self._remove()
+        self._waiting.append(_Running(row, request))
+
+    def remove(self, row: int) -> None:
+        """See Engine. Takes effect with the next step, so that rows which end together are cut out together."""
+        self._removed.add(row)
+
+    def close(self) -> None:
+        """See Engine. Nothing beside memory is held."""
+
+    def _remove(self) -> None:
+        gone, self._removed = self._removed, set()
+        self._waiting = [r for r in self._waiting if r.row not in gone]
+        keep = [i for i, r in enumerate(self._running) if r.row not in gone]
+        if len(keep) == len(self._running):
+            return
+        self._running = [self._running[i] for i in keep]
+        if not keep:
+            self._cache = None
+        elif self._cache is not None:
+            self._cache.select(keep)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[list[ScoredTurn]]:
+        """See Engine. Raises RuntimeError on a steer model, whose server offers no scoring."""
+        if self._scorer is None:
+            raise RuntimeError("a steer model writes under labels; it does not read them")
+        return self._scorer.score(requests)
+
+    @torch.inference_mode()
+    def step(self) -> dict[int, NextToken]:
+        """See Engine. Rows that are new get their prompts read first, and their first token in the same step."""
+        self._remove()
+        tokens: dict[int, NextToken] = {}
+        running = self._running
+        if running and self._cache is not None:
+            block = Block([[r.ids[-1]] for r in running], [len(r.ids) - 1 for r in running])
+            tokens |= self._choose(running, self._model.forward(self._cache, block, reads=_last(block)))
+        for group in self._groups():
+            cache, scores = self._prefill(group)
+            tokens |= self._choose(group, scores)
+            if self._cache is None:
+                self._cache = cache
+            else:
+                self._cache.append(cache)
+            self._running = self._running + group
+        return tokens
+
+    def _groups(self) -> list[list[_Running]]:
+        """Waiting rows of like length together; those that want their prompt's log-probabilities alone."""
+        waiting, self._waiting = sorted(self._waiting, key=lambda r: len(r.ids)), []
+        groups: list[list[_Running]] = []
+        alone: list[list[_Running]] = []
+        for row in waiting:
+            if row.request.prompt_logprobs:
+                alone.append([row])
+            elif groups and len(row.ids) <= 1.3 * len(groups[-1][0].ids) + 16:
+                groups[-1].append(row)
+            else:
+                groups.append([row])
+        return groups + alone
+
+    def _prefill(self, rows: list[_Running]) -> tuple[RowCache, torch.Tensor]:
+        """Read the prompts. Returns the cache and the scores of each row's next token."""
+        if rows[0].request.prompt_logprobs:
+            return self._prefill_with_logprobs(rows[0])
+        same = _common_prefix([r.request.prompt for r in rows]) if len(rows) > 1 else 0
+        cache = self._model.cache(1 if same else len(rows))
+        if same:
+            self._model.forward(cache, Block([rows[0].ids[:same]], [0]))
+            cache.select([0] * len(rows))
+        block = Block([r.ids[same:] for r in rows], [same] * len(rows))
+        return cache, self._model.forward(cache, block, reads=_last(block))
+
+    def _prefill_with_logprobs(self, row: _Running) -> tuple[RowCache, torch.Tensor]:
+        """In pieces: scores of every prompt token over the whole vocabulary are large."""
+        cache = self._model.cache(1)
+        found: list[TokenLogprob] = []
+        scores = torch.empty(0)
+        for start in range(0, len(row.ids), _PIECE):
+            piece = row.ids[start : start + _PIECE]
+            scores = self._model.forward(cache, Block([piece], [start]), reads=[(0, i) for i in range(len(piece))])
+            logs = scores[:, : self.tokenizer.vocab_size].log_softmax(-1)
+            found += [_logprob(log, token, row.request) for log, token in zip(logs, row.ids[start + 1 :], strict=False)]
+        row.prompt_logprobs = found
+        return cache, scores[-1:]
+
+    def _choose(self, rows: list[_Running], logits: torch.Tensor) -> dict[int, NextToken]:
+        # What a padded vocabulary has beyond the tokenizer's is never meant.
+        logits = logits[:, : self.tokenizer.vocab_size]
+        raw = logits.log_softmax(-1) if any(r.request.logprobs is not None or r.request.full_logprobs for r in rows) else None
+        if raw is not None and any(r.request.sampling.repetition_penalty != 1.0 or r.request.min_tokens for r in rows):
+            logits = logits.clone()
+        for i, row in enumerate(rows):
+            if row.seen:
+                penalize(logits[i], torch.tensor(sorted(row.seen)), row.request.sampling.repetition_penalty)
+            if row.generated < row.request.min_tokens:
+                logits[i, list(row.request.stop_ids)] = -torch.inf
+        tokens = draw(logits, [r.request.sampling for r in rows], [r.source for r in rows])
+        result = {}
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            wanted = row.request.logprobs is not None or row.request.full_logprobs
+            logprob = _logprob(raw[i], token, row.request) if wanted and raw is not None else None
+            result[row.row] = NextToken(token, logprob, row.prompt_logprobs)
+            row.prompt_logprobs = None
+            row.ids.append(token)
+            row.generated += 1
+            if row.request.sampling.repetition_penalty != 1.0:
+                row.seen.add(token)
+        return result
+
+
+def _last(block: Block) -> list[tuple[int, int]]:
+    """Where the scores of every row's next token are."""
+    return [(row, block.tokens.shape[1] - 1) for row in range(block.tokens.shape[0])]
+
+
+def _logprob(logs: torch.Tensor, token: int, request: GenerationRequest) -> TokenLogprob:
+    count = min(request.logprobs or 0, logs.shape[0])
+    if request.logprob_ids:
+        pairs = sorted(((i, float(logs[i])) for i in request.logprob_ids), key=lambda pair: -pair[1])
+    else:
+        top = logs.topk(count)
+        pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
+    return TokenLogprob(float(logs[token]), pairs, logs.tolist() if request.full_logprobs else None)
+
+
+def _common_prefix(prompts: list[tuple[int, ...]]) -> int:
+    """How many tokens all prompts start with, at least one token of each left over."""
+    first, last = min(prompts), max(prompts)
+    same = 0
+    while same < min(map(len, prompts)) - 1 and first[same] == last[same]:
+        same += 1
+    return same

@@ -1,0 +1,198 @@
+"""Blocks of tokens, and a KV cache of independent rows: what scoring and continuous batching are made of, whatever runs the layers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from transformers.cache_utils import Cache
+
+_GROW = 64
+"""Columns a cache grows by at least."""
+
+
+class RowCache(Cache):
+    """Keys and values of a batch of rows that share columns but not content.
+
+    ``visible`` [rows, columns] says which columns a row may look at; the others are padding, were taken back, or are other rows' only.
+    A row's columns are in time order, positions are its own (the caller gives them), so rows of any lengths sit side by side.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        self.visible = torch.zeros(rows, 0, dtype=torch.bool)
+        self.length = 0
+        """Columns in use."""
+        self.start = 0
+        """The column where the forward under way, or the last one, writes its block."""
+        self.active: torch.Tensor | None = None
+        """The rows that the forward under way is for; None: all."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.visible.shape[0]
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> int:  # noqa: ARG002  transformers' signature
+        """Columns in use (what transformers calls it)."""
+        return self.length
+
+    def get_max_cache_shape(self) -> int | None:
+        """No limit."""
+        return None
+
+    def update(
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        layer_idx: int,
+        cache_kwargs: Any = None,  # noqa: ARG002  as above
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write a block at ``start`` and return everything so far, of the active rows."""
+        end = self.start + key_states.shape[2]
+        if layer_idx == len(self.keys):
+            shape = (self.rows, key_states.shape[1], end + _GROW, key_states.shape[3])
+            self.keys.append(key_states.new_zeros(shape))
+            self.values.append(value_states.new_zeros(shape))
+        elif self.keys[layer_idx].shape[2] < end:
+            self.keys[layer_idx] = _grown(self.keys[layer_idx], self.length, end + _GROW)
+            self.values[layer_idx] = _grown(self.values[layer_idx], self.length, end + _GROW)
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if self.active is None:
+            keys[:, :, self.start : end] = key_states
+            values[:, :, self.start : end] = value_states
+            return keys[:, :, :end], values[:, :, :end]
+        keys[self.active, :, self.start : end] = key_states
+        values[self.active, :, self.start : end] = value_states
+        return keys[self.active, :, :end], values[self.active, :, :end]
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be named more than once. Columns nobody sees any more are dropped."""
+        seen = self.visible[list(rows)].any(dim=0).nonzero()
+        self.take(rows, int(seen[0]) if len(seen) else self.length)
+
+    def take(self, rows: Sequence[int], start: int) -> None:
+        """Keep these rows, from column ``start`` on."""
+        index = torch.tensor(rows, dtype=torch.long)
+        self.visible = self.visible[index][:, start:]
+        index = index.to(self.keys[0].device) if self.keys else index
+        self.keys = [k[index, :, start : self.length] for k in self.keys]
+        self.values = [v[index, :, start : self.length] for v in self.values]
+        self.length -= start
+
+    def append(self, other: RowCache) -> None:
+        """Add the rows of ``other`` below. The shorter cache is padded on the left."""
+        length = max(self.length, other.length)
+        self.keys = [_stacked(a, self.length, b, other.length) for a, b in zip(self.keys, other.keys, strict=True)]
+        self.values = [_stacked(a, self.length, b, other.length) for a, b in zip(self.values, other.values, strict=True)]
+        self.visible = torch.cat([torch.nn.functional.pad(c.visible, (length - c.length, 0)) for c in (self, other)])
+        self.length = length
+
+
+def _grown(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:
+    grown = buffer.new_zeros((*buffer.shape[:2], columns, buffer.shape[3]))
+    grown[:, :, :used] = buffer[:, :, :used]
+    return grown
+
+
+def _stacked(first: torch.Tensor, first_used: int, second: torch.Tensor, second_used: int) -> torch.Tensor:
+    length = max(first_used, second_used)
+    rows = first.shape[0] + second.shape[0]
+    # Zeros, not garbage: a masked weight is 0, and 0 times NaN is NaN.
+    stacked = first.new_zeros((rows, first.shape[1], length + _GROW, first.shape[3]))
+    stacked[: first.shape[0], :, length - first_used : length] = first[:, :, :first_used]
+    stacked[first.shape[0] :, :, length - second_used : length] = second[:, :, :second_used]
+    return stacked
+
+
+class Block:
+    """New tokens for some rows, right-aligned: shapes [rows, new]."""
+
+    def __init__(self, tokens: Sequence[Sequence[int]], starts: Sequence[int]) -> None:
+        """``starts`` are the positions of each row's first token."""
+        self.widths = [len(row) for row in tokens]
+        new = max(self.widths)
+        self.tokens = torch.zeros(len(tokens), new, dtype=torch.long)
+        self.positions = torch.zeros(len(tokens), new, dtype=torch.long)
+        self.visible = torch.zeros(len(tokens), new, dtype=torch.bool)
+        for i, (row, start) in enumerate(zip(tokens, starts, strict=True)):
+            if not row:
+                continue
+            self.tokens[i, -len(row) :] = torch.tensor(row, dtype=torch.long)
+            self.positions[i, -len(row) :] = torch.arange(start, start + len(row))
+            self.visible[i, -len(row) :] = True
+        self.inside: torch.Tensor | None = None
+        """[rows, new, new]: which new tokens see which, where that is not simply the earlier visible ones and themselves."""
+
+    def padding(self, row: int) -> int:
+        """Columns before the row's first token."""
+        return self.tokens.shape[1] - self.widths[row]
+
+
+class BlockModel(Protocol):
+    """What runs the layers. Only one thread calls it."""
+
+    max_length: int
+    """Tokens of prompt and answer together."""
+    forward_cost: int
+    """What one forward costs beside its tokens, in tokens; says how much is worth guessing."""
+
+    def cache(self, rows: int) -> RowCache:
+        """An empty cache for this model."""
+
+    def forward(
+        self,
+        cache: RowCache,
+        block: Block,
+        active: Sequence[int] | None = None,
+        *,
+        reads: Sequence[tuple[int, int]] = (),
+        tokens: Sequence[int] | None = None,
+    ) -> torch.Tensor:
+        """Append ``block`` to ``cache`` and return the scores at ``reads``: [reads, vocabulary], in fp32, on the CPU.
+
+        ``active`` names the cache rows that the block is for, all of them if None; the others get invisible columns. ``reads`` are
+        (row, column) of the block. ``tokens`` limits the scores to these tokens: [reads, tokens].
+        """
+
+
+FORWARD_COST = {"cpu": 40, "cuda": 4000}
+"""``forward_cost`` by device: a GPU is idle while few tokens pass."""
+
+
+@contextlib.contextmanager
+def appended(
+    cache: RowCache, block: Block, active: Sequence[int] | None, *, dtype: torch.dtype, device: torch.device
+) -> Iterator[torch.Tensor]:
+    """Gives the additive mask [rows, 1, new, columns] for a forward of ``block``, which belongs to ``cache`` afterwards.
+
+    The block is written behind the last column that an active row sees: what only other rows see there is theirs, and stays.
+    """
+    index = None if active is None or len(active) == cache.rows else torch.tensor(active)
+    visible = cache.visible if index is None else cache.visible[index]
+    seen = visible.any(dim=0).nonzero()
+    cache.start = int(seen[-1]) + 1 if len(seen) else 0
+    cache.active = None if index is None else index.to(device)
+    yield _mask(visible[:, : cache.start], block, dtype).to(device)
+    end = cache.start + block.tokens.shape[1]
+    if end > cache.length:
+        cache.visible = torch.nn.functional.pad(cache.visible, (0, end - cache.length))
+        cache.length = end
+    cache.visible[slice(None) if index is None else index, cache.start : end] = block.visible
+    cache.active = None
+
+
+def _mask(seen: torch.Tensor, block: Block, dtype: torch.dtype) -> torch.Tensor:
+    """Padding looks at itself, or its softmax would be empty."""
+    rows, new = block.tokens.shape
+    inside = block.inside
+    if inside is None:
+        inside = torch.tril(torch.ones(new, new, dtype=torch.bool)) & block.visible[:, None, :]
+    inside = inside | torch.eye(new, dtype=torch.bool)
+    allowed = torch.cat([seen[:, None, :].expand(rows, new, -1), inside], dim=2)
+    mask = torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return mask[:, None]

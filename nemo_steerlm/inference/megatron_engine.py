@@ -1,0 +1,99 @@
+"""The engine for a ``.nemo``: Megatron's own layers under tensor and pipeline parallelism, the loop of every other engine around them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import OmegaConf
+
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.tokenization import TextTokenizer
+from nemo_steerlm.formats.nemo_archive import nemo_archive
+from nemo_steerlm.inference.batching import BatchedEngine
+from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.ranks import Ranks, require_devices
+from nemo_steerlm.megatron import compat
+from nemo_steerlm.megatron.model_config import Parallelism, check_architecture
+
+if TYPE_CHECKING:
+    from nemo_steerlm.inference.megatron_model import ServingModel
+
+
+class MegatronEngine(BatchedEngine):
+    """See ``Engine``. Lives on rank 0, which gives the other ranks their orders."""
+
+    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: ServingModel, ranks: Ranks, *, max_rows: int = 32) -> None:
+        """Raises ConfigError where a value model's labels cannot be scored."""
+        super().__init__(info, tokenizer, model, max_rows=max_rows)
+        self._megatron = model
+        self._ranks = ranks
+
+    def close(self) -> None:
+        """See Engine. The other ranks end."""
+        self._megatron.close()
+        self._ranks.close()
+
+
+def load_megatron_engine(
+    path: str | Path,
+    *,
+    tensor: int = 1,
+    pipeline: int = 1,
+    devices: int = 1,
+    nodes: int = 1,
+    max_rows: int = 32,
+    device: str | None = None,
+) -> BatchedEngine:
+    """The engine for a ``.nemo`` saved under any layout, over ``devices * nodes`` processes; starts those that no launcher started.
+
+    Sizes below 0 are the checkpoint's. On ranks other than 0 this does not return: they exit when rank 0 closes its engine. What one
+    process serves is converted: transformers' layers decode faster on a CPU, and the server stays free of NeMo. ``device`` is for that.
+
+    Raises UsageError where the file is no ``.nemo`` of this project, ConfigError where sizes and devices do not fit.
+    """
+    path = Path(path)
+    if min(tensor, pipeline) < 0:
+        cfg, _ = nemo_archive(path)
+        tensor = tensor if tensor > 0 else cfg.get("tensor_model_parallel_size", 1)
+        pipeline = pipeline if pipeline > 0 else cfg.get("pipeline_model_parallel_size", 1)
+    require_devices(devices, nodes, tensor, pipeline)
+    if devices * nodes == 1:
+        return _converted(path, max_rows=max_rows, device=device)
+    layout = Parallelism(world_size=devices * nodes, tensor=tensor, pipeline=pipeline)
+    return restore_megatron_engine(path, layout, nodes=nodes, max_rows=max_rows)
+
+
+def restore_megatron_engine(path: Path, layout: Parallelism, *, nodes: int = 1, max_rows: int = 32) -> MegatronEngine:
+    """As ``load_megatron_engine``, always with Megatron's layers."""
+    cfg, tokenizer = nemo_archive(path)
+    if cfg.get("steerlm") is None:
+        raise UsageError(f"{path}: its config has no steerlm section; is this a model that nemo_steerlm trained?")
+    info = ModelInfo.from_dict(OmegaConf.to_container(cfg.steerlm, resolve=True), str(path))
+    check_architecture(cfg, layout)
+    ranks = Ranks(devices=layout.world_size // nodes, nodes=nodes)
+    # NeMo takes seconds to import; it comes when the other ranks are on their way.
+
+    with compat.importing_nemo():
+        from nemo_steerlm.inference.megatron_model import load_serving_model
+
+    model = load_serving_model(path, layout, nodes=nodes, failed=ranks.fail)
+    if ranks.rank:
+        model.follow()
+        raise SystemExit(0)
+    return MegatronEngine(info, tokenizer, model, ranks, max_rows=max_rows)
+
+
+def _converted(path: Path, *, max_rows: int, device: str | None) -> BatchedEngine:
+    """The embedded engine on ``path``, which a process of its own writes out as a Hugging Face folder."""
+    with tempfile.TemporaryDirectory(prefix="steerlm-serve-") as scratch:
+        folder = Path(scratch) / path.stem
+        command = [sys.executable, "-m", "nemo_steerlm.cli.main", "convert", str(path), str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode:
+            raise UsageError(f"{path}: cannot be converted: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        return HuggingFaceEngine(folder, device=device, max_rows=max_rows)

@@ -1,0 +1,66 @@
+"""Drawing the next token of every row of a batch, each under its own settings and its own random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from nemo_steerlm.inference.engine import Sampling
+
+_CANDIDATES = 256
+"""Most probable tokens looked at first for top-p; sorting the whole vocabulary costs more than a small model's step."""
+
+
+def generator(sampling: Sampling) -> torch.Generator:
+    """A row's own source of random numbers."""
+    source = torch.Generator()
+    if sampling.seed is None:
+        source.seed()
+    else:
+        source.manual_seed(sampling.seed % 2**63)
+    return source
+
+
+def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
+    """Repetition penalty as transformers has it (CTRL, arXiv:1909.05858), in place on [vocabulary]."""
+    scores = logits[seen]
+    logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def draw(logits: torch.Tensor, settings: Sequence[Sampling], sources: Sequence[torch.Generator]) -> list[int]:
+    """One token a row from ``logits`` [rows, vocabulary]."""
+    tokens: list[int] = logits.argmax(dim=-1).tolist()
+    for i, (sampling, source) in enumerate(zip(settings, sources, strict=True)):
+        if not (sampling.greedy or sampling.top_k == 1 or sampling.temperature == 0):
+            tokens[i] = _draw_row(logits[i], sampling, source)
+    return tokens
+
+
+def _draw_row(logits: torch.Tensor, sampling: Sampling, source: torch.Generator) -> int:
+    scores = logits / sampling.temperature
+    vocabulary = scores.shape[0]
+    if not sampling.top_k and sampling.top_p >= 1:
+        return int(_pick(scores.softmax(0), source))
+    kept = min(sampling.top_k or vocabulary, vocabulary)
+    if sampling.top_p >= 1:
+        values, ids = scores.topk(kept)
+        return int(ids[_pick(values.softmax(0), source)])
+    total = scores.topk(kept)[0].logsumexp(0) if sampling.top_k else scores.logsumexp(0)
+    for size in (min(_CANDIDATES, kept), kept):
+        values, ids = scores.topk(size)
+        chances = (values - total).exp()
+        # A token stays while those before it have less than top_p together; so at least one does.
+        before = chances.cumsum(0) - chances
+        inside = int((before < sampling.top_p).sum())
+        if inside < size or size == kept:
+            chances = chances[: max(inside, 1)]
+            return int(ids[_pick(chances / chances.sum(), source)])
+    raise AssertionError("unreachable: the last size is all candidates")
+
+
+def _pick(chances: torch.Tensor, source: torch.Generator) -> int:
+    """Index drawn from ``chances`` (sum 1) by one uniform number."""
+    point = float(torch.rand((), generator=source, dtype=torch.float64))
+    sums = chances.double().cumsum(0)
+    return min(int(torch.searchsorted(sums, point * float(sums[-1]), right=True)), len(chances) - 1)

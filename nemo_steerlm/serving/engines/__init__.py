@@ -1,1 +1,0 @@
-"""Engines: the only part of ``serving`` that imports torch and transformers."""

@@ -1,0 +1,1 @@
+"""Training: a plan in which everything is checked first, then the loop with its data, optimizer, checkpoints and validation."""

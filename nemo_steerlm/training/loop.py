@@ -1,0 +1,244 @@
+"""The training loop: batch, gradient, step, validation, checkpoint. Imports NeMo."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state, tensor_parallel
+from omegaconf import OmegaConf, open_dict
+
+from nemo_steerlm.core.errors import EXIT_TERMINATED, TryAgainError, UsageError
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.formats.nemo_archive import is_nemo
+from nemo_steerlm.megatron import compat, lora
+from nemo_steerlm.megatron.cpu import multiplies_in_bf16
+from nemo_steerlm.megatron.gpt_sft import (
+    SteerLMGPTSFTModel,
+    build_model,
+    make_trainer,
+    restore_nemo,
+    save_nemo,
+    share_cores,
+    start_distributed,
+)
+from nemo_steerlm.megatron.micro_batch import MicroBatch
+from nemo_steerlm.training import checkpoints, optimizer
+from nemo_steerlm.training.batches import Collator, TrainingOrder
+from nemo_steerlm.training.config import sizes_of
+from nemo_steerlm.training.plan import Plan
+from nemo_steerlm.training.reporting import Reporter
+from nemo_steerlm.training.stop_signal import StopSignal
+from nemo_steerlm.training.validation import Validator, ValueTokens
+
+logger = logging.getLogger(__name__)
+
+
+class Training:
+    """One run of one plan."""
+
+    def __init__(self, plan: Plan, stop: StopSignal) -> None:
+        self.plan, self.stop, self.state = plan, stop, plan.state
+        self.deadline = _deadline(plan.cfg.exp_manager.max_time_per_run)
+        self.folder = plan.log_dir / "checkpoints"
+        compat.activate()
+        share_cores()
+        cfg = plan.model_config
+        trainer = make_trainer(devices=plan.cfg.trainer.devices, num_nodes=plan.cfg.trainer.num_nodes, precision=plan.cfg.trainer.precision)
+        start_distributed(cfg, trainer)
+        self.first_rank = torch.distributed.get_rank() == 0
+        self.adapters_only = cfg.peft.peft_scheme not in (None, "none")
+        with open_dict(cfg):
+            cfg.optim.name = optimizer.available_optimizer(cfg.optim.name, adapters_only=self.adapters_only)
+            if plan.info is not None:
+                cfg.steerlm = plan.info.to_dict()
+        self.model = load_base(plan, trainer)
+        if self.adapters_only:
+            lora.add(self.model)
+        self.model.bf16_products = _bf16_products(str(plan.cfg.trainer.precision))
+        optimizer.set_up(self.model, plan.steps)
+        pipeline = plan.layout.pipeline > 1
+        shared: dict[str, Any] = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
+        shared["packed"] = self.model.packs
+        rank = parallel_state.get_data_parallel_rank()
+        self.sizes = sizes_of(plan.cfg, "train_ds", plan.layout, rank)
+        self.batches = Collator(plan.train, **shared)
+        section = plan.cfg.model.data.train_ds
+        self.order = TrainingOrder(len(plan.train), section.global_batch_size, plan.cfg.model.seed, section.shuffle)
+        self.validator = None
+        if plan.validation is not None:
+            self.validator = Validator(
+                model=self.model,
+                collator=Collator(plan.validation, **shared),
+                sizes=sizes_of(plan.cfg, "validation_ds", plan.layout, rank),
+                limit_batches=plan.cfg.trainer.sft.limit_val_batches,
+                values=ValueTokens.seen_in(plan.train, plan.validation),
+            )
+        self.report = Reporter(plan.cfg, plan.log_dir, plan.stage, plan.steps, active=self.first_rank)
+
+    def run(self) -> None:
+        """Train to the end, or until SIGTERM (exit 143) or the time limit (exit 75); a checkpoint is saved in either case."""
+        if self.plan.checkpoint is not None:
+            optimizer.load_state(self.model, checkpoints.load(self.plan.checkpoint, optimizer.sharded_state(self.model, loading=True)))
+            self.state = checkpoints.read_state(self.plan.checkpoint)
+        elif self.first_rank and self.plan.cfg.model.resume_from_checkpoint is None:
+            checkpoints.remove_all(self.folder)
+        torch.distributed.barrier()
+        self.model.train()
+        saved = self.state.step
+        while self.state.step < self.plan.steps:
+            stopping = self._step()
+            last = self.state.step == self.plan.steps
+            if last or (not stopping and self.state.step % self.plan.validate_every == 0):
+                self._validate()
+            if stopping or last or self.state.step % self.plan.save_every == 0:
+                saved = self._save(saved)
+            if stopping and not last:
+                self._leave(stopping)
+        self._finish()
+
+    def _step(self) -> int:
+        """One global batch. Returns why to stop after it: 0 not at all, 1 the time is up, 2 SIGTERM came, the same on every rank."""
+        began = time.perf_counter()
+        state, model = self.state, self.model
+        epoch, within = divmod(state.step, self.plan.steps_per_epoch)  # limit_train_batches may shorten an epoch
+        indices = self.order.batch(epoch * self.order.steps_per_epoch + within)
+        batches = self.batches.micro_batches(indices, self.sizes)
+        self._seed(state.step)
+        if model.use_mcore_dist_optim:
+            for chunk in model.model:
+                chunk.zero_grad_buffer()
+        model._optimizer.zero_grad()
+        results = model.run_micro_batches(batches, forward_only=False)
+        model.reduce_gradients()
+        norm = model.clip_gradients(float(self.plan.cfg.trainer.sft.gradient_clip_val or 0.0))
+        lr = model._optimizer.param_groups[0]["lr"]
+        model._optimizer.step()
+        if model._scheduler:
+            model._scheduler["scheduler"].step()
+        loss, tokens, stopping = self._agree(results, batches, indices)
+        state.step += 1
+        state.consumed_samples += len(indices)
+        entry = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "seconds": time.perf_counter() - began}
+        state.train.append(entry)
+        self.report.step({**entry, "consumed_samples": state.consumed_samples})
+        if math.isnan(loss):
+            raise UsageError(f"the loss of step {state.step} is not a number; lower model.optim.lr or check the base model")
+        return stopping
+
+    def _agree(self, results: list[dict[str, Any]], batches: list[MicroBatch], indices: Any) -> tuple[float, int, int]:
+        """Loss of the global batch, its tokens, and whether a rank was told to stop: one exchange among all ranks."""
+        counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+        loss = sum(float(result["loss_sum"]) for result in results) if counts else 0.0
+        tokens = sum(int((batch["tokens"] != self.batches.pad_id).sum()) for batch in batches) if counts else 0
+        told = 2.0 if self.stop.came else float(self.deadline is not None and time.monotonic() > self.deadline)
+        figures = torch.tensor([loss, tokens, told, 1.0 if told == 2.0 else 0.0], dtype=torch.float64, device="cuda")
+        torch.distributed.all_reduce(figures)
+        learned = int(sum(int(self.plan.train.record(int(i))[1][1:].sum()) for i in indices))
+        stopping = 2 if figures[3] else int(figures[2] > 0)
+        return float(figures[0]) / learned, int(figures[1]), stopping
+
+    def _seed(self, step: int) -> None:
+        """Dropout depends on the step alone, so a training that was interrupted goes on as if it had not been."""
+        cfg = self.model.cfg
+        if cfg.hidden_dropout or cfg.attention_dropout or (self.adapters_only and cfg.peft.lora_tuning.adapter_dropout):
+            seed = self.plan.cfg.model.seed + 1000 * (step + 1)
+            torch.manual_seed(seed + parallel_state.get_data_parallel_rank())
+            tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+
+    def _validate(self) -> None:
+        if self.validator is None:
+            return
+        result = self.validator.run()
+        self.state.validation.append({"step": self.state.step, **result})
+        if self.first_rank:
+            self.report.validation(self.state.step, result)
+
+    def _save(self, saved: int) -> int:
+        manager = self.plan.cfg.exp_manager
+        if manager.create_checkpoint_callback and saved != self.state.step:
+            shards = optimizer.sharded_state(self.model, loading=False)
+            checkpoints.save(self.folder, self.state, shards, keep=manager.checkpoint_callback_params.save_top_k)
+        return self.state.step
+
+    def _leave(self, stopping: int) -> None:
+        if stopping == 2:
+            logger.warning("SIGTERM: saved step %d of %d; the same command goes on from there", self.state.step, self.plan.steps)
+            sys.stdout.flush()
+            raise SystemExit(EXIT_TERMINATED)
+        raise TryAgainError(f"time limit: saved step {self.state.step} of {self.plan.steps}; the same command goes on from there")
+
+    def _finish(self) -> None:
+        """Merge adapters, export, and write the ``.nemo``."""
+        cfg, info = self.plan.cfg, self.plan.info
+        if self.adapters_only:
+            lora.merge(self.model)
+        with open_dict(self.model.cfg):  # a model without CUDA is built in fp32; what is saved says what was asked for, as on GPUs
+            self.model.cfg.precision = cfg.trainer.precision
+        if cfg.steerlm.export_dir is not None:
+            from nemo_steerlm.megatron.hf_export import export_hf
+
+            info = _broadcast(export_hf(self.model, Path(cfg.steerlm.export_dir), info))
+        nemo = None
+        if cfg.exp_manager.checkpoint_callback_params.save_nemo_on_train_end:
+            with open_dict(self.model.cfg):
+                self.model.cfg.steerlm = info.to_dict() if info else None
+            nemo = self.folder / f"{cfg.exp_manager.name}.nemo"
+            save_nemo(self.model, nemo)
+        self.report.finish(self.state, nemo=str(nemo) if nemo else None, fingerprint=info.fingerprint if info else None)
+
+    def _width_multiple(self) -> int:
+        """What sequence lengths are padded to: nothing on a CPU, tensor cores and sequence parallelism want round numbers."""
+        parallel = self.plan.layout.tensor if self.model.cfg.get("sequence_parallel") else 1
+        return (16 if compat.HAVE_CUDA else 1) * parallel
+
+
+def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
+    """The model that training starts from, under this run's layout."""
+    path = plan.cfg.model.restore_from_path
+    if path is not None and is_nemo(path):
+        overrides = OmegaConf.masked_copy(plan.model_config, [key for key in plan.model_config if key != "tokenizer"])
+        return restore_nemo(path, trainer, overrides)
+    model = build_model(plan.model_config, trainer)
+    if path is not None:
+        from nemo_steerlm.megatron.hf_import import load_hf_weights
+
+        load_hf_weights(model, path)
+    return model
+
+
+def _bf16_products(precision: str) -> bool:
+    if compat.HAVE_CUDA or not precision.startswith("bf16"):
+        return False
+    if multiplies_in_bf16():
+        logger.info("trainer.precision=%s: matrix products in bf16, everything else in fp32", precision)
+        return True
+    logger.info("trainer.precision=%s: this CPU has no instructions for it, everything in fp32", precision)
+    return False
+
+
+def _broadcast(info: ModelInfo | None) -> ModelInfo | None:
+    shared = [info]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def _pad_id(model: SteerLMGPTSFTModel) -> int:
+    eos = getattr(model.tokenizer, "eos_id", None)
+    return eos if isinstance(eos, int) and eos >= 0 else 0
+
+
+def _deadline(limit: str | None) -> float | None:
+    """``DD:HH:MM:SS`` from now, on the monotonic clock."""
+    if limit is None:
+        return None
+    try:
+        days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
+    except ValueError as error:
+        raise UsageError(f"exp_manager.max_time_per_run={limit}: write DD:HH:MM:SS") from error
+    return time.monotonic() + ((days * 24 + hours) * 60 + minutes) * 60 + seconds

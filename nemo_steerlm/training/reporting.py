@@ -1,0 +1,89 @@
+"""What a training tells the world: progress lines for executors, TensorBoard, Weights & Biases, and a file of metrics."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import msgspec
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.training.checkpoints import TrainingState
+
+
+class Reporter:
+    """Only rank 0 has one that does anything."""
+
+    def __init__(self, cfg: DictConfig, log_dir: Path, stage: str, total: int, *, active: bool) -> None:
+        self._stage = cfg.steerlm.stage or stage
+        self._total = total
+        self._progress = active and cfg.steerlm.progress
+        self._metrics_file = cfg.steerlm.metrics_file if active else None
+        self._loggers = _loggers(cfg, log_dir) if active else []
+
+    def step(self, entry: dict[str, float]) -> None:
+        """One training step."""
+        step = int(entry["step"])
+        if self._progress:
+            line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total, "loss": round(entry["loss"], 6)}
+            self._say(json.dumps(line), sys.stdout)
+        self._log({f"train/{name}": value for name, value in entry.items() if name != "step"}, step)
+
+    def validation(self, step: int, result: dict[str, Any]) -> None:
+        """One validation."""
+        flat = {"val/loss": result["loss"]}
+        for name, figures in result["attributes"].items():
+            flat |= {f"val/{name}/{figure}": figures[figure] for figure in ("accuracy", "mae")}
+        self._log(flat, step)
+        attributes = ", ".join(f"{name} {f['accuracy']:.2f}/{f['mae']:.2f}" for name, f in result["attributes"].items())
+        self._say(f"step {step}: validation loss {result['loss']:.4f}" + (f"; accuracy/MAE: {attributes}" if attributes else ""))
+
+    def finish(self, state: TrainingState, **more: Any) -> None:
+        """Write the metrics file and close the loggers."""
+        if self._metrics_file:
+            seconds = sum(entry["seconds"] for entry in state.train)
+            metrics = {
+                "stage": self._stage,
+                "steps": state.step,
+                "consumed_samples": state.consumed_samples,
+                "tokens_per_second": sum(entry["tokens"] for entry in state.train) / seconds if seconds else None,
+                "validation_loss": state.validation[-1]["loss"] if state.validation else None,
+                "attributes": state.validation[-1]["attributes"] if state.validation else {},
+                **more,
+                "train": state.train,
+                "validation": state.validation,
+            }
+            with atomic_write(self._metrics_file) as file:
+                file.write(msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
+        for logger in self._loggers:
+            logger.finalize("success")
+
+    @staticmethod
+    def _say(line: str, stream: TextIO | None = None) -> None:
+        (stream or sys.stderr).write(line + "\n")
+        (stream or sys.stderr).flush()
+
+    def _log(self, figures: dict[str, float], step: int) -> None:
+        for logger in self._loggers:
+            logger.log_metrics(figures, step)
+
+
+def _loggers(cfg: DictConfig, log_dir: Path) -> list[Any]:
+    manager = cfg.exp_manager
+    loggers: list[Any] = []
+    if manager.create_tensorboard_logger:
+        from lightning.pytorch.loggers import TensorBoardLogger
+
+        loggers.append(TensorBoardLogger(save_dir=str(log_dir), name="", version="tensorboard"))
+    if manager.create_wandb_logger:
+        from lightning.pytorch.loggers import WandbLogger
+
+        settings = {key: value for key, value in OmegaConf.to_container(manager.wandb_logger_kwargs).items() if value is not None}
+        if "project" not in settings:
+            raise ConfigError("exp_manager.create_wandb_logger needs exp_manager.wandb_logger_kwargs.project")
+        loggers.append(WandbLogger(save_dir=str(log_dir), **settings))
+    return loggers

@@ -1,0 +1,108 @@
+"""How much each server is sent, and where a failed request goes next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy
+from nemo_steerlm.client.servers import Server, ServerPool
+from tests.annotation.labelling_server import Handler
+from tests.annotation.running import QUICK, served
+
+
+def with_pool(urls: list[str], use: Callable[[ServerPool], Awaitable[Any]], policy: RetryPolicy = QUICK, **fields: int) -> Any:
+    async def run() -> Any:
+        async with httpx.AsyncClient() as client, ServerPool(urls, client, policy, **fields) as pool:
+            await pool.announcement()
+            return await use(pool)
+
+    return asyncio.run(run())
+
+
+def test_the_limit_grows_by_one_a_round_of_successes_and_stops_at_the_most() -> None:
+    async def use(pool: ServerPool) -> list[float]:
+        async def succeed(server: Server) -> None:
+            pass
+
+        limits = []
+        for _ in range(3):
+            for _ in range(int(pool.servers[0].limit)):
+                await pool.call(succeed)
+            limits.append(pool.servers[0].limit)
+        return limits
+
+    with served(Handler) as url:
+        limits = with_pool([url], use, max_in_flight=6)
+    assert 4.8 < limits[0] < 5
+    assert 5.5 < limits[1] < 6
+    assert limits[2] == 6
+
+
+def test_a_burst_of_refusals_halves_the_limit_once_and_costs_no_attempt() -> None:
+    async def use(pool: ServerPool) -> tuple[float, list[str]]:
+        together, refused = asyncio.Barrier(4) if hasattr(asyncio, "Barrier") else None, 0
+        after: list[float] = []
+
+        async def refuse_once(server: Server) -> str:
+            nonlocal refused
+            if refused < 4:
+                refused += 1
+                if together:
+                    await together.wait()
+                raise RequestFailed(Fault.BUSY, "429")
+            after.append(server.limit)
+            return "ok"
+
+        results = await asyncio.gather(*(pool.call(refuse_once) for _ in range(4)))
+        return after[0], list(results)
+
+    with served(Handler) as url:
+        limit, results = with_pool([url], use, RetryPolicy(attempts=1, wait_initial=0.002, wait_max=0.01))
+    assert limit == 2.0
+    assert results == ["ok"] * 4
+
+
+def test_a_failed_request_goes_to_another_server_as_long_as_there_is_one() -> None:
+    async def use(pool: ServerPool) -> list[str]:
+        while not all(server.ready for server in pool.servers):
+            await pool._changed(1.0)
+        asked: list[str] = []
+
+        async def fail(server: Server) -> None:
+            asked.append(server.url)
+            raise RequestFailed(Fault.ATTEMPT, "500")
+
+        for _ in range(5):
+            asked.clear()
+            with pytest.raises(RequestFailed):
+                await pool.call(fail)
+            for server in pool.servers:
+                # Undo the rest, which is not what this is about.
+                server.failures = 0
+            assert len(set(asked)) == len(asked) == 2
+        return asked
+
+    with served(Handler) as one, served(Handler) as other:
+        with_pool([one, other], use, RetryPolicy(attempts=2, wait_initial=0.001, wait_max=0.01))
+
+
+def test_a_request_that_is_wrong_is_final_and_no_blame_on_the_server() -> None:
+    async def use(pool: ServerPool) -> tuple[int, float, int]:
+        asked = 0
+
+        async def refuse(server: Server) -> None:
+            nonlocal asked
+            asked += 1
+            raise RequestFailed(Fault.REQUEST, "400")
+
+        with pytest.raises(RequestFailed, match="400"):
+            await pool.call(refuse)
+        return asked, pool.servers[0].limit, pool.servers[0].failures
+
+    with served(Handler) as url:
+        assert with_pool([url], use) == (1, 4.0, 0)
