@@ -1,6 +1,13 @@
-# make run         the quickstart: SteerLM on this machine, on real data
-# make test        everything that is checked, as .ci/run does
-# make test-fast   the same without a Kubernetes cluster
+# make run            the quickstart: SteerLM on this machine, on real data
+# make test           everything that is checked, as .ci/run does
+# make test-fast      the same without a Kubernetes cluster
+# make test-cluster   the operator on a real control plane and node only
+# make test-engines   every engine on SmolLM2-135M, and a real vLLM
+# make bench          speed, as ratios against a baseline in the same run
+# make mutants        how many small faults in the code the tests notice; see CONTRIBUTING.md
+# make chart          what is generated from code: the resource's definition, the chart's values and schema
+# make docs           the generated reference pages
+# make help           these lines
 # All make .venv and install what they need first.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
@@ -17,7 +24,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three processes share the tests and two cores: those with a cluster's wait more than they compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
-.PHONY: run test test-fast test-cluster test-engines lint browser cluster bench chart clean install
+.PHONY: run test test-fast test-cluster test-engines lint browser cluster bench mutants chart docs help clean install
 
 install: $(INSTALLED)
 
@@ -66,8 +73,14 @@ chart: $(INSTALLED)
 	$(BIN)/steerlm schema --crd > k8s/crd/steerlmpipelines.yaml
 	$(BIN)/python -m charts.generate
 
+help:
+	@sed -n 's/^# \(make [a-z]\)/\1/p' Makefile
+
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis
