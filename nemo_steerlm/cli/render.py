@@ -35,7 +35,7 @@ def render(
     line, record = _record(file, index)
     conversation = check_record(record, Where(file=file, line=line))
     loaded = load_tokenizer(tokenizer, tokens)
-    spans = Template(tokens=tokens, layout=layout, special=loaded.special).render(conversation)
+    spans = Template.of(loaded, tokens, layout).render(conversation)
     encoded = encode_spans(spans, loaded)
     if as_json:
         print(json.dumps({"text": text_of(spans), "token_ids": encoded.ids, "loss_mask": encoded.loss_mask}, ensure_ascii=False))

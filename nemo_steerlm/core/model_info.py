@@ -11,7 +11,7 @@ from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.core.template import ChatTokens, Layout, Template
+from nemo_steerlm.core.template import ChatTokens, Layout, Template, Vocabulary
 
 FILE_NAME = "steerlm.json"
 
@@ -33,9 +33,11 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     fingerprint: str = ""
     """Digest of the weights and this description; annotated records name it as ``label_source``."""
 
-    def template(self, special: tuple[str, ...] = ()) -> Template:
-        """The prompt template, given the tokenizer's own special strings."""
-        return Template(tokens=self.tokens, layout=self.layout, special=special)
+    def template(self, vocabulary: Vocabulary | None = None) -> Template:
+        """The prompt template, for prompts that the tokenizer ``vocabulary`` encodes."""
+        if vocabulary is None:
+            return Template(tokens=self.tokens, layout=self.layout)
+        return Template.of(vocabulary, self.tokens, self.layout)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``from_dict`` reads it back."""

@@ -26,12 +26,13 @@ import enum
 import functools
 import re
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
 from nemo_steerlm.core.conversation import Conversation, Mode, Turn
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where, shown
+from nemo_steerlm.core.escape import Escape, Normalizer
 
 Layout = Literal["nemo-sft", "nemo-annotate"]
 
@@ -99,52 +100,16 @@ class Span(msgspec.Struct, frozen=True):
     learned: bool = False
 
 
-class Escape:
-    r"""The rule that keeps people's text from turning into control tokens; ``undo`` reverses ``apply`` exactly.
+class Vocabulary(Protocol):
+    """What a template needs to know of a tokenizer."""
 
-    A string that the template or the tokenizer treats as special gets a backslash after its first character, and text that looks
-    like that already gets one more: ``<extra_id_1>`` is written ``<\extra_id_1>``, and ``<\extra_id_1>`` ``<\\extra_id_1>``. A
-    special control character (``\x11``) is written as its Unicode picture (``␑``) behind twice as many backslashes as stood there,
-    a picture behind twice as many and one.
-    """
+    @property
+    def special(self) -> tuple[str, ...]:
+        """Strings that encode to one special token when they occur in text."""
 
-    def __init__(self, special: Iterable[str]) -> None:
-        self._pictures = {s: chr(0x2400 + ord(s)) for s in special if len(s) == 1 and ord(s) < 0x20}
-        self._characters = {picture: character for character, picture in self._pictures.items()}
-        words = sorted((s for s in set(special) if len(s) > 1), key=lambda s: (-len(s), s))
-        bodies = [rf"{re.escape(w[0])}\\*{re.escape(w[1:])}" for w in words]
-        signs = [rf"\\*{re.escape(c)}" for c in (*self._characters, *self._pictures)]
-        self._pattern = re.compile("|".join(bodies + signs)) if bodies or signs else None
-        self._plain = re.compile("|".join(re.escape(w) for w in (*words, *self._pictures))) if self._pattern else None
-
-    def apply(self, text: str) -> str:
-        """``text`` with nothing special left in it."""
-        return self._pattern.sub(self._quote, text) if self._pattern else text
-
-    def undo(self, text: str) -> str:
-        """What ``apply`` was given."""
-        return self._pattern.sub(self._unquote, text) if self._pattern else text
-
-    def first_in(self, text: str) -> str | None:
-        """The first special string in ``text``, if any."""
-        found = self._plain.search(text) if self._plain else None
-        return found.group() if found else None
-
-    def _quote(self, match: re.Match[str]) -> str:
-        found, sign = match.group(), match.group()[-1]
-        slashes = len(found) - 1
-        if sign in self._pictures:
-            return "\\" * (2 * slashes) + self._pictures[sign]
-        if sign in self._characters:
-            return "\\" * (2 * slashes + 1) + sign
-        return found[0] + "\\" + found[1:]
-
-    def _unquote(self, match: re.Match[str]) -> str:
-        found, sign = match.group(), match.group()[-1]
-        slashes = len(found) - 1
-        if sign in self._characters:
-            return "\\" * (slashes // 2) + (sign if slashes % 2 else self._characters[sign])
-        return found[0] + found[1:].removeprefix("\\")
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """What it does to text before it looks for tokens; None where it takes text as it is."""
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,11 +119,18 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     layout: Layout = "nemo-sft"
     special: tuple[str, ...] = ()
     """The tokenizer's own special strings (``</s>``, ``<|im_end|>``), which people may type as well."""
+    normalizer: Normalizer | None = None
+    """What the tokenizer does to text before it looks for tokens."""
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary, tokens: ChatTokens | None = None, layout: Layout = "nemo-sft") -> Template:
+        """The template for prompts that this tokenizer encodes."""
+        return cls(tokens=tokens or ChatTokens(), layout=layout, special=vocabulary.special, normalizer=vocabulary.normalizer)
 
     @property
     def escape(self) -> Escape:
         """The escaping rule for people's text under this template."""
-        return _escape((*self.tokens.markers, *self.special))
+        return _escape((*self.tokens.markers, *self.special), self.normalizer)
 
     def render(self, conversation: Conversation, mode: Mode | None = None) -> list[Span]:
         """The whole conversation as spans, for training. ``mode`` defaults to the conversation's own."""
@@ -220,8 +192,8 @@ def _teaches(turn: Turn, mode: Mode | None, *, first: bool) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _escape(special: tuple[str, ...]) -> Escape:
-    return Escape(special)
+def _escape(special: tuple[str, ...], normalizer: Normalizer | None = None) -> Escape:
+    return Escape(special, normalizer)
 
 
 def text_of(spans: Iterable[Span]) -> str:

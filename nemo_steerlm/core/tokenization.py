@@ -8,13 +8,15 @@ not (upstream counts the tokens of the unlearned prefix by itself, which gives t
 from __future__ import annotations
 
 import bisect
+import collections
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, shown
-from nemo_steerlm.core.template import ChatTokens, Span, learned_intervals, text_of
+from nemo_steerlm.core.escape import Normalizer
+from nemo_steerlm.core.template import ChatTokens, Role, Span, learned_intervals, text_of
 
 if TYPE_CHECKING:
     import sentencepiece
@@ -33,9 +35,20 @@ class TextTokenizer(Protocol):
 
     vocab_size: int
 
+    def __hash__(self) -> int:
+        """One tokenizer is like no other."""
+
     @property
     def special(self) -> tuple[str, ...]:
         """Strings that encode to one special token when they occur in text."""
+
+    @property
+    def normalizer(self) -> Normalizer | None:
+        """What it does to text before it looks for tokens; None where it takes text as it is."""
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens of those ``special`` strings that no ordinary text has in it: not those of white space or of one visible character."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, no BOS or EOS."""
@@ -57,7 +70,43 @@ class TextTokenizer(Protocol):
 def encode_spans(spans: Sequence[Span], tokenizer: TextTokenizer) -> Encoded:
     """Token ids of the prompt and their loss mask (1 = learned)."""
     ids, offsets = tokenizer.encode_offsets(text_of(spans))
+    require_own_structure(spans, ids, tokenizer)
     return Encoded(ids, loss_mask(spans, offsets))
+
+
+def prompt_ids(spans: Sequence[Span], tokenizer: TextTokenizer) -> list[int]:
+    """Token ids of the prompt, without a mask. Raises DataError as ``require_own_structure`` does."""
+    ids = tokenizer.encode(text_of(spans))
+    require_own_structure(spans, ids, tokenizer)
+    return ids
+
+
+def require_own_structure(spans: Sequence[Span], ids: Sequence[int], tokenizer: TextTokenizer) -> None:
+    """Raise DataError unless the control tokens in ``ids`` are those that the template wrote: as many of each, and no others.
+
+    ``Escape`` sees to that for every tokenizer known; this is the proof, for the one at hand and the text at hand.
+    """
+    own: collections.Counter[int] = collections.Counter()
+    control = set(tokenizer.special_ids)
+    for span in spans:
+        if span.role in (Role.MARKER, Role.END):
+            found = _tokens_within(tokenizer, span.text)
+            if span.role is Role.MARKER:
+                control.update(found if len(found) == 1 else ())
+            own.update(found)
+    seen = collections.Counter(filter(control.__contains__, ids))
+    for token in seen.keys() | own.keys():
+        if seen[token] > own[token] or (seen[token] < own[token] and token in tokenizer.special_ids):
+            raise DataError(
+                f"text that adds or hides the control token {shown(tokenizer.decode([token]))}", instead="write it in other characters"
+            )
+
+
+@functools.lru_cache(maxsize=256)
+def _tokens_within(tokenizer: TextTokenizer, text: str) -> tuple[int, ...]:
+    """The tokens that ``text`` becomes between letters."""
+    ids, offsets = tokenizer.encode_offsets(f"a{text}a")
+    return tuple(token for token, (start, end) in zip(ids, offsets, strict=True) if 1 <= start < end <= 1 + len(text))
 
 
 def loss_mask(spans: Sequence[Span], offsets: Sequence[tuple[int, int]]) -> list[int]:
@@ -87,11 +136,36 @@ class SentencePieceTokenizer:
 
     @functools.cached_property
     def special(self) -> tuple[str, ...]:
-        """USER_DEFINED pieces, matched in text before anything else. Control pieces never come from text."""
+        """USER_DEFINED pieces, matched in text before it is normalised, and again after. Control pieces never come from text."""
         from sentencepiece import sentencepiece_model_pb2 as schema
 
-        model = schema.ModelProto.FromString(self._processor.serialized_model_proto())
-        return tuple(p.piece for p in model.pieces if p.type == schema.ModelProto.SentencePiece.USER_DEFINED)
+        return tuple(p.piece for p in self._model.pieces if p.type == schema.ModelProto.SentencePiece.USER_DEFINED)
+
+    @functools.cached_property
+    def normalizer(self) -> Normalizer | None:
+        """See TextTokenizer. White space stays as it is: what the model does to it makes no letters."""
+        import sentencepiece
+
+        if not self._model.normalizer_spec.precompiled_charsmap:
+            return None
+        normalizer: Normalizer = sentencepiece.SentencePieceNormalizer(
+            model_proto=self._processor.serialized_model_proto(),
+            add_dummy_prefix=False,
+            escape_whitespaces=False,
+            remove_extra_whitespaces=False,
+        ).normalize
+        return normalizer
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """See TextTokenizer."""
+        return frozenset(self._processor.piece_to_id(piece) for piece in self.special if _is_control(piece))
+
+    @functools.cached_property
+    def _model(self) -> Any:
+        from sentencepiece import sentencepiece_model_pb2 as schema
+
+        return schema.ModelProto.FromString(self._processor.serialized_model_proto())
 
     def encode(self, text: str) -> list[int]:
         """See TextTokenizer."""
@@ -160,8 +234,24 @@ class HuggingFaceTokenizer:
 
     @functools.cached_property
     def special(self) -> tuple[str, ...]:
-        """Added special tokens, which are cut out of text before the model sees it."""
-        return tuple(token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special)
+        """Added special tokens, which are cut out of text before the model sees it, and what is taken for them once it is normalised."""
+        added = [token for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        normalizer = self.normalizer
+        normal = [normalizer(token.content) for token in added if token.normalized] if normalizer else []
+        return tuple(dict.fromkeys([*(token.content for token in added), *filter(None, normal)]))
+
+    @functools.cached_property
+    def normalizer(self) -> Normalizer | None:
+        """See TextTokenizer."""
+        found = self._tokenizer.normalizer
+        normalizer: Normalizer | None = None if found is None else found.normalize_str
+        return normalizer
+
+    @functools.cached_property
+    def special_ids(self) -> frozenset[int]:
+        """See TextTokenizer."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return frozenset(i for i, token in added.items() if token.special and _is_control(token.content))
 
     def encode(self, text: str) -> list[int]:
         """See TextTokenizer."""
@@ -190,6 +280,10 @@ class HuggingFaceTokenizer:
             if token and (found := self.token_id(token)) is not None:
                 return found
         raise ConfigError("the tokenizer names no end-of-text token; set eos_token in tokenizer_config.json")
+
+
+def _is_control(token: str) -> bool:
+    return bool(token.strip("\u2581 \t\r\n")) and (len(token) > 1 or ord(token) < 0x20)
 
 
 def _download(name: str) -> Path:

@@ -167,7 +167,7 @@ _worker: dict[str, Any] = {}
 
 def _prepare(name: str, tokenizer: TokenizerChoice, rules: Rules) -> None:
     loaded = tokenizer.load(rules.tokens)
-    template = Template(tokens=rules.tokens, layout=rules.layout, special=loaded.special)
+    template = Template.of(loaded, rules.tokens, rules.layout)
     label = _longest_label(rules.shorten, loaded) if rules.shorten else None
     _worker.update(name=name, tokenizer=loaded, rules=rules, template=template, label=label)
 
@@ -185,10 +185,11 @@ def _outcome(number: int, raw: bytes) -> _Outcome:
     except DataError as error:
         return _Outcome("", raw, error, broken=True)
     turns = len(conversation.turns)
-    if rules.shorten:
-        conversation = _shortened(conversation, _worker["label"])
-    cut = len(conversation.turns) < turns
+    cut = False
     try:
+        if rules.shorten:
+            conversation = _shortened(conversation, _worker["label"])
+        cut = len(conversation.turns) < turns
         if cut and all(turn.speaker == conversation.mask for turn in conversation.turns):
             raise DataError(f"no answer left within {rules.seq_len} tokens")
         require_learned(encode_spans(_worker["template"].render(conversation), _worker["tokenizer"]), rules.seq_len)

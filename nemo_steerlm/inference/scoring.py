@@ -60,7 +60,7 @@ class AttributeScorer:
     def __init__(self, model: BlockModel, tokenizer: TextTokenizer, info: ModelInfo) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._template: Template = info.template(tokenizer.special)
+        self._template: Template = info.template(tokenizer)
         self.plan: LabelPlan = compile_label(info, tokenizer)
         self._habits = [dict[str, Counter[str]]() for _ in self.plan.slots]
         """For each slot: how often each value followed a value of the slot before."""

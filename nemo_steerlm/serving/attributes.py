@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where
-from nemo_steerlm.core.template import text_of
+from nemo_steerlm.core.tokenization import prompt_ids
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.inference.label_plan import LabelPlan, compile_label
 from nemo_steerlm.serving.schemas import AttributesBody
@@ -83,7 +83,7 @@ def _request(service: Service, plan: LabelPlan, conversation: Conversation, whic
     if not turns:
         return ScoreRequest(conversation=conversation, turns=()), 0
     spans = service.prompts.template.label_prompt(conversation, turns[-1])
-    length = len(service.model.tokenizer.encode(text_of(spans))) + len(turns) * plan.length
+    length = len(prompt_ids(spans, service.model.tokenizer)) + len(turns) * plan.length
     if length > service.model.max_length:
         limit = service.model.max_length
         raise DataError(f"too long: {length} tokens with labels", where=Where(field=field), instead=f"this model takes {limit}")

@@ -8,8 +8,8 @@ from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, shown
 from nemo_steerlm.core.model_info import ModelInfo
-from nemo_steerlm.core.template import Template, text_of
-from nemo_steerlm.core.tokenization import TextTokenizer
+from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.tokenization import TextTokenizer, prompt_ids
 from nemo_steerlm.serving.schemas import Message
 
 
@@ -21,7 +21,7 @@ class Prompts:
         self.info = info
         self.tokenizer = tokenizer
         self.max_length = max_length
-        self.template: Template = info.template(tokenizer.special)
+        self.template: Template = info.template(tokenizer)
         self._defaults: dict[str, int | str] = {**info.attributes.defaults(), **(defaults or {})}
         marker = tokenizer.token_id(info.tokens.turn_start)
         self._anchor = [marker] if marker is not None else [0]
@@ -82,7 +82,7 @@ class Prompts:
         """Token ids up to where the assistant's next text starts."""
         label = self.label(attributes)
         spans = self.template.reply_prompt(self.conversation(messages, label), self.info.assistant, label)
-        return self.tokenizer.encode(text_of(spans))
+        return prompt_ids(spans, self.tokenizer)
 
     def raw(self, prompt: str | Sequence[int]) -> list[int]:
         """Token ids of a raw prompt: control strings in it are control tokens. Raises DataError where it is empty or has no such id."""

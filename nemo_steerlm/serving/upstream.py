@@ -53,7 +53,7 @@ class Upstream:
         self.metrics = Metrics()
         self.url = url.rstrip("/").removesuffix("/v1")
         self._plan: LabelPlan | None = compile_label(self.info, self.tokenizer) if self.info.kind == "value" else None
-        self._template = self.info.template(self.tokenizer.special)
+        self._template = self.info.template(self.tokenizer)
         self._max_waiting = max_waiting
         self._places = asyncio.Semaphore(max_rows)
         self._waiting = self._running = 0

@@ -14,7 +14,7 @@ from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation, Mode
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.template import Role, Span, Template, text_of
-from nemo_steerlm.core.tokenization import Encoded, TextTokenizer, loss_mask, require_learned
+from nemo_steerlm.core.tokenization import Encoded, TextTokenizer, loss_mask, require_learned, require_own_structure
 from nemo_steerlm.data.records import read_lines
 
 
@@ -86,10 +86,11 @@ def read_dataset(file: str | Path, template: Template, tokenizer: TextTokenizer,
                 where=where.at("type"),
                 instead="one file teaches one thing",
             )
-        spans = template.render(conversation)
-        tokens, offsets = tokenizer.encode_offsets(text_of(spans))
-        mask = loss_mask(spans, offsets)
         try:
+            spans = template.render(conversation)
+            tokens, offsets = tokenizer.encode_offsets(text_of(spans))
+            mask = loss_mask(spans, offsets)
+            require_own_structure(spans, tokens, tokenizer)
             # A learned first token does not count: nothing comes before it that could predict it.
             require_learned(Encoded(tokens, [0, *mask[1:]]), max_seq_length)
         except DataError as error:

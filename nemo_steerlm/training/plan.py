@@ -61,7 +61,7 @@ def plan(cfg: DictConfig, scratch: Path) -> Plan:
     model_config = _merged(base, cfg)
     check_architecture(model_config, layout)
     config.check_adapters(model_config)
-    template = Template(tokens=tokens, layout=stored.layout if stored else "nemo-sft", special=tokenizer.special)
+    template = Template.of(tokenizer, tokens, stored.layout if stored else "nemo-sft")
     train, validation = config.read_data(cfg, template, tokenizer)
     info = config.model_info(stored, tokens, train)
     manager = cfg.exp_manager

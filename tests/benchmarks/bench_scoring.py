@@ -39,7 +39,7 @@ class Bench:
     def __init__(self, folder: Path, engine: str) -> None:
         self.engine = load_engine(folder, max_rows=64, device="cpu", openvino=engine == "openvino")
         self.plain_model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
-        self.template = self.engine.info.template(self.engine.tokenizer.special)
+        self.template = self.engine.info.template(self.engine.tokenizer)
 
     def ids(self, conversation: Conversation, turn: int) -> list[int]:
         """The prompt for one turn's label."""
@@ -127,7 +127,7 @@ def memory(records: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = model_folder(STORIES, Path(scratch), kind="value", layers=1)
         tokenizer = load_tokenizer(folder)
-        template = ModelInfo.load(folder).template(tokenizer.special)
+        template = ModelInfo.load(folder).template(tokenizer)
         found = threads(lambda c, turn: tokenizer.encode(text_of(template.label_prompt(c, turn))), 2, range(100, 300), 64)
         some = [
             {"system": c.system, "mask": c.mask, "conversations": [{"from": t.speaker, "value": t.text} for t in c.turns]} for c in found

@@ -109,7 +109,7 @@ def throughput(folder: Path) -> None:
 def upstream(url: str, conversations: list[Conversation], folder: Path) -> float:
     """Seconds of upstream's annotator for these conversations. What it reads is thrown away: this model is not trained to give values."""
     info = ModelInfo.load(folder)
-    template = info.template(load_tokenizer(folder).special)
+    template = info.template(load_tokenizer(folder))
     fields = [*info.attributes.names, *(["lang"] if info.attributes.languages else [])]
     began = time.perf_counter()
     with httpx.Client(base_url=url, timeout=900) as client:
@@ -148,7 +148,7 @@ def annotation(folder: Path, works: Iterable[Work]) -> None:
 def real_threads(folder: Path) -> Iterator[Work]:
     """OASST conversations of two and of four turns."""
     tokenizer = load_tokenizer(folder)
-    template = ModelInfo.load(folder).template(tokenizer.special)
+    template = ModelInfo.load(folder).template(tokenizer)
     measure = lambda c, turn: tokenizer.encode(text_of(template.label_prompt(c, turn)))  # noqa: E731
     for turns, tokens, count, few in ((2, range(150, 400), 32, 2), (4, range(300, 700), 16, 1)):
         yield Work(f"{turns} turns", threads(measure, turns, tokens, count), few)

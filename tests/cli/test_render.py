@@ -35,7 +35,7 @@ def render(tmp_path, *flags: str, **environment: str) -> subprocess.CompletedPro
 def test_json_has_what_the_trainer_sees(tmp_path):
     shown = json.loads(render(tmp_path, "--index", "1", "--json").stdout)
     tokenizer = sentencepiece_plain()
-    spans = Template(special=tokenizer.special).render(Conversation.from_record(RECORD))
+    spans = Template.of(tokenizer).render(Conversation.from_record(RECORD))
     assert shown["text"] == text_of(spans)
     assert (shown["token_ids"], shown["loss_mask"]) == encode_spans(spans, tokenizer)
 

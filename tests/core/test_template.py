@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError
-from nemo_steerlm.core.template import ChatTokens, Escape, Role, Template, check_typed_text, learned_intervals, text_of
+from nemo_steerlm.core.escape import Escape
+from nemo_steerlm.core.template import ChatTokens, Role, Template, check_typed_text, learned_intervals, text_of
 from nemo_steerlm.core.tokenization import encode_spans
 from tests.core import tokenizers_of_all_kinds as kinds
 
@@ -91,7 +92,7 @@ def test_typed_control_tokens_never_become_control_ids(tokens, kind, tmp_path_fa
     @settings(max_examples=50, database=None)
     @given(hostile_records())
     def check(record):
-        spans = Template(tokens=tokens, special=tokenizer.special).render(Conversation.from_record(record))
+        spans = Template.of(tokenizer, tokens).render(Conversation.from_record(record))
         encoded = encode_spans(spans, tokenizer)
         structural = sum(span.role is Role.MARKER for span in spans)
         assert sum(i in ids_of_markers for i in encoded.ids) == structural

@@ -50,7 +50,7 @@ def test_ids_and_mask_equal_upstreams(tokens, tokenizer_kind, tmp_path_factory):
             expected = upstream(record, tokenizer.encode, strings)
         except NotOrdinaryError:
             assume(False)
-        spans = Template(tokens=tokens, special=tokenizer.special).render(Conversation.from_record(record))
+        spans = Template.of(tokenizer, tokens).render(Conversation.from_record(record))
         assert encode_spans(spans, tokenizer) == expected
         compared += 1
 
@@ -78,6 +78,6 @@ def test_learned_text_is_upstreams_own_expectation(kind, mask, learned, tokenize
     turns = [{"from": ("User", "Assistant")[i % 2], "value": f"t{i}", "label": f"quality:{i}"} for i in range(5)]
     conversation = Conversation.from_record({"conversations": turns, "system": "S\n\n", "mask": mask, "type": kind})
     tokenizer = tokenizer_for(tokenizer_kind, DEFAULT, tmp_path)
-    encoded = encode_spans(Template(special=tokenizer.special).render(conversation), tokenizer)
+    encoded = encode_spans(Template.of(tokenizer).render(conversation), tokenizer)
     text = tokenizer.decode([i for i, on in zip(encoded.ids, encoded.loss_mask, strict=True) if on])
     assert text.strip() == "".join(f"{piece}<extra_id_1>" for piece in learned)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
-from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer
+from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer, load_tokenizer
 from tests.inputs import STORIES
 
 MODEL = STORIES / "tokenizer.model"
@@ -53,3 +55,52 @@ def byte_level_bpe(markers: tuple[str, ...] = ()) -> HuggingFaceTokenizer:
     )
     tokenizer.train_from_iterator(CORPUS * 4, trainer)
     return HuggingFaceTokenizer(tokenizer, eos="<|endoftext|>", add=markers)
+
+
+SENTENCEPIECE_RULES = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf")
+"""The normalisers that sentencepiece has by name; the first is what it trains with when nobody says otherwise."""
+
+
+@functools.cache
+def normalising_sentencepiece(rule: str, kind: str, markers: tuple[str, ...], folder: Path) -> SentencePieceTokenizer:
+    """A sentencepiece model that normalises, with ``markers`` as USER_DEFINED pieces."""
+    written = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS * 4),
+        model_writer=written,
+        vocab_size=200,
+        hard_vocab_limit=False,
+        model_type=kind,
+        normalization_rule_name=rule,
+        user_defined_symbols=list(markers),
+        byte_fallback=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    file = folder / f"{rule}-{kind}.model"
+    file.write_bytes(written.getvalue())
+    return SentencePieceTokenizer(file)
+
+
+HUGGING_FACE_NORMALIZERS = {
+    "NFKC": tokenizers.normalizers.NFKC(),
+    "NFKD, no accents, lower case": tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.NFKD(), tokenizers.normalizers.StripAccents(), tokenizers.normalizers.Lowercase()]
+    ),
+    "as sentencepiece": tokenizers.normalizers.Sequence([tokenizers.normalizers.NFKC(), tokenizers.normalizers.Replace(" ", "▁")]),
+    "BERT": tokenizers.normalizers.BertNormalizer(),
+}
+
+
+def normalising_hugging_face(name: str, markers: tuple[str, ...], folder: Path) -> HuggingFaceTokenizer:
+    """A ``tokenizer.json`` of somebody's, in which the markers exist already and are looked for in normalised text."""
+    tokenizer = byte_level_bpe()._tokenizer
+    data = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    data.normalizer = HUGGING_FACE_NORMALIZERS[name]
+    data.add_special_tokens([tokenizers.AddedToken(marker, special=True, normalized=True) for marker in markers])
+    file = folder / "tokenizer.json"
+    data.save(str(file))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    loaded = load_tokenizer(folder, ChatTokens(system_turn_start=markers[0], turn_start=markers[1], label_start=markers[2]))
+    assert isinstance(loaded, HuggingFaceTokenizer)
+    return loaded

@@ -127,7 +127,7 @@ def test_a_shortened_conversation_is_one_that_a_server_can_label(tmp_path, choic
     other = record(conversations=turns(6), tree_id="u")
     question = record(conversations=turns(2, value="word " * 800))
     tokenizer = choice.load(ChatTokens())
-    template = Template(special=tokenizer.special)
+    template = Template.of(tokenizer)
     label = schema.encode(schema.defaults(), "en")
 
     def length(item):

@@ -54,7 +54,7 @@ def slow_score(engine, reference, request: ScoreRequest):
     """Value after value with plain forwards over the whole text: every value's own tokens, each normalised among what may follow."""
     plan, conversation = engine._scorer.plan, request.conversation
     for index in request.turns:
-        spans = engine.info.template(engine.tokenizer.special).label_prompt(conversation, index)
+        spans = engine.info.template(engine.tokenizer).label_prompt(conversation, index)
         ids, values, found = engine.tokenizer.encode(text_of(spans)), [], {}
         for slot in plan.slots:
             ids += slot.forced
@@ -142,7 +142,7 @@ def test_a_model_in_bf16_is_read_in_it_where_the_cpu_has_it(engine, value_folder
 
 
 def prompt(engine, request: ScoreRequest):
-    return engine.info.template(engine.tokenizer.special).label_prompt(request.conversation, request.turns[-1])
+    return engine.info.template(engine.tokenizer).label_prompt(request.conversation, request.turns[-1])
 
 
 def test_a_value_of_two_tokens_can_win(engine):
@@ -157,7 +157,7 @@ def test_the_likeliest_value_is_what_upstreams_protocol_reads(value_server, engi
     with value_server.client() as client:
         for request, turns in zip(requests(8), engine.score(requests(8)), strict=True):
             conversation = request.conversation
-            template = engine.info.template(engine.tokenizer.special)
+            template = engine.info.template(engine.tokenizer)
             prompt = text_of(template.label_prompt(conversation, request.turns[0]))
             for slot in engine._scorer.plan.slots:
                 prompt += f"{slot.name}:"

@@ -63,7 +63,7 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
     from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 
     info, tokenizer = ModelInfo.load(folder), load_tokenizer(folder)
-    template = info.template(tokenizer.special)
+    template = info.template(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     draw = random.Random(0)

@@ -21,14 +21,14 @@ def tokenizer() -> SentencePieceTokenizer:
 
 
 def read(path: Path, tokenizer: SentencePieceTokenizer, length: int = 512) -> ChatDataset:
-    return read_dataset(path, Template(special=tokenizer.special), tokenizer, length)
+    return read_dataset(path, Template.of(tokenizer), tokenizer, length)
 
 
 def test_ids_and_masks_are_those_of_the_template(records: Records, tokenizer: SentencePieceTokenizer) -> None:
     data = read(records(5), tokenizer)
     for i in range(5):
         conversation = Conversation.from_record(record(i, "TEXT_TO_VALUE"))
-        ids, mask = encode_spans(Template(special=tokenizer.special).render(conversation), tokenizer)
+        ids, mask = encode_spans(Template.of(tokenizer).render(conversation), tokenizer)
         found_ids, found_mask = data.record(i)
         assert found_ids.tolist() == ids
         assert found_mask.astype(int).tolist() == mask

@@ -128,7 +128,7 @@ def test_validation_weighs_tokens_and_agrees_with_training(base_nemo: Path, reco
     out = tmp_path / "run"
     main(settings(base_nemo, train, train, out, "model.optim.lr=1e-12", "model.optim.sched.min_lr=0"))
     tokenizer = load_tokenizer(STORIES / "tokenizer.model")
-    counts = read_dataset(train, Template(special=tokenizer.special), tokenizer, 256).learned_counts()
+    counts = read_dataset(train, Template.of(tokenizer), tokenizer, 256).learned_counts()
     order = TrainingOrder(16, 8, 1234, shuffle=True)
     weights = [int(counts[order.batch(step)].sum()) for step in range(2)]
     weighted = sum(w * loss for w, loss in zip(weights, losses(out), strict=True)) / sum(weights)

@@ -102,7 +102,7 @@ def _questions(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Co
         turns = [(Turn(speaker=validation[0].mask, text=text),) for text in spec.evaluate.prompts]
         return [Conversation(turns=t, system=validation[0].system, mask=validation[0].mask) for t in turns]
     tokenizer = load_tokenizer(run.input("prepare", "tokenizer"))
-    template = Template(tokens=spec.model.chat_tokens.tokens(), layout=spec.model.layout, special=tokenizer.special)
+    template = Template.of(tokenizer, spec.model.chat_tokens.tokens(), spec.model.layout)
     label = schema.encode(schema.defaults())
     room = spec.model.max_sequence_length - spec.evaluate.max_tokens
     found = dict.fromkeys(q for c in validation if (q := question(c)) is not None)
