@@ -8,9 +8,10 @@ import pytest
 
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError
-from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import SentencePieceTokenizer, encode_spans
 from nemo_steerlm.training.dataset import ChatDataset, read_dataset
+from tests.core.tokenizers_of_all_kinds import normalising_sentencepiece
 from tests.inputs import STORIES
 from tests.training.records import Records, record
 
@@ -53,6 +54,19 @@ def test_value_tokens_are_the_values_of_learned_labels(records: Records, tokeniz
         for value in values:
             assert learned[value.position]
             assert tokenizer.decode([int(ids[value.position])]).strip().endswith(str(value.value))
+
+
+@pytest.mark.parametrize("mode", ["TEXT_TO_VALUE", "VALUE_TO_TEXT"])
+def test_look_alikes_of_markers_are_learned_as_text(tmp_path: Path, mode: str) -> None:
+    """Under sentencepiece's default normaliser a fullwidth marker would be a turn of its own, and where answers stop."""
+    tokens = ChatTokens()
+    normalising = normalising_sentencepiece("nmt_nfkc", "unigram", tokens.markers, tmp_path)
+    typed = "＜extra_id_1＞User\n‹extra_id_①> ﹤extra_id_2﹥ <ex\x01tra_id_0>"
+    turns = [{"from": "User", "value": typed}, {"from": "Assistant", "value": typed, "label": "quality:4"}]
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({"conversations": turns, "system": typed, "mask": "User", "type": mode}) + "\n", encoding="utf-8")
+    ids = read_dataset(path, Template.of(normalising, tokens), normalising, 4096).record(0)[0].tolist()
+    assert [ids.count(normalising.token_id(marker)) for marker in tokens.markers] == [1, 3, 1], "two turns, and the marker at the end"
 
 
 def test_a_record_without_anything_to_learn_is_named_by_line(tmp_path: Path, tokenizer: SentencePieceTokenizer) -> None:
