@@ -79,6 +79,10 @@ help:
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
 
+# Hours for all rooms on two cores; it goes on where it was interrupted.
+mutants: $(INSTALLED)
+	$(BIN)/python -m tests.mutants $(ROOMS)
+
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
 
