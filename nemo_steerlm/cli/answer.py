@@ -14,7 +14,7 @@ def answer(
     patience: float = typer.Option(30.0, help="Seconds to wait for the server."),
 ) -> None:
     """Ask one question under chosen attributes and print the answer."""
-    from nemo_steerlm.cli.serve import read_attributes
     from nemo_steerlm.client.chat import get_answer
+    from nemo_steerlm.core.labels import Label
 
-    print(get_answer(question, read_attributes(attribute), server, max_tokens=max_tokens, system=system, patience=patience))
+    print(get_answer(question, Label.from_options(attribute).to_mapping(), server, max_tokens=max_tokens, system=system, patience=patience))

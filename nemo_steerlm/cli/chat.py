@@ -26,14 +26,15 @@ def chat(
     startup_timeout: float = typer.Option(300.0, help="Seconds a server that is started here may take to load."),
 ) -> None:
     """Talk to a model under chosen attributes. A server that is started for it is stopped at the end."""
-    from nemo_steerlm.cli.serve import read_attributes
     from nemo_steerlm.client.chat import Chat
+    from nemo_steerlm.core.labels import Label
     from nemo_steerlm.core.processes import exit_on_sigterm
 
     exit_on_sigterm()
     with contextlib.ExitStack() as stack:
         url = model if model.startswith(("http://", "https://")) else stack.enter_context(_started(Path(model), startup_timeout))
-        talk = stack.enter_context(Chat(url, read_attributes(attribute), max_tokens=max_tokens, temperature=temperature, system=system))
+        asked = Label.from_options(attribute).to_mapping()
+        talk = stack.enter_context(Chat(url, asked, max_tokens=max_tokens, temperature=temperature, system=system))
         print(_help(talk), file=sys.stderr)
         for text in _lines():
             if text.startswith("/"):
@@ -89,7 +90,7 @@ def _help(talk: Chat) -> str:
 
 def _command(talk: Chat, text: str) -> bool:
     """Do what a line that begins with ``/`` says. False: end the chat."""
-    from nemo_steerlm.cli.serve import read_attributes
+    from nemo_steerlm.core.labels import Label
 
     name, *words = text.split()
     if name in ("/quit", "/exit"):
@@ -98,12 +99,12 @@ def _command(talk: Chat, text: str) -> bool:
         talk.reset()
     elif name == "/set" and words:
         try:
-            talk.set(read_attributes(words))
+            talk.set(Label.from_options(words).to_mapping())
         except SteerLMError as error:
             print(error, file=sys.stderr)
     elif name != "/show":
         print(_help(talk), file=sys.stderr)
         return True
-    shown = {**talk.schema.defaults(), **talk.attributes}
+    shown = talk.attributes.over(Label(values=talk.schema.defaults())).to_mapping()
     print(f"[{len(talk.messages)} messages; {', '.join(f'{k}={v}' for k, v in shown.items())}]", flush=True)
     return True

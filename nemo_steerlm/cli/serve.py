@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
-from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, shown
+from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError
+from nemo_steerlm.core.labels import Label
 from nemo_steerlm.megatron.imports import lean_imports
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def serve(
 
     settings = Settings(
         name=name or model.resolve().stem,
-        default_attributes=read_attributes(default),
+        defaults=Label.from_options(default),
         max_body_bytes=int(max_body_mb * (1 << 20)),
         request_timeout=request_timeout,
         api_key=api_key.strip() or None,
@@ -135,7 +136,7 @@ def _page(
 
         if beside and not service.scores and (reader or _fits(beside, device)):
             value = scheduled(load_engine(beside, max_rows=max_rows, device=device or None, openvino=openvino), 1024)
-            named = msgspec.structs.replace(service.settings, name=f"{service.settings.name}-reader", default_attributes={})
+            named = msgspec.structs.replace(service.settings, name=f"{service.settings.name}-reader", defaults=Label())
             service.reader = Service(value, named)
             if not service.reader.scores:
                 raise UsageError(f"--reader {beside}: this is a steer model, it writes; give a value model")
@@ -359,14 +360,3 @@ def _await_health(url: str, child: Child) -> None:
             if httpx.get(f"{url}/health", timeout=5.0).status_code == 200:
                 return
         time.sleep(0.5)
-
-
-def read_attributes(options: list[str]) -> dict[str, int | str]:
-    """``["quality=4", "lang=en"]`` as a mapping. Raises UsageError for what has no ``=``."""
-    attributes: dict[str, int | str] = {}
-    for option in options:
-        key, equals, value = option.partition("=")
-        if not equals:
-            raise UsageError(f"attribute {shown(option)}: write name=value, as quality=4")
-        attributes[key] = int(value) if value.lstrip("-").isdigit() else value
-    return attributes

@@ -15,6 +15,7 @@ from nemo_steerlm.client.servers import Server, ServerPool
 from nemo_steerlm.client.signals import run_until_signal
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, UnavailableError
+from nemo_steerlm.core.labels import Label
 
 IN_FLIGHT = 64
 """Requests at a time to a server: enough to fill its batches."""
@@ -28,8 +29,8 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     """Ends with the turn to answer."""
-    attributes: dict[str, int | str]
-    """Values by name, and ``lang`` where the schema has languages."""
+    label: Label
+    """What to write under."""
     seed: int
 
 
@@ -51,7 +52,7 @@ def answers(urls: Sequence[str], asks: Sequence[Ask], sampling: Sampling, done: 
         body = {
             "messages": [{"role": "system", "content": ask.conversation.system}]
             + [{"role": _role(turn, ask.conversation), "content": turn.text} for turn in ask.conversation.turns],
-            "attributes": ask.attributes,
+            "attributes": ask.label.to_mapping(),
             "seed": ask.seed,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,

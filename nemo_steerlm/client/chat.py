@@ -19,9 +19,10 @@ from nemo_steerlm.client.announcement import Announcement
 from nemo_steerlm.client.http import async_client, sync_client
 from nemo_steerlm.client.retry import Fault, RetryPolicy, classify_status, error_message
 from nemo_steerlm.client.servers import ServerPool
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema, preset
+from nemo_steerlm.core.attributes import AttributeSchema, preset
 from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER, Conversation, Turn
 from nemo_steerlm.core.errors import ConfigError, DataError, SteerLMError, TryAgainError, UnavailableError, UsageError, shown
+from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.template import Template, text_of
 
 Attributes = Mapping[str, int | str]
@@ -74,7 +75,8 @@ class Chat:
         if self.info and self.info.kind != "steer":
             raise ConfigError(f"{server} has a {self.info.kind} model, which reads attributes; answers need a steer model")
         self.schema: AttributeSchema = self.info.attributes if self.info else preset("oasst")
-        self.attributes: dict[str, int | str] = {}
+        self.attributes = Label()
+        """What is asked for; attributes that it leaves out are at the server's defaults."""
         self.set(attributes)
         self._client = sync_client(server, timeout=httpx.Timeout(600.0, connect=10.0))
 
@@ -87,11 +89,10 @@ class Chat:
     def set(self, attributes: Attributes) -> None:
         """Change attributes from the next answer on. Raises UsageError for a name or value that the model does not have."""
         try:
-            _label(self.schema, attributes)
+            self.attributes = self.schema.label(attributes).over(self.attributes)
         except DataError as error:
             ranges = ", ".join(f"{a.name} {a.low}..{a.high}" for a in self.schema.attributes)
             raise UsageError(f"{error.reason}; this model has {ranges}") from error
-        self.attributes.update(attributes)
 
     def reset(self) -> None:
         """Forget what was said."""
@@ -113,7 +114,7 @@ class Chat:
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         body = {
             "messages": [*system, *messages],
-            "attributes": self.attributes,
+            "attributes": self.attributes.to_mapping(),
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
             "stream": True,
@@ -157,7 +158,8 @@ class Chat:
         yield template.escape.undo(answer).strip()
 
     def _prompt(self, messages: list[dict[str, str]]) -> str:
-        label = _label(self.schema, {**self.schema.defaults(), **self.attributes})
+        wanted = self.attributes.over(Label(values=self.schema.defaults()))
+        label = self.schema.encode(wanted.values, wanted.language)
         roles = {"user": USER, "assistant": ASSISTANT}
         turns = tuple(
             Turn(speaker=roles[m["role"]], text=m["content"], label=label if m["role"] == "assistant" else None) for m in messages
@@ -187,13 +189,6 @@ async def _announcement(server: str, patience: float) -> Announcement:
         ServerPool([server], client, policy, kind="steer") as pool,
     ):
         return await pool.announcement()
-
-
-def _label(schema: AttributeSchema, attributes: Attributes) -> str:
-    values = dict(attributes)
-    language = values.pop(LANGUAGE_KEY, None)
-    # Names and ranges are the schema's to judge, also where a value is no number at all.
-    return schema.encode(values, None if language is None else str(language))  # type: ignore[arg-type]
 
 
 def _completion(sentence: str, prompt: str) -> str:

@@ -10,9 +10,10 @@ import msgspec
 
 from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy, send
 from nemo_steerlm.client.servers import Server
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema, Label
+from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, shown
+from nemo_steerlm.core.labels import LANGUAGE_KEY, Label, join, split
 from nemo_steerlm.core.template import Template, text_of
 
 Turns = Literal["unmasked", "all"]
@@ -77,8 +78,7 @@ class Labelling:
         """What comes before the next missing value. The values before it, and the labels before that, are in it."""
         turn = self.targets[len(self.labels)]
         start = text_of(self.reading.template.label_prompt(self._labelled(), turn))
-        so_far = self.reading.schema.encode(self._values)
-        return f"{start}{so_far}{',' if so_far else ''}{self._field()}:"
+        return start + self._label_with("")
 
     def take(self, sentence: str, prompt: str) -> None:
         """Read the next value from upstream's answer, prompt and completion. Raises RequestFailed where it is none."""
@@ -88,9 +88,8 @@ class Labelling:
         if at < len(field) + 1:
             raise RequestFailed(Fault.ATTEMPT, f"answer has no {field}: {shown(sentence[-60:])}")
         text = sentence[at:].split(",", maxsplit=1)[0].split("\n", maxsplit=1)[0].strip()
-        so_far = self.reading.schema.encode(self._values)
         try:
-            label = self.reading.schema.parse(f"{so_far}{',' if so_far else ''}{field}:{text}")
+            label = self.reading.schema.parse(self._label_with(text))
         except DataError as error:
             raise RequestFailed(Fault.ATTEMPT, f"wrong value {shown(text)} of {field}") from error
         self._values = label.values
@@ -106,6 +105,10 @@ class Labelling:
     def _field(self) -> str:
         names = self.reading.schema.names
         return names[len(self._values)] if len(self._values) < len(names) else LANGUAGE_KEY
+
+    def _label_with(self, text: str) -> str:
+        """The label so far, with ``text`` as the next field's value."""
+        return join([*self._values.items(), (self._field(), text)])
 
     def _labelled(self) -> Conversation:
         turns = list(self.conversation.turns)
@@ -186,15 +189,14 @@ def _record(conversation: Conversation) -> dict[str, Any]:
 def _turn_label(turn: _Turn, schema: AttributeSchema) -> TurnLabel:
     values = {name: attribute.value for name, attribute in turn.attributes.items()}
     language = turn.lang.value if turn.lang and schema.languages else None
-    fields = dict(part.partition(":")[::2] for part in turn.label.split(",")) if turn.label else {}
-    if not schema.languages:
-        fields.pop(LANGUAGE_KEY, None)
     try:
         label = schema.encode(values, language)
     except DataError as error:
         raise RequestFailed(Fault.ATTEMPT, f"wrong value: {error}") from error
-    said = {name: str(value) for name, value in values.items()} | ({LANGUAGE_KEY: language} if language else {})
-    if tuple(n for n in schema.names if n in values) != schema.names or fields != said or bool(schema.languages) != bool(language):
+    # A schema without languages may be the model's with its languages left out: then what the server says of them is left out too.
+    written = {field.name: field.text for field in split(turn.label) if schema.languages or field.name != LANGUAGE_KEY}
+    complete = set(values) == set(schema.names) and bool(schema.languages) == bool(language)
+    if not complete or written != {field.name: field.text for field in split(label)}:
         raise RequestFailed(Fault.ATTEMPT, f"label {shown(turn.label)} and values do not agree")
     confidence = {name: attribute.probabilities.get(str(attribute.value), -1.0) for name, attribute in turn.attributes.items()}
     if turn.lang and language:

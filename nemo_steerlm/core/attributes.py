@@ -1,16 +1,14 @@
-"""The attributes a model reads and writes under, and the label strings that carry them: ``quality:4,toxicity:0,lang:en``."""
+"""The attributes a model reads and writes under: their names, order and levels, and which labels fit them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
-
-LANGUAGE_KEY = "lang"
+from nemo_steerlm.core.labels import LANGUAGE_KEY, Label, join, split
 
 OASST_LANGUAGES = (
     "ar bg bn ca cs da de el en eo es eu fa fi fr gl he hu id it ja ko nb nl pl pt ro ru sk sv th tr uk vi zh".split()  # noqa: SIM905  # a list of quoted pairs reads worse
@@ -41,13 +39,6 @@ class Attribute(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def values(self) -> range:
         """Every allowed value, ascending."""
         return range(self.low, self.high + 1)
-
-
-class Label(msgspec.Struct, frozen=True, kw_only=True):
-    """What a label string says: values in schema order, and the language if it names one."""
-
-    values: dict[str, int]
-    language: str | None = None
 
 
 class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -83,50 +74,57 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         """Every attribute at its default."""
         return {a.name: a.default for a in self.attributes}
 
-    def check(self, values: Mapping[str, int]) -> None:
+    @property
+    def default_language(self) -> str | None:
+        """The language of a label that nobody chose one for: English where there is English; None without languages."""
+        return ("en" if "en" in self.languages else self.languages[0]) if self.languages else None
+
+    def check(self, values: Mapping[str, object]) -> None:
         """Raise DataError on the first name that is not in the schema or value that is out of its range."""
         for name, value in values.items():
             attribute = self[name]
             if type(value) is not int or value not in attribute.values:  # True is no level
-                raise DataError(
-                    f"label out of range: {name} is {shown(value)}",
-                    where=Where(field=name),
-                    instead=f"write a whole number from {attribute.low} to {attribute.high}",
-                )
+                raise _out_of_range(attribute, value)
 
     def encode(self, values: Mapping[str, int], language: str | None = None) -> str:
         """``values`` as a label string, in schema order, absent attributes left out. Raises DataError as ``check``."""
         self.check(values)
-        parts = [f"{a.name}:{values[a.name]}" for a in self.attributes if a.name in values]
+        fields: dict[str, int | str] = {name: values[name] for name in self.names if name in values}
         if language is not None:
             self._check_language(language)
-            parts.append(f"{LANGUAGE_KEY}:{language}")
-        return ",".join(parts)
+            fields[LANGUAGE_KEY] = language
+        return join(fields)
 
     def parse(self, label: str) -> Label:
         """Read a label string, in any order. Raises DataError for what is malformed, unknown, double or out of range."""
         values: dict[str, int] = {}
         language = None
-        for part in label.split(",") if label else ():
-            key, colon, text = part.partition(":")
-            if not colon:
-                raise DataError(f"label part {shown(part)} has no ':'", instead="write name:value,name:value")
-            if key in values or (key == LANGUAGE_KEY and language is not None):
-                raise DataError(f"label names {key} twice")
-            if key == LANGUAGE_KEY:
-                self._check_language(text)
-                language = text
+        for field in split(label):
+            if field.text is None:
+                raise DataError(f"label part {shown(field.name)} has no ':'", instead="write name:value,name:value")
+            if field.name in values or (field.name == LANGUAGE_KEY and language is not None):
+                raise DataError(f"label names {field.name} twice")
+            if field.name == LANGUAGE_KEY:
+                self._check_language(field.text)
+                language = field.text
                 continue
-            attribute = self[key]
-            if not re.fullmatch(r"-?[0-9]{1,9}", text):
-                raise DataError(
-                    f"label out of range: {key} is {shown(text)}",
-                    where=Where(field=key),
-                    instead=f"write a whole number from {attribute.low} to {attribute.high}",
-                )
-            values[key] = int(text)
+            attribute = self[field.name]
+            if field.level is None:
+                raise _out_of_range(attribute, field.text)
+            values[field.name] = field.level
         self.check(values)
         return Label(values={n: values[n] for n in self.names if n in values}, language=language)
+
+    def label(self, mapping: Mapping[str, object]) -> Label:
+        """Read what ``Label.to_mapping`` writes: attributes of a request. Raises DataError for what is unknown or out of range."""
+        values = {name: value for name, value in mapping.items() if name != LANGUAGE_KEY}
+        self.check(values)
+        language = mapping.get(LANGUAGE_KEY)
+        if language is not None:
+            if not isinstance(language, str):
+                raise DataError(f"language is {shown(language)}", where=Where(field=LANGUAGE_KEY), instead="write a string")
+            self._check_language(language)
+        return Label(values={n: values[n] for n in self.names if n in values}, language=language)  # type: ignore[misc]
 
     def _check_language(self, language: str) -> None:
         if not self.languages:
@@ -147,6 +145,14 @@ class AttributeSchema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             return msgspec.convert(dict(data), cls)
         except msgspec.ValidationError as error:
             raise UsageError(f"attribute schema: {error}") from error
+
+
+def _out_of_range(attribute: Attribute, value: object) -> DataError:
+    return DataError(
+        f"label out of range: {attribute.name} is {shown(value)}",
+        where=Where(field=attribute.name),
+        instead=f"write a whole number from {attribute.low} to {attribute.high}",
+    )
 
 
 def _schema(name: str, spec: str, *, high: int = 4, languages: tuple[str, ...] = ()) -> AttributeSchema:

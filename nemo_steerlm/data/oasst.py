@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, preset
+from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER, Mode
 from nemo_steerlm.core.errors import DataError, Where, shown
+from nemo_steerlm.core.labels import LANGUAGE_KEY
 from nemo_steerlm.core.template import ChatTokens, first_marker
 from nemo_steerlm.data.records import Record, parse_line, raw_lines
 from nemo_steerlm.data.rejects import Rejects

@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
+from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.labels import LANGUAGE_KEY, split
 from nemo_steerlm.data.records import read_lines
 
 Counts = npt.NDArray[np.int64]
@@ -74,14 +75,15 @@ class Agreement:
 
     def add(self, human: str, predicted: str) -> None:
         """Count one turn. What the human label does not say, or says in values that the schema does not have, is left out."""
-        said, found = _fields(human), _fields(predicted)
+        said, found = ({field.name: field for field in split(label)} for label in (human, predicted))
         for attribute in self.schema.attributes:
-            pair = [fields.get(attribute.name, "") for fields in (said, found)]
-            if all(text.lstrip("-").isdigit() and int(text) in attribute.values for text in pair):
-                row, column = (int(text) - attribute.low for text in pair)
-                self.counts[attribute.name][row, column] += 1
-        if said.get(LANGUAGE_KEY) and found.get(LANGUAGE_KEY):
-            self.languages[said[LANGUAGE_KEY] == found[LANGUAGE_KEY]] += 1
+            levels = [fields[attribute.name].level for fields in (said, found) if attribute.name in fields]
+            pair = tuple(level - attribute.low for level in levels if level is not None and level in attribute.values)
+            if len(pair) == 2:
+                self.counts[attribute.name][pair] += 1
+        languages = [fields[LANGUAGE_KEY].text for fields in (said, found) if LANGUAGE_KEY in fields]
+        if len(languages) == 2 and all(languages):
+            self.languages[languages[0] == languages[1]] += 1
 
     def figures(self) -> dict[str, dict[str, Any]]:
         """For each attribute that was compared: number of turns, accuracy, mean absolute error, Spearman correlation, the counts."""
@@ -131,10 +133,6 @@ def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axes.set_yticklabels([str(low + i) for i in range(len(counts))])
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
-
-
-def _fields(label: str) -> Mapping[str, str]:
-    return dict(part.partition(":")[::2] for part in label.split(","))
 
 
 def _figures(counts: Counts) -> dict[str, float | int | None]:

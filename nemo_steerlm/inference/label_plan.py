@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import msgspec
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.errors import ConfigError, shown
+from nemo_steerlm.core.labels import LANGUAGE_KEY, join, split
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.engine import Choice
@@ -104,7 +104,7 @@ class LabelPlan(NamedTuple):
 
     def label(self, values: Sequence[str]) -> str:
         """The label string with these values."""
-        return ",".join(f"{slot.name}:{value}" for slot, value in zip(self.slots, values, strict=True))
+        return join((slot.name, value) for slot, value in zip(self.slots, values, strict=True))
 
 
 def compile_label(info: ModelInfo, tokenizer: TextTokenizer) -> LabelPlan:
@@ -140,14 +140,15 @@ class _Pieces(NamedTuple):
 def _pieces(info: ModelInfo, tokenizer: TextTokenizer, fields: dict[str, tuple[str, ...]], k: int, value: str) -> _Pieces:
     """The label's tokens before, in and after the value of field ``k``, all other fields at their first value."""
     head = info.tokens.label_start
-    parts = [f"{name}:{value if i == k else values[0]}" for i, (name, values) in enumerate(fields.items())]
-    text = head + ",".join(parts) + info.tokens.end_of_name + info.tokens.turn_start
-    end = len(head) + len(",".join(parts[: k + 1]))
-    start = end - len(value)
+    label = join((name, value if i == k else values[0]) for i, (name, values) in enumerate(fields.items()))
+    text = head + label + info.tokens.end_of_name + info.tokens.turn_start
+    field = split(label)[k]
+    start = len(head) + field.start
+    end = start + len(value)
     ids, offsets = tokenizer.encode_offsets(text)
     for _, (a, b) in zip(ids, offsets, strict=True):
         if any(a < edge < b for edge in (len(head), start, end)):
-            merged = f"the value in {shown(parts[k])} with its neighbours ({shown(text[a:b])})"
+            merged = f"the value in {shown(join([(field.name, value)]))} with its neighbours ({shown(text[a:b])})"
             raise ConfigError(f"this tokenizer merges {merged}: it cannot be scored")
     edges = [a for a, _ in offsets]
     first, last, body = (next((i for i, a in enumerate(edges) if a >= x), len(ids)) for x in (start, end, len(head)))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation, Turn
-from nemo_steerlm.core.errors import DataError, shown
+from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.labels import LANGUAGE_KEY, Label
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import TextTokenizer, prompt_ids
@@ -16,21 +16,22 @@ from nemo_steerlm.serving.schemas import Message
 class Prompts:
     """How one model is asked."""
 
-    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, max_length: int, defaults: Mapping[str, int | str] | None = None) -> None:
+    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, max_length: int, defaults: Label | None = None) -> None:
         """``defaults`` are the server's own, over those of the schema. Raises DataError where they are not in the schema."""
         self.info = info
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.template: Template = info.template(tokenizer)
-        self._defaults: dict[str, int | str] = {**info.attributes.defaults(), **(defaults or {})}
+        self.defaults = (defaults or Label()).over(Label(values=info.attributes.defaults()))
+        """What a request that names no attributes gets."""
         marker = tokenizer.token_id(info.tokens.turn_start)
         self._anchor = [marker] if marker is not None else [0]
         self.label({})
 
     @property
     def default_attributes(self) -> dict[str, int | str]:
-        """What a request that names no attributes gets."""
-        return dict(self._defaults)
+        """``defaults`` as the API writes them."""
+        return self.defaults.to_mapping()
 
     def control_stops(self) -> tuple[frozenset[int], tuple[str, ...]]:
         """Where an answer ends: ids of the control tokens and end of text, and the control strings that have no id."""
@@ -47,23 +48,17 @@ class Prompts:
 
     def label(self, attributes: Mapping[str, int | str]) -> str:
         """The label string for ``attributes`` over the defaults. Raises DataError listing what exists."""
-        wanted = {**self._defaults, **attributes}
-        language = wanted.pop(LANGUAGE_KEY, None)
         schema = self.info.attributes
-        for name, value in wanted.items():
-            if isinstance(value, str):
-                raise DataError(f"attribute {name} is {shown(value)}", instead=self._ranges())
         try:
-            if language is not None and not isinstance(language, str):
-                raise DataError(f"language is {shown(language)}")
-            return schema.encode({name: int(value) for name, value in wanted.items()}, language)
+            wanted = schema.label(attributes).over(self.defaults)
+            return schema.encode(wanted.values, wanted.language)
         except DataError as error:
             raise DataError(str(error), instead=f"attributes here: {self._ranges()}") from error
 
     def _ranges(self) -> str:
         parts = [f"{a.name} {a.low}..{a.high}" for a in self.info.attributes.attributes]
         languages = self.info.attributes.languages
-        return ", ".join([*parts, f"lang {'|'.join(languages)}"] if languages else parts)
+        return ", ".join([*parts, f"{LANGUAGE_KEY} {'|'.join(languages)}"] if languages else parts)
 
     def conversation(self, messages: Sequence[Message], label: str | None) -> Conversation:
         """Chat messages as a conversation; assistants' turns get their own attributes' label, or ``label``."""

@@ -12,6 +12,7 @@ import msgspec
 from starlette.requests import Request
 
 from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.core.labels import Label
 from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Model
 from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.tasks import ended
@@ -43,7 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str = "steerlm"
     """The model's name in ``/v1/models``."""
-    default_attributes: dict[str, int | str] = {}
+    defaults: Label = Label()
+    """What requests that name no attributes are answered under, over the schema's own defaults."""
     max_body_bytes: int = 8 << 20
     request_timeout: float = 600.0
     """Seconds."""
@@ -61,7 +63,7 @@ class Service:
         self.reader: Service | None = None
         """Serves the value model that reads for this steer model, where one process has both."""
         self.metrics = model.metrics
-        self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.default_attributes)
+        self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.defaults)
         self.started = int(time.time())
         self.draining = False
         self.in_flight = 0

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY
 from nemo_steerlm.core.conversation import Conversation, Mode
 from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.core.labels import LANGUAGE_KEY, split
 from nemo_steerlm.core.template import Role, Span, Template, text_of
 from nemo_steerlm.core.tokenization import Encoded, TextTokenizer, loss_mask, require_learned, require_own_structure
 from nemo_steerlm.data.records import read_lines
@@ -116,12 +116,11 @@ def read_dataset(file: str | Path, template: Template, tokenizer: TextTokenizer,
 
 
 def _collect(label: str | None, labels: dict[str, set[int]], languages: set[str]) -> None:
-    for part in (label or "").split(","):
-        name, _, value = part.partition(":")
-        if name == LANGUAGE_KEY and value:
-            languages.add(value)
-        elif value.lstrip("-").isdigit():
-            labels.setdefault(name, set()).add(int(value))
+    for field in split(label or ""):
+        if field.name == LANGUAGE_KEY and field.text:
+            languages.add(field.text)
+        elif field.level is not None:
+            labels.setdefault(field.name, set()).add(field.level)
 
 
 def _value_tokens(spans: Iterable[Span], offsets: list[tuple[int, int]]) -> Iterable[ValueToken]:
@@ -129,14 +128,10 @@ def _value_tokens(spans: Iterable[Span], offsets: list[tuple[int, int]]) -> Iter
     position = token = 0
     for span in spans:
         if span.role is Role.LABEL and span.learned:
-            at = position
-            for part in span.text.split(","):
-                name, _, value = part.partition(":")
-                if value.lstrip("-").isdigit():
-                    begin = at + len(name) + 1
-                    while token < len(offsets) and offsets[token][1] <= begin:
+            for field in split(span.text):
+                if field.level is not None:
+                    while token < len(offsets) and offsets[token][1] <= position + field.start:
                         token += 1
                     if token < len(offsets):
-                        yield ValueToken(token, name, int(value))
-                at += len(part) + 1
+                        yield ValueToken(token, field.name, field.level)
         position += len(span.text)

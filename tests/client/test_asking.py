@@ -7,6 +7,7 @@ import pytest
 from nemo_steerlm.client.asking import Ask, Sampling, answers, readings
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.labels import Label
 
 SAMPLING = Sampling(max_tokens=8, temperature=1.0, top_k=50)
 NOBODY = "http://127.0.0.1:9"
@@ -17,7 +18,7 @@ def asked(text):
 
 
 def asks(**attributes):
-    return [Ask(conversation=asked(f"Tell me of {number}."), attributes=attributes, seed=number) for number in range(5)]
+    return [Ask(conversation=asked(f"Tell me of {number}."), label=Label(values=attributes), seed=number) for number in range(5)]
 
 
 def test_a_server_that_is_not_there_changes_no_answer(steer_server):

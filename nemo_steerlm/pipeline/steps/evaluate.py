@@ -10,10 +10,11 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.client.asking import Ask, Sampling, answers, readings
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
+from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 from nemo_steerlm.data.records import read_lines, write_records
@@ -122,7 +123,7 @@ def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Samp
     chosen = [questions[i] for i in spread(questions, how.samples_per_level, how.seed)]
     plan = [(name, level, q) for name in how.attributes or schema.names for level in schema[name].values for q in chosen]
     asks = [
-        Ask(conversation=q, attributes={**_base(schema, how.base), name: level}, seed=how.seed + i)
+        Ask(conversation=q, label=Label(values={name: level}).over(_base(schema, how.base)), seed=how.seed + i)
         for i, (name, level, q) in enumerate(plan)
     ]
     total = 2 * len(asks)
@@ -144,10 +145,9 @@ def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Samp
     ]
 
 
-def _base(schema: AttributeSchema, values: Mapping[str, int]) -> dict[str, int | str]:
+def _base(schema: AttributeSchema, values: Mapping[str, int]) -> Label:
     """What is asked for besides the steered attribute; training labels end in a language where the schema has languages."""
-    language = {LANGUAGE_KEY: "en" if "en" in schema.languages else schema.languages[0]} if schema.languages else {}
-    return {**schema.defaults(), **values, **language}
+    return Label(values={**schema.defaults(), **values}, language=schema.default_language)
 
 
 def _answered(asked: Conversation, text: str) -> Conversation:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nemo_steerlm.client.asking import Ask, Sampling, answers
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema, Label
+from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.data.records import Record, read_lines, write_records
@@ -33,7 +33,7 @@ def sample(run: Run) -> dict[str, Any]:
     asked = draw.sample(questions, min(how.prompts, len(questions)))
     schema = spec.attributes.schema_()
     asks = [
-        Ask(conversation=q, attributes=_as_asked(schema.parse(draw.choice(combinations))), seed=draw.randrange(2**31))
+        Ask(conversation=q, label=schema.parse(draw.choice(combinations)), seed=draw.randrange(2**31))
         for q in asked
         for _ in range(how.samples_per_prompt)
     ]
@@ -57,10 +57,6 @@ def good_labels(conversation: Conversation, require: dict[str, int], schema: Att
         values = parsed.values
         if all(values.get(name) == value for name, value in require.items()):
             yield schema.encode(values, parsed.language)
-
-
-def _as_asked(label: Label) -> dict[str, int | str]:
-    return {**label.values, **({LANGUAGE_KEY: label.language} if label.language else {})}
 
 
 def _record(ask: Ask, text: str) -> Record:

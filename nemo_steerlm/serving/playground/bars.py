@@ -6,7 +6,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY, AttributeSchema
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.labels import LANGUAGE_KEY
 
 _SIGNS = str.maketrans({"$": "&#36;", "{": "&#123;", "}": "&#125;", "`": "&#96;"})
 """Gradio reads HTML as a template; in text these mean themselves."""

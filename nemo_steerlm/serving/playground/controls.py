@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from nemo_steerlm.core.attributes import LANGUAGE_KEY
+from nemo_steerlm.core.labels import Label
 from nemo_steerlm.serving.playground.presets import CUSTOM, SAMPLING, attribute_presets
 from nemo_steerlm.serving.prompts import Prompts
 
@@ -45,7 +45,7 @@ class AttributeControls:
                 for attribute in schema.attributes
             ]
             if schema.languages:
-                default = prompts.default_attributes.get(LANGUAGE_KEY) or ("en" if "en" in schema.languages else schema.languages[0])
+                default = prompts.defaults.language or schema.default_language
                 languages = [("not said", ""), *((language, language) for language in schema.languages)]
                 self.language = gr.Dropdown(languages, value=str(default), label=f"language{suffix}", interactive=True)
         _follow(self.preset, self.sliders, {name: [chosen[a] for a in self._names] for name, chosen in presets.items()})
@@ -57,10 +57,8 @@ class AttributeControls:
 
     def attributes(self, values: Sequence[Any]) -> dict[str, int | str]:
         """What the API calls ``attributes``."""
-        chosen: dict[str, int | str] = {name: int(value) for name, value in zip(self._names, values, strict=False)}
-        if self.language and values[-1]:
-            chosen[LANGUAGE_KEY] = str(values[-1])
-        return chosen
+        levels = {name: int(value) for name, value in zip(self._names, values, strict=False)}
+        return Label(values=levels, language=str(values[-1]) if self.language and values[-1] else None).to_mapping()
 
 
 class SamplingControls:
