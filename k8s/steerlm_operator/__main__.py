@@ -8,6 +8,7 @@ import socket
 
 import kopf
 
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import ConfigError
 from steerlm_operator import config as configs
 from steerlm_operator import handlers
@@ -19,7 +20,7 @@ def main() -> None:
         config = configs.load()
     except ConfigError as error:
         raise SystemExit(_told(error)) from error
-    as_json = os.environ.get("STEERLM_LOG_FORMAT") == "json"
+    as_json = os.environ.get(environment.LOG_FORMAT) == "json"
     kopf.configure(log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it tells of every event of every object
     kopf.run(

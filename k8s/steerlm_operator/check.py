@@ -15,15 +15,12 @@ from typing import Any
 import aiohttp
 import kopf
 
+from nemo_steerlm.core.environment import OPERATOR_RULES, OPERATOR_URL
 from nemo_steerlm.pipeline import crd
 from nemo_steerlm.pipeline.manifest import API_VERSION, KIND
 from steerlm_operator import config as configs
 from steerlm_operator.cluster import ApiError, Cluster
 
-OPERATOR_ENV = "STEERLM_OPERATOR_URL"
-"""Where the operator's health is; not asked where unset."""
-RULES_ENV = "STEERLM_OPERATOR_RULES"
-"""Its role's rules, as JSON."""
 SHOWN = 5
 
 Answer = tuple[bool, str]
@@ -90,7 +87,7 @@ def _few(items: list[str]) -> str:
 
 async def answers(environment: Mapping[str, str]) -> AsyncIterator[Answer]:
     """All answers, in order."""
-    if url := environment.get(OPERATOR_ENV):
+    if url := environment.get(OPERATOR_URL):
         async for answer in operator(url):
             yield answer
     settings = kopf.OperatorSettings()
@@ -102,7 +99,7 @@ async def answers(environment: Mapping[str, str]) -> AsyncIterator[Answer]:
     async with Cluster(connection) as cluster:
         async for answer in definition(cluster):
             yield answer
-        async for answer in role(cluster, json.loads(environment.get(RULES_ENV, "[]")), namespaces):
+        async for answer in role(cluster, json.loads(environment.get(OPERATOR_RULES, "[]")), namespaces):
             yield answer
 
 

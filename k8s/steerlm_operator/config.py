@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field
 
 from nemo_steerlm import __version__
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.pipeline.cluster_spec import (
     AmountSpec,
@@ -22,9 +23,6 @@ from nemo_steerlm.pipeline.cluster_spec import (
     StorageSpec,
 )
 from nemo_steerlm.pipeline.sources import Spec
-
-CONFIG_ENV = "STEERLM_OPERATOR_CONFIG"
-"""Names the YAML file; the chart mounts one."""
 
 
 class SecurityConfig(Spec):
@@ -81,7 +79,7 @@ class OperatorConfig(Spec):
 
 def load(path: str | None = None) -> OperatorConfig:
     """The configuration in ``path`` or the file that the environment names; the defaults without either. Raises ConfigError."""
-    path = path or os.environ.get(CONFIG_ENV)
+    path = path or os.environ.get(environment.OPERATOR_CONFIG)
     if not path:
         return OperatorConfig()
     try:

@@ -141,7 +141,7 @@ def _act_on(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) ->
         _note_running(draft, stage, entry, reading)
     elif reading.state == "Failed":
         _fail(draft, stage, entry, taken_away(entry.message or "") if deleted and not reading.permanent else reading)
-    elif stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work":
+    elif stage.shards > 1 and entry.step == "Work":
         entry.step = "Merge"
         entry.progress = f"{stage.shards}/{stage.shards} shards"  # the last may have ended since anybody counted
         _release_servers(draft)
@@ -168,7 +168,7 @@ def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message:
 
 def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
     entry.phase = "Running"
-    sharded = stage.kind == "annotate" and stage.shards > 1 and entry.step == "Work"
+    sharded = stage.shards > 1 and entry.step == "Work"
     if reading.taken and not sharded:  # a shard is tried again inside its Job
         entry.reason, entry.message = POD_DELETED, f"{reading.taken} is being deleted"
     elif entry.reason != POD_DELETED:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from nemo_steerlm.core.environment import parse_result_line
 from nemo_steerlm.core.errors import EXIT_TERMINATED, PERMANENT_EXIT_CODES
 from steerlm_operator import names
 from steerlm_operator.models import Object
@@ -35,7 +36,7 @@ class Reading:
     permanent: bool = False
     """Failed: trying again will not help."""
     result: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Succeeded: what the stage reported, see ``termination_message``."""
+    """Succeeded: what the stage reported, see ``parse_result_line``."""
     pod: str | None = None
     """Running: the pod whose output tells the progress."""
     taken: str | None = None
@@ -77,7 +78,7 @@ def _index(pod: Object) -> int:
 def _read_success(condition: Object, pods: Sequence[Object], now: datetime.datetime) -> Reading:
     for pod in sorted(pods, key=_index):
         ended = _terminated(pod)
-        if ended and ended.get("exitCode") == 0 and (result := termination_message(ended.get("message", ""))):
+        if ended and ended.get("exitCode") == 0 and (result := parse_result_line(ended.get("message", ""))):
             return Reading(state="Succeeded", result=result)
     if _just_ended(condition, now) and not any(_terminated(pod) for pod in pods):
         return Reading(state="Lagging")
@@ -87,15 +88,6 @@ def _read_success(condition: Object, pods: Sequence[Object], now: datetime.datet
 def _just_ended(condition: Object, now: datetime.datetime) -> bool:
     ended_at = parse_time(condition.get("lastTransitionTime"))
     return ended_at is not None and (now - ended_at).total_seconds() < POD_LAG_SECONDS
-
-
-def termination_message(text: str) -> dict[str, Any]:
-    """What a stage reported: ``{"cached": bool, "inputHash": str, "metrics": {...}}`` on one line; {} where the text is anything else."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) and isinstance(found.get("inputHash"), str) else {}
 
 
 _RULE_EXIT = re.compile(r"failed with exit code (\d+)")

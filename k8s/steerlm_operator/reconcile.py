@@ -11,7 +11,6 @@ objects. Objects that run and are not wanted are deleted, whatever brought them 
 from __future__ import annotations
 
 import datetime
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -165,8 +164,7 @@ def _run(draft: Draft) -> None:
         if entry.done:
             continue
         status.current_stage = stage.name
-        numbered = re.match(r"bootstrap-(\d+)-", stage.name)
-        status.round = int(numbered[1]) if numbered else None
+        status.round = stage.round
         if progress.advance(draft, stage, entry):
             continue
         status.phase = "Retrying" if entry.phase == "Retrying" else "Running"
@@ -325,7 +323,7 @@ def objects(pipeline: Pipeline) -> list[models.Object]:
         for need in stage.servers:
             found += servers.build(pipeline, stage, need, 1)
         found += work.build(pipeline, stage, 1, servers=urls)
-        if stage.kind == "annotate" and stage.shards > 1:
+        if stage.shards > 1:
             found += work.build(pipeline, stage, 1, servers={}, merge=True)
     if pipeline.manifest.spec.serve.enabled:
         found += servers.build_serve(pipeline)

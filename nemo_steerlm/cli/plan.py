@@ -81,7 +81,7 @@ def _hash(state: local.StageState, work: WorkDirectory, file: Path) -> str:
 
 def _needs(state: local.StageState) -> str:
     stage = state.stage
-    parts = [f"{stage.parallel.nodes} nodes x {stage.parallel.devices} devices"] if stage.kind == "train" else []
+    parts = [f"{stage.parallel.nodes} nodes x {stage.parallel.devices} devices"] if stage.training else []
     parts += [f"{stage.shards} shards"] if stage.shards > 1 else []
     parts += [f"{need.replicas} {need.role} servers" for need in stage.servers]
     return ", ".join(parts)

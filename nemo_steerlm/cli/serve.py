@@ -22,9 +22,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import typer
 
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.megatron.imports import lean_imports
+from nemo_steerlm.pipeline.artifacts import WorkDirectory
 
 if TYPE_CHECKING:
     import socket
@@ -36,9 +38,6 @@ if TYPE_CHECKING:
     from nemo_steerlm.serving.service import Service, Settings
 
 logger = logging.getLogger(__name__)
-
-
-_VALUE = Path("train-value") / "hf"
 
 
 class EngineChoice(str, enum.Enum):
@@ -62,7 +61,7 @@ def serve(
     max_body_mb: float = typer.Option(8.0, min=0.001, help="Largest request body, in megabytes."),
     request_timeout: float = typer.Option(600.0, min=0.1, help="Seconds a request may take."),
     drain_seconds: float = typer.Option(30.0, min=0.0, help="Seconds that requests in flight get after SIGTERM."),
-    api_key: str = typer.Option("", envvar="STEERLM_API_KEY", help="Bearer token that requests must bring.", show_envvar=True),
+    api_key: str = typer.Option("", envvar=environment.API_KEY, help="Bearer token that requests must bring.", show_envvar=True),
     insecure: bool = typer.Option(False, "--insecure", help="Listen for other machines without a token; the log says so."),
     cors_origin: list[str] = typer.Option([], help="Origin whose pages may call this server. Repeatable."),
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Write request bodies to the log."),
@@ -71,7 +70,7 @@ def serve(
         EngineChoice.EMBEDDED, help="embedded; openvino: its layers on CPUs; vllm: started by this command; openai: at --upstream."
     ),
     upstream: str = typer.Option("", help="http://HOST:PORT of the server that has the weights, for --engine openai."),
-    vllm: str = typer.Option("vllm", envvar="STEERLM_VLLM", help="The vllm program, or the Python of its environment."),
+    vllm: str = typer.Option("vllm", envvar=environment.VLLM, help="The vllm program, or the Python of its environment."),
     vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
     print_command: bool = typer.Option(False, "--print-command", help="Print the vllm command that --engine vllm would run, and end."),
     page: bool = typer.Option(True, "--page/--no-page", help="Have a page to chat, compare and read on, at /."),
@@ -79,7 +78,7 @@ def serve(
         "",
         help="What reads texts for a steer model: a value model's folder or its server's URL; by default the work directory's, if it fits.",
     ),
-    reader_api_key: str = typer.Option("", envvar="STEERLM_READER_API_KEY", help="Bearer token of the reader's server.", show_envvar=True),
+    reader_api_key: str = typer.Option("", envvar=environment.READER_API_KEY, help="Token of the reader's server.", show_envvar=True),
 ) -> None:
     """Serve a model over HTTP: attribute scoring, OpenAI's API with attributes, and NeMo's PUT /generate."""
     folder = model_path(model)
@@ -173,7 +172,7 @@ def serve_with_nemo_flags(arguments: list[str]) -> None:
     if rank_of(os.environ, devices=sizes["devices"], nodes=sizes["nodes"]):
         load()  # follows rank 0, and ends with it
     else:
-        api_key = os.environ.get("STEERLM_API_KEY", "").strip() or None
+        api_key = os.environ.get(environment.API_KEY, "").strip() or None
         host = str(flags["host"] or ("0.0.0.0" if api_key or flags["insecure"] else "127.0.0.1"))  # noqa: S104
         listener = listen(host, flags["port"], api_key, insecure=flags["insecure"])
         run_server(load, Settings(name=folder.stem, api_key=api_key), listener, 30.0)
@@ -228,12 +227,11 @@ def model_path(given: Path) -> Path:
     """What to serve: ``given``, or the last steer model of the pipeline work directory that it is. Raises UsageError."""
     if not given.exists():
         raise UsageError(f"{given}: no such file or folder")
-    rounds = sorted(given.glob("bootstrap-*-train/hf"), key=lambda path: int(path.parent.name.split("-")[1]))
-    steer = [path for path in (given / "train-steer" / "hf", *rounds) if path.is_dir()]
-    if steer:
-        return steer[-1]
-    if (given / _VALUE).is_dir():
-        raise UsageError(f"{given}: the pipeline has no steer model yet; run it to its end, or serve {given / _VALUE}")
+    work = WorkDirectory(given)
+    if steer := work.model("steer"):
+        return steer
+    if value := work.model("value"):
+        raise UsageError(f"{given}: the pipeline has no steer model yet; run it to its end, or serve {value}")
     return given
 
 
@@ -243,7 +241,7 @@ def _reader_folder(given: Path, reader: str) -> Path | None:
         if not Path(reader).exists():
             raise UsageError(f"--reader {reader}: no such folder; give a value model's folder, or http://HOST:PORT of its server")
         return Path(reader)
-    return given / _VALUE if model_path(given) != given and (given / _VALUE).is_dir() else None
+    return WorkDirectory(given).model("value") if model_path(given) != given else None
 
 
 def _fits(folder: Path, device: str) -> bool:
@@ -306,7 +304,7 @@ def elsewhere(folder: Path, url: str, max_waiting: int) -> Model:
 
     if not url:
         raise UsageError("--engine openai needs --upstream http://HOST:PORT")
-    return Upstream(folder, url, api_key=os.environ.get("STEERLM_UPSTREAM_KEY"), max_waiting=max_waiting)
+    return Upstream(folder, url, api_key=os.environ.get(environment.UPSTREAM_KEY), max_waiting=max_waiting)
 
 
 @contextlib.contextmanager

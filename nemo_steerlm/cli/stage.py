@@ -6,11 +6,11 @@ from pathlib import Path
 
 import typer
 
-from nemo_steerlm.pipeline import running
+from nemo_steerlm.pipeline import names, running
 
 
 def stage(
-    name: str = typer.Argument(help="Stage: prepare, train-value, annotate, train-steer, bootstrap-N-sample, bootstrap-N-train, evaluate."),
+    name: str = typer.Argument(help=f"Stage: {names.KNOWN}."),
     manifest: Path = typer.Option(..., help="The pipeline file."),
     workdir: Path = typer.Option(..., help="The pipeline's work directory."),
     server: list[str] = typer.Option([], help="value=URL or steer=URL of a running server; may be given several times."),

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 import httpx
 
+from nemo_steerlm.core import environment
+
 DIRECT: dict[str, None] = {"all://127.0.0.1": None, "all://localhost": None}
 """Addresses that are reached without the environment's proxy."""
 
@@ -34,5 +36,5 @@ def certificates(urls: Sequence[str]) -> ssl.SSLContext:
 
 def credentials() -> dict[str, str]:
     """The ``Authorization`` header with the servers' key, if ``STEERLM_API_KEY`` has one."""
-    key = os.environ.get("STEERLM_API_KEY", "").strip()
+    key = os.environ.get(environment.API_KEY, "").strip()
     return {"Authorization": f"Bearer {key}"} if key else {}

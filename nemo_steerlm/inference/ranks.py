@@ -17,12 +17,10 @@ import time
 from collections.abc import MutableMapping
 from typing import NoReturn
 
+from nemo_steerlm.core.environment import STARTED_BY_RANK_0
 from nemo_steerlm.core.errors import ConfigError, UnavailableError
 
 logger = logging.getLogger(__name__)
-
-_CHILD = "STEERLM_STARTED_BY_RANK_0"
-"""Set in processes that ``Ranks`` started: their standard input ends when the first process does."""
 
 _END_SECONDS = 20
 """What processes that were told to end get to do so."""
@@ -56,7 +54,7 @@ class Ranks:
         self.rank = rank_of(os.environ, devices=devices, nodes=nodes)
         self._children: list[subprocess.Popen[bytes]] = []
         self._closing = False
-        if _CHILD in os.environ:
+        if STARTED_BY_RANK_0 in os.environ:
             threading.Thread(target=_end_with_stdin, name="first-process", daemon=True).start()
         elif devices * nodes > 1 and "LOCAL_RANK" not in os.environ:
             self._start(devices, nodes)
@@ -76,7 +74,7 @@ class Ranks:
         if nodes > 1 and "MASTER_ADDR" not in os.environ:
             raise ConfigError(f"trainer.num_nodes={nodes}: set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node, or use torchrun")
         for local in range(1, devices):
-            environment = os.environ | place | {"LOCAL_RANK": str(local), "RANK": str(self.rank + local), _CHILD: "1"}
+            environment = os.environ | place | {"LOCAL_RANK": str(local), "RANK": str(self.rank + local), STARTED_BY_RANK_0: "1"}
             # What they print would mix with what whoever started this process reads.
             child = subprocess.Popen(sys.orig_argv, env=environment, stdin=subprocess.PIPE, stdout=sys.stderr)
             self._children.append(child)

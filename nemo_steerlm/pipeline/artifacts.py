@@ -19,7 +19,8 @@ import msgspec
 
 from nemo_steerlm.core.errors import TryAgainError, UsageError
 from nemo_steerlm.core.files import atomic_write, file_digest
-from nemo_steerlm.pipeline.stages import Stage
+from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ModelRole, Stage
 
 SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"
@@ -58,6 +59,11 @@ class WorkDirectory:
     def folder(self, stage: str) -> Path:
         """The folder of one stage."""
         return self.path / stage
+
+    def model(self, role: ModelRole) -> Path | None:
+        """The exported model of the last round that has one, or None."""
+        folders = (self.folder(name) / MODEL_FOLDER for name in names.trainings(role))
+        return next((folder for folder in folders if folder.is_dir()), None)
 
     def success(self, stage: str) -> Success | None:
         """What the stage left if it finished and its outputs are still there, else None."""

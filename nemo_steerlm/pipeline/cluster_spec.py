@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.sources import Spec
 
 _WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
@@ -25,8 +26,6 @@ _SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_SEGMENT}(/{_SEGMENT})*$")]
 """A path below something, without ``.`` and ``..`` segments."""
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
-
-_STAGE = "^(prepare|train-value|annotate|train-steer|bootstrap-[0-9]+-(sample|train)|evaluate)$"
 
 MANAGED_BY = "steerlm.dev/operator"
 """``spec.managedBy`` of the resources that this project's operator acts on."""
@@ -188,7 +187,7 @@ class RestartSpec(Spec):
 
     token: Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_WORD}$")]
     """Any new text, such as a date. The operator acts once on each."""
-    from_stage: Annotated[str, Field(max_length=32, pattern=_STAGE)] | None = None
+    from_stage: Annotated[str, Field(max_length=32, pattern=names.PATTERN)] | None = None
     """Do this stage and all after it again, even those that succeeded. The stage that failed is tried again in any case."""
 
 

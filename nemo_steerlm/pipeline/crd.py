@@ -17,6 +17,7 @@ from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 from nemo_steerlm.pipeline.manifest import API_VERSION, KIND, WHO_MAY_ASK, AnnotateSpec, PipelineSpec, SteerLMPipeline
+from nemo_steerlm.pipeline.sources import DataSource
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "steerlmpipelines"
@@ -63,7 +64,7 @@ def _rules() -> dict[str, list[Schema]]:
     engine = "has(self.engine) == has(oldSelf.engine) && (!has(self.engine) || self.engine == oldSelf.engine)"
     ranks = "self.parallel.nodes * self.parallel.devices"
     shards = "self.parallel.tensor * self.parallel.pipeline"
-    kinds = ("oasst", "helpsteer", "ratedText", "records")
+    kinds = tuple(map(to_camel, DataSource.kinds()))
     return {
         "SteerLMPipeline": [
             _rule(

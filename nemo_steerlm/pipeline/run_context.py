@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_steerlm import __version__
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.processes import report
 from nemo_steerlm.data.packages import local_path
@@ -19,12 +20,6 @@ from nemo_steerlm.pipeline.stages import ModelRole, Stage
 
 REMOTE = ("pypi:", "pypi-sdist:", "hf:")
 """References whose text names their content: a released archive or a hub file."""
-
-FILES_VARIABLE = "STEERLM_FILES"
-"""Where relative references start, when the manifest lies elsewhere (in a pod it is a mounted ConfigMap)."""
-SALT_VARIABLE = "STEERLM_SALT"
-NODE_RANK_VARIABLE = "PET_NODE_RANK"
-"""This machine's number among those that train together, as torchrun reads it."""
 
 RECORDED_VERSIONS = ("torch", "nemo_toolkit", "megatron-core", "transformers")
 """Packages whose versions are worth recording beside an artifact."""
@@ -77,7 +72,7 @@ class Run:
 
 def files_folder(manifest: Path) -> Path:
     """Where the manifest's relative references start: its own folder, unless the environment names another."""
-    return Path(os.environ.get(FILES_VARIABLE) or manifest.absolute().parent)
+    return Path(os.environ.get(environment.FILES) or manifest.absolute().parent)
 
 
 def resolve(reference: str, folder: Path) -> Path:
@@ -90,7 +85,7 @@ def resolve(reference: str, folder: Path) -> Path:
 
 def node_rank() -> int:
     """This machine's number among those that train together; 0 where it is alone."""
-    return int(os.environ.get(NODE_RANK_VARIABLE, "0"))
+    return int(os.environ.get(environment.NODE_RANK, "0"))
 
 
 def input_hash(stage: Stage, work: WorkDirectory, folder: Path) -> str:
@@ -101,7 +96,7 @@ def input_hash(stage: Stage, work: WorkDirectory, folder: Path) -> str:
         raise UsageError(f"stage {stage.name} reads the outputs of {', '.join(missing)}, which has not finished in {work.path}")
     files = {r: r if r.startswith(REMOTE) else work.digest(resolve(r, folder)) for r in stage.files}
     digests = {name: success.digests() for name, success in done.items() if success}
-    return stage.input_hash(files, digests, salt=os.environ.get(SALT_VARIABLE, ""))
+    return stage.input_hash(files, digests, salt=os.environ.get(environment.SALT, ""))
 
 
 def part_name(stage: str) -> str:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
+import pkgutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError, shown
 from nemo_steerlm.core.processes import exit_on_sigterm, report
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import Success, WorkDirectory
 from nemo_steerlm.pipeline.run_context import Run, Shard, files_folder, input_hash, part_name, versions
-from nemo_steerlm.pipeline.stages import ModelRole, find, stages
-from nemo_steerlm.pipeline.steps import STEPS
-
-RESULT_VARIABLE = "STEERLM_TERMINATION_LOG"
-"""A file that gets the stage's result as one line, for an operator that cannot read the work directory."""
-RESULT_LIMIT = 4096
-"""Bytes of a pod's termination message."""
+from nemo_steerlm.pipeline.stages import ModelRole, Stage, find, stages
 
 
 def run_stage(
@@ -52,7 +48,7 @@ def run_stage(
             if not (servers or {}).get(need.role):
                 raise UsageError(f"stage {name} needs a server of {need.stage}: give --server {need.role}=URL")
         run = Run(pipeline=pipeline, stage=stage, work=work, manifest=manifest, servers=servers or {}, shard=shard, merge=merge, lock=lock)
-        metrics = STEPS[stage.kind](run)
+        metrics = _work_of(stage)(run)
         if metrics is None:
             return None
         success = work.finish(stage, inputs, metrics=metrics, versions=versions(), seconds=time.monotonic() - started)
@@ -60,14 +56,18 @@ def run_stage(
     return success
 
 
+def _work_of(stage: Stage) -> Callable[[Run], dict[str, Any] | None]:
+    """What the stage's description names."""
+    found: Callable[[Run], dict[str, Any] | None] = pkgutil.resolve_name(stage.run)
+    return found
+
+
 def _tell(kind: str, success: Success) -> None:
     """Say what the stage came to: on standard output, and where the environment asks for it."""
     report(kind, stage=success.stage, inputHash=success.input_hash, metrics=success.metrics)
-    path = os.environ.get(RESULT_VARIABLE)
-    if path:
-        result = {"cached": kind == "cached", "inputHash": success.input_hash, "metrics": success.metrics}
-        text = json.dumps(result)
-        Path(path).write_text(text if len(text) <= RESULT_LIMIT else json.dumps({**result, "metrics": {}}), encoding="ascii")
+    if path := os.environ.get(environment.TERMINATION_LOG):
+        line = environment.result_line(cached=kind == "cached", input_hash=success.input_hash, metrics=success.metrics)
+        Path(path).write_text(line, encoding="ascii")
 
 
 def parse_servers(texts: Sequence[str]) -> dict[ModelRole, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.alias_generators import to_camel
@@ -20,7 +20,15 @@ class Spec(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=False, extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
-class OasstSource(Spec):
+class Source(Spec):
+    """Base of every kind of source."""
+
+    def references(self) -> tuple[str, ...]:
+        """The files and folders whose content decides what is read."""
+        raise NotImplementedError
+
+
+class OasstSource(Source):
     """OpenAssistant message trees, read and split as the tutorial's preprocessing.py does."""
 
     path: Reference
@@ -32,14 +40,22 @@ class OasstSource(Spec):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 10
     """Seed of the split."""
 
+    def references(self) -> tuple[str, ...]:
+        """The trees."""
+        return (self.path,)
 
-class HelpSteerSource(Spec):
+
+class HelpSteerSource(Source):
     """HelpSteer or HelpSteer2 prompt and response pairs with five ratings."""
 
     path: Reference
     """A folder or ``hf:nvidia/HelpSteer`` / ``hf:nvidia/HelpSteer2`` holding train and validation ``.jsonl`` or ``.jsonl.gz``."""
     preference: bool = False
     """Read HelpSteer2's preference pairs instead of its ratings."""
+
+    def references(self) -> tuple[str, ...]:
+        """The folder."""
+        return (self.path,)
 
 
 class RatingColumn(Spec):
@@ -67,7 +83,7 @@ class RatedFile(Spec):
     """What the User turn before each text says."""
 
 
-class RatedTextSource(Spec):
+class RatedTextSource(Source):
     """Tables of rated text: each row becomes a one-question conversation whose answer carries the ratings."""
 
     files: Annotated[tuple[RatedFile, ...], Field(min_length=1, max_length=64)]
@@ -93,6 +109,10 @@ class RatedTextSource(Spec):
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 10
     """Seed of the sample and of both splits."""
 
+    def references(self) -> tuple[str, ...]:
+        """The tables."""
+        return tuple(file.path for file in self.files)
+
     @field_validator("remove")
     @classmethod
     def _pattern(cls, pattern: str | None) -> str | None:
@@ -103,7 +123,7 @@ class RatedTextSource(Spec):
         return pattern
 
 
-class RecordsSource(Spec):
+class RecordsSource(Source):
     """Ready-made conversation records (JSONL, the tutorial's keys)."""
 
     train: Reference
@@ -112,6 +132,10 @@ class RecordsSource(Spec):
     """Labelled records that check it."""
     unlabelled: Reference | None = None
     """More records for the value model to label before the SteerLM model trains; without it, it labels ``train`` and ``validation``."""
+
+    def references(self) -> tuple[str, ...]:
+        """The record files."""
+        return tuple(path for path in (self.train, self.validation, self.unlabelled) if path)
 
 
 class DataSource(Spec):
@@ -132,8 +156,22 @@ class DataSource(Spec):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> DataSource:
-        kinds = ("oasst", "helpsteer", "rated_text", "records")
-        given = [to_camel(kind) for kind in kinds if getattr(self, kind) is not None]
+        given = [to_camel(kind) for kind in self.kinds() if getattr(self, kind) is not None]
         if len(given) != 1:
-            raise ValueError(f"name exactly one of {', '.join(map(to_camel, kinds))}, found {', '.join(given) or 'none'}")
+            raise ValueError(f"name exactly one of {', '.join(map(to_camel, self.kinds()))}, found {', '.join(given) or 'none'}")
         return self
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """The fields that name a source: those whose type is one."""
+        return tuple(name for name, field in cls.model_fields.items() if any(map(_is_source, get_args(field.annotation))))
+
+    @property
+    def source(self) -> Source:
+        """The one source that is named."""
+        found: Source = next(value for kind in self.kinds() if (value := getattr(self, kind)) is not None)
+        return found
+
+
+def _is_source(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Source)

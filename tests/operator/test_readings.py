@@ -3,7 +3,9 @@
 import datetime
 
 import pytest
-from steerlm_operator.readings import classify_refusal, completed, flat_metrics, read_job, read_servers, termination_message
+from steerlm_operator.readings import classify_refusal, completed, flat_metrics, read_job, read_servers
+
+from nemo_steerlm.core.environment import parse_result_line
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 
@@ -202,5 +204,5 @@ def test_small_things():
     assert completed("") == 0
     assert flat_metrics({"a": {"b": 1.23456789}, "c": "x", "d": [1]}) == {"a.b": "1.23457", "c": "x"}
     assert len(flat_metrics({str(i): i for i in range(100)})) == 32
-    assert termination_message("Killed") == {}
-    assert termination_message("[1]") == {}
+    assert parse_result_line("Killed") == {}
+    assert parse_result_line("[1]") == {}

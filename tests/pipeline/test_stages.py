@@ -34,7 +34,7 @@ def test_the_order_without_and_with_bootstrap_rounds():
 def test_a_stage_reads_only_what_earlier_stages_wrote(rounds):
     seen = {}
     for stage in graph("spec.bootstrap.rounds", rounds):
-        for name, outputs in stage.reads.items():
+        for name, outputs in stage.inputs.items():
             assert set(outputs) <= set(seen[name])
         assert set(stage.after) >= {need.stage for need in stage.servers}
         seen[stage.name] = stage.outputs

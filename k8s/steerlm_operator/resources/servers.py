@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nemo_steerlm.core import environment
 from nemo_steerlm.pipeline.cluster_spec import SecretKeySpec
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, final_model
 from steerlm_operator import names
@@ -71,7 +72,7 @@ def _server(
         args.append("--insecure")
     process = pods.Process(
         args=args,
-        secrets={} if token is None else {"STEERLM_API_KEY": token},
+        secrets={} if token is None else {environment.API_KEY: token},
         image=pipeline.images.serve,
         amount=pipeline.amount("servers"),
         devices=need.devices,

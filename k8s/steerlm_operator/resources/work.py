@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import EXIT_TERMINATED, PERMANENT_EXIT_CODES
 from nemo_steerlm.pipeline.stages import Stage
+from nemo_steerlm.pipeline.stages.stage import Credential
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
 from steerlm_operator.resources import pods, settings
 
 RENDEZVOUS_PORT = 29_500
 SERVER_PORT = 8_000
+_CREDENTIALS: Mapping[Credential, str] = {"hugging_face": environment.HUGGING_FACE_TOKEN, "wandb": environment.WANDB_KEY}
+"""The environment variable of each credential."""
 
 
 def pod_count(stage: Stage, *, merge: bool = False) -> int:
     """Pods of one attempt: a node each for a training, a shard each for annotation."""
     if merge:
         return 1
-    return stage.parallel.nodes if stage.kind == "train" else stage.shards
+    return stage.parallel.nodes * stage.shards
 
 
 def name(pipeline: Pipeline, stage: Stage, attempt: int, *, merge: bool = False) -> str:
@@ -74,16 +78,17 @@ def _job(
     merge: bool,
 ) -> Object:
     count = pod_count(stage, merge=merge)
-    sharded = stage.kind == "annotate" and count > 1
+    nodes = 1 if merge else stage.parallel.nodes
+    sharded = not merge and stage.shards > 1
     process = _process(pipeline, stage, own, labels, servers=servers, salt=salt, merge=merge)
     more: Object = {"restartPolicy": "Never"}
-    if stage.kind == "train" and count > 1:
+    if nodes > 1:
         more["subdomain"] = own
         if affinity := pods.prefer_together(pipeline, labels):
             more["affinity"] = affinity
         more |= _gang(pipeline)
     template = pods.template(pipeline, process, **more)
-    if stage.kind == "train" and count > 1:
+    if nodes > 1:
         _join_gang(pipeline, own, template)
     spec: Object = {
         "completionMode": "Indexed" if count > 1 else "NonIndexed",
@@ -134,32 +139,26 @@ def _process(
     indexed: list[str] = []
     if merge:
         args.append("--merge")
-    elif stage.kind == "annotate" and stage.shards > 1:
+    elif stage.shards > 1:
         indexed = ["--shard", f"$(JOB_COMPLETION_INDEX)/{stage.shards}"]
     for role, url in sorted(servers.items()):
         args += ["--server", f"{role}={url}"]
-    env = {"STEERLM_TERMINATION_LOG": "/dev/termination-log", "STEERLM_FILES": pods.MOUNT}
+    env = {environment.TERMINATION_LOG: "/dev/termination-log", environment.FILES: pods.MOUNT}
     if salt:
-        env["STEERLM_SALT"] = salt
+        env[environment.SALT] = salt
     fields = {}
-    secrets = {}
-    nodes = 1 if merge else stage.parallel.nodes
-    if stage.kind == "train" and nodes > 1:
+    if not merge and stage.parallel.nodes > 1:
         env |= _rendezvous(pipeline, stage, own)
-        fields["PET_NODE_RANK"] = f"metadata.annotations['{names.COMPLETION_INDEX}']"
-    if stage.kind == "train" and pipeline.secrets.wandb:
-        secrets["WANDB_API_KEY"] = pipeline.secrets.wandb
-    if stage.kind in ("prepare", "train") and pipeline.secrets.hugging_face:
-        secrets["HF_TOKEN"] = pipeline.secrets.hugging_face
+        fields[environment.NODE_RANK] = f"metadata.annotations['{names.COMPLETION_INDEX}']"
+    secrets = {_CREDENTIALS[name]: secret for name in stage.credentials if (secret := getattr(pipeline.secrets, name))}
     if servers and pipeline.secrets.servers:
-        secrets["STEERLM_API_KEY"] = pipeline.secrets.servers
-    kind = {"sample": "annotate"}.get(stage.kind, stage.kind)
+        secrets[environment.API_KEY] = pipeline.secrets.servers
     return pods.Process(
         args=args,
         indexed_args=indexed,
-        image=pipeline.images.train if stage.kind == "train" else pipeline.images.worker,
-        amount=pipeline.amount(kind),
-        devices=stage.parallel.devices if stage.kind == "train" else 0,
+        image=getattr(pipeline.images, stage.image),
+        amount=pipeline.amount(stage.resources),
+        devices=stage.devices,
         env=env,
         fields=fields,
         secrets=secrets,
@@ -171,11 +170,11 @@ def _rendezvous(pipeline: Pipeline, stage: Stage, own: str) -> dict[str, str]:
     """Static rendezvous, which torchrun reads from the environment: no etcd, no c10d election, one fixed master."""
     first = f"{own}-{names.JOBSET_JOB}-0-0" if uses_jobset(pipeline, stage) else f"{own}-0"
     return {
-        "PET_NNODES": str(stage.parallel.nodes),
-        "PET_NPROC_PER_NODE": str(stage.parallel.devices),
-        "PET_RDZV_BACKEND": "static",
-        "PET_MASTER_ADDR": f"{first}.{own}.{pipeline.namespace}.svc",
-        "PET_MASTER_PORT": str(RENDEZVOUS_PORT),
+        environment.NODES: str(stage.parallel.nodes),
+        environment.PROCESSES_PER_NODE: str(stage.parallel.devices),
+        environment.RENDEZVOUS_BACKEND: "static",
+        environment.MASTER_ADDRESS: f"{first}.{own}.{pipeline.namespace}.svc",
+        environment.MASTER_PORT: str(RENDEZVOUS_PORT),
     }
 
 

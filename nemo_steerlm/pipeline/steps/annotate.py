@@ -18,7 +18,8 @@ from nemo_steerlm.data.cleaning import Rules, clean
 from nemo_steerlm.data.records import Record, read_lines, write_records
 from nemo_steerlm.evaluation.agreement import agreement_of
 from nemo_steerlm.pipeline.run_context import Run
-from nemo_steerlm.pipeline.steps.prepare import SPLITS, tokenizer_choice
+from nemo_steerlm.pipeline.stages import SPLITS
+from nemo_steerlm.pipeline.steps.prepare import tokenizer_choice
 
 IN_FLIGHT = 64
 """Requests at once to a server at most: enough to fill its batches; the client sends fewer where it is busy."""

@@ -22,8 +22,7 @@ from nemo_steerlm.evaluation.metrics import AttributeCheck, RatedText, Sample, c
 from nemo_steerlm.evaluation.report.page import Report, StageRow, write_page
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run, versions
-from nemo_steerlm.pipeline.stages import stages
-from nemo_steerlm.pipeline.steps.prepare import SPLITS
+from nemo_steerlm.pipeline.stages import SPLITS, stages
 from nemo_steerlm.pipeline.steps.train import losses
 
 
@@ -164,7 +163,7 @@ def _report(run: Run, checks: dict[str, AttributeCheck], samples: Sequence[Sampl
         first = success.outputs[stage.outputs[0]]
         records = sum(output.records or 0 for output in success.outputs.values()) or None
         rows.append(StageRow(name=stage.name, seconds=success.seconds, records=records, digest=first.digest))
-        if stage.kind == "train":
+        if stage.training:
             curves[stage.name] = losses(run.input(stage.name, "metrics.json"))
     return Report(
         name=run.pipeline.metadata.name,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT, Mode
 from nemo_steerlm.data import helpsteer, preprocessing, rated_text
@@ -15,10 +15,9 @@ from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run
-from nemo_steerlm.pipeline.sources import HelpSteerSource, OasstSource, RatedTextSource, RecordsSource
+from nemo_steerlm.pipeline.sources import HelpSteerSource, OasstSource, RatedTextSource, RecordsSource, Source
+from nemo_steerlm.pipeline.stages import SPLITS, Split
 
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
 TEACH: Mode = "TEXT_TO_VALUE"
 WRITE: Mode = "VALUE_TO_TEXT"
 
@@ -65,15 +64,8 @@ def tokenizer_choice(folder: Path) -> TokenizerChoice:
 
 def read_source(run: Run, raw: Path) -> dict[str, int]:
     """Write the four record files of the manifest's source into ``raw``. Returns how many records were set aside, by reason."""
-    data = run.pipeline.spec.data
-    if data.oasst:
-        return _oasst(run, data.oasst, raw)
-    if data.rated_text:
-        return _rated_text(run, data.rated_text, raw)
-    if data.helpsteer:
-        return _helpsteer(run, data.helpsteer, raw)
-    assert data.records is not None  # DataSource holds exactly one
-    return _records(run, data.records, raw)
+    source = run.pipeline.spec.data.source
+    return READERS[type(source)](run, source, raw)
 
 
 def _system(spec: PipelineSpec) -> str:
@@ -162,3 +154,12 @@ def _plain_records(path: Path) -> Iterator[Record]:
 
 def _typed(record: Record, mode: Mode) -> Record:
     return {**record, "type": mode}
+
+
+READERS: Mapping[type[Source], Callable[[Run, Any, Path], dict[str, int]]] = {
+    OasstSource: _oasst,
+    RatedTextSource: _rated_text,
+    HelpSteerSource: _helpsteer,
+    RecordsSource: _records,
+}
+"""How each kind of source becomes record files."""

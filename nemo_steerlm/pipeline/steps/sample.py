@@ -21,14 +21,13 @@ def sample(run: Run) -> dict[str, Any]:
     """Draw label combinations, answer training prompts under them, label the answers: ``train.jsonl`` for the next training."""
     spec = run.pipeline.spec
     how = spec.bootstrap
-    number = int(run.stage.fields["round"])
     train = run.input("annotate", "train.jsonl")
     conversations = [Conversation.from_record(line.record, Where(file=str(train), line=line.number)) for line in read_lines(train)]
     combinations = sorted({label for c in conversations for label in good_labels(c, how.require, spec.attributes.schema_())})
     if not combinations:
         wanted = ", ".join(f"{name}:{value}" for name, value in how.require.items())
         raise DataError(f"no label in {train} has {wanted}", instead="loosen bootstrap.require")
-    draw = random.Random(number)
+    draw = random.Random(run.stage.round)
     questions = list(dict.fromkeys(q for c in conversations if (q := question(c)) is not None))
     asked = draw.sample(questions, min(how.prompts, len(questions)))
     schema = spec.attributes.schema_()

@@ -10,10 +10,12 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
+from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
-from nemo_steerlm.pipeline.manifest import ParallelSpec, PipelineSpec, TrainSpec
+from nemo_steerlm.pipeline.manifest import ParallelSpec
 from nemo_steerlm.pipeline.run_context import Run, node_rank
-from nemo_steerlm.pipeline.stages import MODEL_FOLDER, train_spec
+from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
+from nemo_steerlm.pipeline.stages.stage import Training
 from nemo_steerlm.pipeline.steps.child import call
 
 TRAINER = "nemo_steerlm.training.train"
@@ -23,27 +25,28 @@ EXPERIMENT = "experiment"
 
 def train(run: Run) -> dict[str, Any] | None:
     """Train, save ``model.nemo`` and export it. Returns None on every node but the first."""
-    spec = run.pipeline.spec
-    training = train_spec(run.pipeline, run.stage)
-    info = model_info(run)
+    training = run.stage.training
+    if training is None:
+        raise UsageError(f"stage {run.stage.name} trains nothing")
     described = run.folder / "description"
     described.mkdir(exist_ok=True)
-    info.save(described)
-    arguments = [*launcher(training.parallel), *overrides(run, spec, training, described / FILE_NAME)]
-    call("trainer", run, arguments, env=_threads(training.parallel))
+    model_info(run, training).save(described)
+    parallel = training.spec.parallel
+    arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
+    call("trainer", run, arguments, env=_threads(parallel))
     if node_rank() > 0:
         return None
-    (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / "model.nemo")
+    (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / CHECKPOINT)
     shutil.rmtree(run.folder / EXPERIMENT / "checkpoints")
     metrics: dict[str, Any] = msgspec.json.decode((run.folder / "metrics.json").read_bytes())
     return {name: metrics[name] for name in ("steps", "validation_loss", "attributes", "tokens_per_second")}
 
 
-def model_info(run: Run) -> ModelInfo:
+def model_info(run: Run, training: Training) -> ModelInfo:
     """What the trained model will say of itself."""
     spec = run.pipeline.spec
     return ModelInfo(
-        kind="value" if run.stage.name == "train-value" else "steer",
+        kind=training.role,
         attributes=spec.attributes.schema_(),
         tokens=spec.model.chat_tokens.tokens(),
         layout=spec.model.layout,
@@ -59,57 +62,59 @@ def launcher(parallel: ParallelSpec) -> list[str]:
     return ["torch.distributed.run", *rendezvous, f"--nproc-per-node={parallel.devices}", "-m", TRAINER]
 
 
-def overrides(run: Run, spec: PipelineSpec, training: TrainSpec, info: Path) -> list[str]:
+def overrides(run: Run, training: Training, info: Path) -> list[str]:
     """The trainer's arguments: train_gpt_sft's keys."""
-    source, names = next(iter(run.stage.reads.items()))
-    train_file, validation_file = (run.input(source, name) for name in names)
-    parallel = training.parallel
+    spec, how, data = run.pipeline.spec, training.spec, training.data
+    parallel = how.parallel
     values: dict[str, Any] = {
         "trainer.num_nodes": parallel.nodes,
         "trainer.devices": parallel.devices,
-        "trainer.precision": training.precision,
-        "trainer.sft.max_steps": training.max_steps,
-        "trainer.sft.max_epochs": training.max_epochs,
-        "trainer.sft.val_check_interval": training.validate_every,
-        "trainer.sft.save_interval": training.validate_every,
-        "trainer.sft.limit_val_batches": training.limit_validation_batches or 1.0,
+        "trainer.precision": how.precision,
+        "trainer.sft.max_steps": how.max_steps,
+        "trainer.sft.max_epochs": how.max_epochs,
+        "trainer.sft.val_check_interval": how.validate_every,
+        "trainer.sft.save_interval": how.validate_every,
+        "trainer.sft.limit_val_batches": how.limit_validation_batches or 1.0,
         "exp_manager.explicit_log_dir": run.folder / EXPERIMENT,
         "exp_manager.name": EXPERIMENT,
-        "model.restore_from_path": base_model(run, spec),
+        "model.restore_from_path": base_model(run, training),
         "model.tensor_model_parallel_size": parallel.tensor,
         "model.pipeline_model_parallel_size": parallel.pipeline,
-        "model.seed": training.seed,
+        "model.seed": how.seed,
         "model.encoder_seq_length": spec.model.max_sequence_length,
         "model.data.chat": True,
-        "model.optim.lr": training.learning_rate,
-        "model.optim.weight_decay": training.weight_decay,
-        "model.optim.sched.warmup_steps": training.warmup_steps,
-        "model.optim.sched.constant_steps": training.constant_steps,
-        "model.optim.sched.min_lr": training.min_learning_rate,
+        "model.optim.lr": how.learning_rate,
+        "model.optim.weight_decay": how.weight_decay,
+        "model.optim.sched.warmup_steps": how.warmup_steps,
+        "model.optim.sched.constant_steps": how.constant_steps,
+        "model.optim.sched.min_lr": how.min_learning_rate,
         "steerlm.info": info,
         "steerlm.export_dir": run.folder / MODEL_FOLDER,
         "steerlm.metrics_file": run.folder / "metrics.json",
         "steerlm.progress": True,
         "steerlm.stage": run.stage.name,
     }
-    for dataset, file in (("train_ds", train_file), ("validation_ds", validation_file)):
-        values[f"model.data.{dataset}.file_path"] = file
-        values[f"model.data.{dataset}.global_batch_size"] = training.global_batch_size
-        values[f"model.data.{dataset}.micro_batch_size"] = training.micro_batch_size
+    for dataset, file in (("train_ds", data.train), ("validation_ds", data.validation)):
+        values[f"model.data.{dataset}.file_path"] = run.input(data.stage, file)
+        values[f"model.data.{dataset}.global_batch_size"] = how.global_batch_size
+        values[f"model.data.{dataset}.micro_batch_size"] = how.micro_batch_size
         values[f"model.data.{dataset}.max_seq_length"] = spec.model.max_sequence_length
-    if training.lora:
+    if how.lora:
         values["model.peft.peft_scheme"] = "lora"
-        values["model.peft.lora_tuning.adapter_dim"] = training.lora.rank
-        values["model.peft.lora_tuning.target_modules"] = f"[{','.join(training.lora.target_modules)}]"
-        if training.lora.layer_selection:
-            values["model.peft.lora_tuning.layer_selection"] = f"[{','.join(map(str, training.lora.layer_selection))}]"
-    return [f"{key}={_quoted(value)}" for key, value in values.items()] + list(training.overrides)
+        values["model.peft.lora_tuning.adapter_dim"] = how.lora.rank
+        values["model.peft.lora_tuning.target_modules"] = f"[{','.join(how.lora.target_modules)}]"
+        if how.lora.layer_selection:
+            values["model.peft.lora_tuning.layer_selection"] = f"[{','.join(map(str, how.lora.layer_selection))}]"
+    return [f"{key}={_quoted(value)}" for key, value in values.items()] + list(how.overrides)
 
 
-def base_model(run: Run, spec: PipelineSpec) -> Path:
+def base_model(run: Run, training: Training) -> Path:
     """What the training starts from: the base model, or in a bootstrap round the model that was sampled."""
-    previous = next((name for name in run.stage.after if name == "train-steer" or name.endswith("-train")), None)
-    return run.input(previous, "model.nemo") if previous else run.resolve(spec.model.base)
+    if training.base_stage:
+        return run.input(training.base_stage, CHECKPOINT)
+    if training.base_reference:
+        return run.resolve(training.base_reference)
+    raise UsageError(f"stage {run.stage.name} has nothing to start from")
 
 
 def _quoted(value: object) -> str:

@@ -1,0 +1,47 @@
+"""``annotate``: the value model labels the conversations that the SteerLM model will train on."""
+
+from __future__ import annotations
+
+from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline.manifest import PipelineSpec
+from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER
+from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, ServerNeed, Stage, changed_fields, record_files
+
+FORMAT = 1
+
+LABELLING = ("attributes", "model.max_sequence_length", "model.chat_tokens", "model.layout", "annotate.turns")
+"""What decides the labels besides records and model, and what of the labelled records is kept."""
+
+
+def annotate(spec: PipelineSpec, prepared: Stage, value_model: Stage) -> Stage:
+    """The stage of a pipeline."""
+    return Stage(
+        name=names.ANNOTATE,
+        kind="annotate",
+        format=FORMAT,
+        run="nemo_steerlm.pipeline.steps.annotate:annotate",
+        inputs={prepared.name: (*RECORDS_TO_LABEL, TOKENIZER), value_model.name: (MODEL_FOLDER,)},
+        fields=changed_fields(spec, *LABELLING),
+        outputs=(*record_files(), "summary.json"),
+        servers=(value_servers(spec, value_model),),
+        shards=spec.annotate.shards,
+        resources="annotate",
+    )
+
+
+def value_servers(spec: PipelineSpec, model: Stage) -> ServerNeed:
+    """Servers of the value model: there is much to read, so there may be several."""
+    wanted = spec.annotate.servers
+    return ServerNeed(
+        role="value",
+        stage=model.name,
+        replicas=wanted.replicas,
+        devices=wanted.devices,
+        startup_timeout_seconds=wanted.startup_timeout_seconds,
+    )
+
+
+def steer_server(spec: PipelineSpec, model: Stage) -> ServerNeed:
+    """The one server of the SteerLM model."""
+    wanted = spec.annotate.servers
+    return ServerNeed(role="steer", stage=model.name, devices=wanted.devices, startup_timeout_seconds=wanted.startup_timeout_seconds)

@@ -1,0 +1,33 @@
+"""``evaluate``: the value model against people, the SteerLM model against what was asked of it, and the report of both."""
+
+from __future__ import annotations
+
+from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline.manifest import PipelineSpec
+from nemo_steerlm.pipeline.stages.annotate import steer_server, value_servers
+from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER, VALUE_RECORDS
+from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Stage, changed_fields, record_files
+
+FORMAT = 1
+
+
+def evaluate(spec: PipelineSpec, prepared: Stage, value_model: Stage, annotated: Stage, steer_model: Stage) -> Stage:
+    """The stage of a pipeline whose last model ``steer_model`` trained."""
+    taught, _ = VALUE_RECORDS
+    _, questions = RECORDS_TO_LABEL
+    return Stage(
+        name=names.EVALUATE,
+        kind="evaluate",
+        format=FORMAT,
+        run="nemo_steerlm.pipeline.steps.evaluate:evaluate",
+        inputs={
+            prepared.name: (taught, questions, TOKENIZER),
+            value_model.name: (MODEL_FOLDER,),
+            annotated.name: record_files(),
+            steer_model.name: (MODEL_FOLDER,),
+        },
+        fields=changed_fields(spec, "attributes", "evaluate", "model.max_sequence_length", "model.chat_tokens", "model.layout"),
+        outputs=("metrics.json", "samples.jsonl", "report.html"),
+        servers=(value_servers(spec, value_model), steer_server(spec, steer_model)),
+        resources="evaluate",
+    )

@@ -1,0 +1,75 @@
+"""The trainings: ``train-value``, ``train-steer``, and one further training of the SteerLM model in each bootstrap round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline.manifest import PipelineSpec, TrainSpec
+from nemo_steerlm.pipeline.stages.prepare import VALUE_RECORDS
+from nemo_steerlm.pipeline.stages.stage import CHECKPOINT, MODEL_FOLDER, Records, Stage, Training, changed_fields, record_files
+
+FORMAT = 1
+
+TAUGHT = ("attributes", "data.system", "model.max_sequence_length", "model.chat_tokens", "model.layout")
+"""What every training teaches besides its records."""
+HOW_WIDE = ("parallel", "micro_batch_size")
+"""Fields of a training that decide how the work is spread, not its result."""
+
+
+def train_value(spec: PipelineSpec, prepared: Stage) -> Stage:
+    """The value model learns to read attributes from what people labelled."""
+    train, validation = VALUE_RECORDS
+    training = Training(
+        role="value",
+        spec=spec.train_value,
+        data=Records(stage=prepared.name, train=train, validation=validation),
+        base_reference=spec.model.base,
+    )
+    return _stage(spec, "train_value", training)
+
+
+def train_steer(spec: PipelineSpec, annotated: Stage) -> Stage:
+    """The SteerLM model learns to write under the attributes that the value model read."""
+    training = Training(role="steer", spec=spec.train_steer, data=_records(annotated), base_reference=spec.model.base)
+    return _stage(spec, "train_steer", training)
+
+
+def bootstrap_train(spec: PipelineSpec, sampled: Stage, previous: Stage) -> Stage:
+    """The SteerLM model learns from its own answers, as the value model read them (paper section 3.4)."""
+    training = Training(role="steer", spec=spec.train_steer, data=_records(sampled), base_stage=previous.name)
+    return _stage(spec, "train_steer", training, round_=sampled.round)
+
+
+def _records(stage: Stage) -> Records:
+    train, validation = record_files()
+    return Records(stage=stage.name, train=train, validation=validation)
+
+
+def _stage(spec: PipelineSpec, section: str, training: Training, round_: int | None = None) -> Stage:
+    settings: TrainSpec = training.spec
+    inputs: dict[str, tuple[str, ...]] = {training.data.stage: (training.data.train, training.data.validation)}
+    taught: tuple[str, ...] = TAUGHT
+    files: tuple[str, ...] = ()
+    if training.base_stage:
+        inputs[training.base_stage] = (MODEL_FOLDER,)
+    if training.base_reference:
+        taught, files = (*TAUGHT, "model.base"), (training.base_reference,)
+    fields: dict[str, Any] = changed_fields(spec, *taught, section, leave_out=tuple(f"{section}.{name}" for name in HOW_WIDE))
+    return Stage(
+        name=names.training(training.role, round_ or 0),
+        kind="train",
+        format=FORMAT,
+        run="nemo_steerlm.pipeline.steps.train:train",
+        inputs=inputs,
+        fields=fields,
+        files=files,
+        outputs=(CHECKPOINT, MODEL_FOLDER, "metrics.json"),
+        round=round_,
+        training=training,
+        parallel=settings.parallel,
+        image="train",
+        resources="train",
+        devices=settings.parallel.devices,
+        credentials=("hugging_face", "wandb"),
+    )
