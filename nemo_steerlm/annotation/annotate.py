@@ -6,10 +6,9 @@ whole, at the end. A run that was stopped goes on where it was when it is starte
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +16,15 @@ import httpx
 import msgspec
 
 from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
-from nemo_steerlm.annotation.results import ResultWriter, Shard, Summary, disk_errors, labelled_record, require_confidence
+from nemo_steerlm.annotation.progress import Progress
+from nemo_steerlm.annotation.results import ResultWriter, Summary, disk_errors, labelled_record, require_confidence
 from nemo_steerlm.client.announcement import Announcement
-from nemo_steerlm.client.http import async_client
-from nemo_steerlm.client.labelling import Labelling, Reading, Turns, advance
+from nemo_steerlm.client.http import async_client, client_key
+from nemo_steerlm.client.labelling import LabelFormat, Labelling, Turns, advance
 from nemo_steerlm.client.retry import RequestFailed, RetryPolicy
 from nemo_steerlm.client.servers import ServerPool
 from nemo_steerlm.client.signals import run_until_signal
+from nemo_steerlm.client.workers import run_workers
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where
@@ -31,9 +32,7 @@ from nemo_steerlm.core.files import remove_leftovers
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.data.records import parse_line, raw_lines
 from nemo_steerlm.data.rejects import OnError
-
-Progress = Callable[[int, int], None]
-"""Called with records done and records in all."""
+from nemo_steerlm.data.shard import Shard
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +67,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"{self.max_in_flight} requests in flight: use at least 1")
         if not 0.0 <= self.min_confidence <= 1.0:
             raise UsageError(f"minimum confidence {self.min_confidence}: use a probability from 0 to 1")
-        if not 0 <= self.shard.index < self.shard.count:
-            raise UsageError(f"shard {self.shard}: count from 0, so the last of {self.shard.count} is {self.shard.count - 1}")
 
 
 class Item(NamedTuple):
@@ -115,27 +112,27 @@ class _Run:
         self._survey()
         with disk_errors(self.output):
             self.output.parent.mkdir(parents=True, exist_ok=True)
-        reading, resumed = run_until_signal(self._collect(urls))
-        with Journal(self._journal_path(), self._header(reading)) as journal:
-            summary = self._write(journal, reading, resumed)
+        form, resumed = run_until_signal(self._collect(urls))
+        with Journal(self._journal_path(), self._header(form)) as journal:
+            summary = self._write(journal, form, resumed)
             if summary.complete:
                 journal.remove()
             return summary
 
-    async def _collect(self, urls: Sequence[str]) -> tuple[Reading, int]:
-        """Fill the journal. Returns how labels are read, and how many records were labelled before."""
+    async def _collect(self, urls: Sequence[str]) -> tuple[LabelFormat, int]:
+        """Fill the journal. Returns the labels' format, and how many records an earlier run had labelled."""
         policy = self.options.policy
         timeout = httpx.Timeout(policy.timeout, connect=policy.connect_timeout)
         async with (
-            async_client(urls, timeout=timeout, keepalive=self.options.max_in_flight * len(urls)) as client,
+            async_client(urls, timeout=timeout, key=client_key(), keepalive=self.options.max_in_flight * len(urls)) as client,
             ServerPool(urls, client, policy, max_in_flight=self.options.max_in_flight) as pool,
         ):
-            reading = self._reading(await pool.announcement())
-            with Journal(self._journal_path(), self._header(reading), restart=self.options.restart) as journal:
+            form = self._label_format(await pool.announcement())
+            with Journal(self._journal_path(), self._header(form), restart=self.options.restart) as journal:
                 self._check_unchanged(journal)
                 resumed = len(journal)
-                await self._label(journal, pool, reading)
-                return reading, resumed
+                await self._label(journal, pool, form)
+                return form, resumed
 
     def _journal_path(self) -> Path:
         return self.output.with_name(f"{self.output.name}.journal")
@@ -163,7 +160,7 @@ class _Run:
                     raise
                 self.broken[item.position] = error
 
-    def _reading(self, announced: Announcement) -> Reading:
+    def _label_format(self, announced: Announcement) -> LabelFormat:
         info, options = announced.info, self.options
         if info and info.kind != "value":
             raise ConfigError(f"the servers have a {info.kind} model, which writes under attributes; labelling needs a value model")
@@ -171,7 +168,7 @@ class _Run:
         if wants_confidence and not announced.scores:
             raise ConfigError("the servers have no POST /v1/attributes, so they give no probabilities: leave confidence out")
         schema = info.attributes if info else preset(options.attributes)
-        return Reading(
+        return LabelFormat(
             schema=schema if options.languages else msgspec.structs.replace(schema, languages=()),
             # A server that announces nothing is upstream's, and so is its prompt.
             template=info.template() if info else Template(layout="nemo-annotate"),
@@ -180,14 +177,14 @@ class _Run:
             confidence=wants_confidence,
         )
 
-    def _source(self, reading: Reading) -> str:
-        return reading.fingerprint or self.options.label_source
+    def _source(self, form: LabelFormat) -> str:
+        return form.fingerprint or self.options.label_source
 
-    def _header(self, reading: Reading) -> Header:
+    def _header(self, form: LabelFormat) -> Header:
         return Header(
-            model=self._source(reading),
-            turns=reading.turns,
-            languages=bool(reading.schema.languages),
+            model=self._source(form),
+            turns=form.turns,
+            languages=bool(form.schema.languages),
             shard=str(self.options.shard),
         )
 
@@ -205,27 +202,20 @@ class _Run:
                 instead="bring the old input back, or give --restart to label anew",
             )
 
-    async def _label(self, journal: Journal, pool: ServerPool, reading: Reading) -> None:
+    async def _label(self, journal: Journal, pool: ServerPool, form: LabelFormat) -> None:
         """Bring every record into the journal or among the failed."""
         pending = (i for i in self._items() if i.position not in journal and i.position not in self.broken)
-        workers = min(self.options.max_in_flight * len(pool.servers), self.total)
+        batches = iter(lambda: list(itertools.islice(pending, self.options.batch_size)), [])
         self._report(journal)
 
-        async def work() -> None:
-            while batch := list(itertools.islice(pending, self.options.batch_size)):
-                await self._label_batch(batch, journal, pool, reading)
-                self._report(journal)
+        async def label(batch: Sequence[Item]) -> None:
+            await self._label_batch(batch, journal, pool, form)
+            self._report(journal)
 
-        tasks = [asyncio.create_task(work()) for _ in range(workers)]
-        try:
-            await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+        await run_workers(batches, label, count=min(self.options.max_in_flight * len(pool.servers), self.total))
 
-    async def _label_batch(self, batch: Sequence[Item], journal: Journal, pool: ServerPool, reading: Reading) -> None:
-        work = [Labelling(self._conversation(item), reading) for item in batch]
+    async def _label_batch(self, batch: Sequence[Item], journal: Journal, pool: ServerPool, form: LabelFormat) -> None:
+        work = [Labelling(self._conversation(item), form) for item in batch]
         try:
             await self._finish(work, pool)
         except RequestFailed as failure:
@@ -234,7 +224,7 @@ class _Run:
                 return
             # One bad record must not take its neighbours along: each by itself shows which it is.
             for item in batch:
-                await self._label_batch([item], journal, pool, reading)
+                await self._label_batch([item], journal, pool, form)
             return
         for item, labelling in zip(batch, work, strict=True):
             labels = tuple(labelling.labels[i] for i in labelling.targets)
@@ -247,8 +237,8 @@ class _Run:
     def _report(self, journal: Journal) -> None:
         self.progress(len(journal) + len(self.failed) + len(self.broken), self.total)
 
-    def _write(self, journal: Journal, reading: Reading, resumed: int) -> Summary:
-        source = self._source(reading)
+    def _write(self, journal: Journal, form: LabelFormat, resumed: int) -> Summary:
+        source = self._source(form)
         writer = ResultWriter(self.output)
         # The journal's lock says that whoever left these is dead.
         for path in (writer.output, writer.rejects.path):
@@ -270,4 +260,4 @@ class _Run:
                 record = parse_line(item.raw, where)
                 writer.write(labelled_record(record, entry.labels, source, confidence=self.options.confidence))
         seconds = time.monotonic() - self.began
-        return writer.summary(model=source, total=self.total, resumed=resumed, seconds=seconds, schema=reading.schema)
+        return writer.summary(model=source, total=self.total, resumed=resumed, seconds=seconds, schema=form.schema)

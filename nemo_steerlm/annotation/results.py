@@ -17,23 +17,6 @@ from nemo_steerlm.data.records import Record
 from nemo_steerlm.data.rejects import Rejects
 
 
-class Shard(msgspec.Struct, frozen=True, kw_only=True):
-    """Every ``count``-th record of the input, from number ``index`` on."""
-
-    index: int = 0
-    count: int = 1
-
-    def __contains__(self, position: int) -> bool:
-        return position % self.count == self.index
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    def path(self, output: Path) -> Path:
-        """Where this part of ``output`` is written; ``output`` itself where there is one part only."""
-        return output if self.count == 1 else output.with_name(f"{output.name}.shard-{self.index}-of-{self.count}")
-
-
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """What a run did."""
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from nemo_steerlm.annotation.results import ResultWriter, Shard, Summary
+from nemo_steerlm.annotation.results import ResultWriter, Summary
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.data.records import Record, parse_line, raw_lines, read_lines
+from nemo_steerlm.data.shard import Shard
 
 
 class _Part:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
-import json
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +13,7 @@ from nemo_steerlm.cli.preprocess import OnErrorChoice
 
 if TYPE_CHECKING:
     from nemo_steerlm.annotation.annotate import Options
-    from nemo_steerlm.annotation.results import Shard, Summary
+    from nemo_steerlm.annotation.results import Summary
 
 
 class TurnsChoice(str, enum.Enum):
@@ -40,8 +36,8 @@ def annotate(
     output_file: Path = typer.Argument(help="The same with predicted labels; rejects are in OUTPUT_FILE.rejected.jsonl."),
     server: list[str] = typer.Option([], help="http://HOST:PORT of a server; give it several times for several."),
     turns: TurnsChoice = typer.Option(TurnsChoice.UNMASKED, help="Turns to label: those the model learned on, or all."),
-    lang: bool = typer.Option(True, help="Label the language too, where the model has languages."),
-    batch_size: int = typer.Option(1, help="Conversations a request."),
+    lang: bool = typer.Option(True, help="Label the language too, if the model has languages."),
+    batch_size: int = typer.Option(1, help="Conversations per request."),
     max_in_flight: int = typer.Option(32, help="Requests at once to one server, at most."),
     shard: str | None = typer.Option(None, help="INDEX/COUNT, INDEX from 0: label every COUNT-th record only, into a part of OUTPUT_FILE."),
     merge: int = typer.Option(0, help="Put the parts of so many shards together; no server is needed."),
@@ -50,13 +46,13 @@ def annotate(
     summary: Path | None = typer.Option(None, help="Write counts and agreement with human labels as JSON into this file."),
     confusion: Path | None = typer.Option(None, help="Draw predicted against human values into this picture (.png, .svg)."),
     on_error: OnErrorChoice = typer.Option(OnErrorChoice.FAIL, help="fail: stop at a broken record; skip: set it aside."),
-    restart: bool = typer.Option(False, "--restart", help="Throw away what an interrupted run has found."),
+    restart: bool = typer.Option(False, "--restart", help="Discard the labels of an interrupted run."),
     attributes: str = typer.Option("oasst", help="Attribute preset of servers that announce none."),
     label_source: str = typer.Option("unknown", help="Name of the model of servers that announce none."),
     attempts: int = typer.Option(8, help="Tries before a record is rejected; waiting for servers that are down is not one."),
     timeout: float = typer.Option(120.0, help="Seconds one request may take."),
     patience: float = typer.Option(600.0, help="Seconds without an answer from any server before the run ends with exit code 69."),
-    progress: ProgressChoice = typer.Option(ProgressChoice.AUTO, help="auto: a bar on a terminal; json: one line a second; none."),
+    progress: ProgressChoice = typer.Option(ProgressChoice.AUTO, help="auto: a bar on a terminal; json: one line per second; none."),
 ) -> None:
     """Label conversations through inference servers: every record once, in input order, however often it is interrupted.
 
@@ -64,8 +60,8 @@ def annotate(
     SIGTERM; the same command goes on. A server's key is read from STEERLM_API_KEY.
     """
     from nemo_steerlm.annotation.annotate import Options
-    from nemo_steerlm.annotation.results import Shard
     from nemo_steerlm.client.retry import RetryPolicy
+    from nemo_steerlm.data.shard import Shard
 
     if merge:
         from nemo_steerlm.annotation.shards import merge as merge_shards
@@ -77,7 +73,7 @@ def annotate(
         languages=lang,
         batch_size=batch_size,
         max_in_flight=max_in_flight,
-        shard=_shard(shard) if shard else Shard(),
+        shard=Shard.parse(shard) if shard else Shard(),
         on_error=on_error.value,
         confidence=confidence,
         min_confidence=min_confidence,
@@ -93,7 +89,7 @@ _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 def attribute_annotate(
-    batch_size: int = typer.Option(1, "--batch_size", "--batch-size", help="Conversations a request."),
+    batch_size: int = typer.Option(1, "--batch_size", "--batch-size", help="Conversations per request."),
     host: str = typer.Option("localhost", "--host"),
     input_file_name: Path = typer.Option(Path("input.jsonl"), "--input_file_name", "--input-file-name"),
     output_file_name: Path = typer.Option(Path("output.jsonl"), "--output_file_name", "--output-file-name"),
@@ -118,27 +114,28 @@ def attribute_annotate(
 def label_file(
     input_file: Path, output_file: Path, servers: list[str], options: Options, progress: ProgressChoice = ProgressChoice.AUTO
 ) -> Summary:
-    """Call the annotator with progress shown. SIGTERM ends it with 143 and Ctrl-C with 130, the journal whole."""
+    """Label with progress shown. SIGTERM ends it with exit code 143 and Ctrl-C with 130; the journal stays whole."""
     import logging
 
     from nemo_steerlm.annotation.annotate import annotate as label
+    from nemo_steerlm.annotation.progress import shown
     from nemo_steerlm.core.processes import exit_on_sigterm
 
     exit_on_sigterm()
-    # Its warning for each retry would drown the progress; reasons that matter are in the rejects.
+    # stamina warns of each retry, which would drown the progress; the rejects have the reasons that matter.
     logging.getLogger("stamina").setLevel(logging.ERROR)
     try:
-        with _shown(progress) as report:
-            return label(input_file, output_file, servers, options, progress=report)
+        with shown(progress.value) as show:
+            return label(input_file, output_file, servers, options, progress=show)
     except (KeyboardInterrupt, SystemExit) as stop:
         print(f"stopped; the same command goes on from {options.shard.path(output_file)}.journal", file=sys.stderr)
         raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else stop.code) from None
 
 
 def finish(summary: Summary, summary_file: Path | None = None, confusion: Path | None = None, attributes: str = "oasst") -> None:
-    """Say what was done, write what was asked for, and exit with 1 if a record is missing from the output.
+    """Print the result, write the requested files, and exit with 1 if a record is missing from the output.
 
-    ``attributes`` is the preset of labels whose schema is not known.
+    ``attributes`` names the preset of labels whose schema is not known.
     """
     from nemo_steerlm.annotation.results import summary_json
     from nemo_steerlm.core.attributes import preset
@@ -161,57 +158,3 @@ def finish(summary: Summary, summary_file: Path | None = None, confusion: Path |
             print(f"  {count}  {reason}", file=sys.stderr)
         print(f"INCOMPLETE: {summary.failed} of {summary.total} records are not labelled; run again to try them again", file=sys.stderr)
         raise SystemExit(1)
-
-
-def _shard(text: str) -> Shard:
-    from nemo_steerlm.annotation.results import Shard
-    from nemo_steerlm.core.errors import UsageError, shown
-
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit()):
-        raise UsageError(f"--shard {shown(text)}: write INDEX/COUNT, 0/16 to 15/16")
-    return Shard(index=int(index), count=int(count))
-
-
-@contextlib.contextmanager
-def _shown(progress: ProgressChoice) -> Iterator[Callable[[int, int], None]]:
-    if progress is ProgressChoice.JSON:
-        yield _json_lines()
-    elif progress is ProgressChoice.AUTO and sys.stderr.isatty():
-        with _bar() as report:
-            yield report
-    else:
-        yield lambda _done, _total: None
-
-
-def _json_lines() -> Callable[[int, int], None]:
-    last = 0.0
-
-    def report(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 1.0 or done == total:
-            last = now
-            print(json.dumps({"steerlm": "progress", "stage": "annotate", "done": done, "total": total}), flush=True)
-
-    return report
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    rate_column = TextColumn("{task.fields[rate]:.1f} records/s")
-    columns = (TextColumn("annotate"), BarColumn(), MofNCompleteColumn(), rate_column, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("annotate", total=None, rate=0.0)
-        began, first = time.monotonic(), -1
-
-        def report(done: int, total: int) -> None:
-            nonlocal first
-            first = done if first < 0 else first
-            rate = (done - first) / max(time.monotonic() - began, 1e-9)
-            bar.update(task, completed=done, total=total, rate=rate)
-
-        yield report

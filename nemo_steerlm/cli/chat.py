@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError
+from nemo_steerlm.core.errors import SteerLMError, UsageError
 
 if TYPE_CHECKING:
     from nemo_steerlm.client.chat import Chat
@@ -46,19 +46,16 @@ def chat(
 
 @contextlib.contextmanager
 def _started(model: Path, timeout: float) -> Iterator[str]:
-    from nemo_steerlm.core.processes import Child
+    from nemo_steerlm.client.launch import LaunchedServer, serve_command
 
     if not model.exists():
         raise UsageError(f"{model}: no such folder; give http://HOST:PORT for a running server")
     print(f"Loading {model} ...", file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="steerlm-chat-") as folder:
-        command = [sys.executable, "-m", "nemo_steerlm.cli.main", "serve", str(model), "--port", "0", "--no-page"]
-        with Child(command, log=Path(folder) / "server.log") as server:
-            message = server.await_message("serving", timeout)
-            if message is None:
-                state = "did not answer in time" if server.running else f"ended with exit code {server.wait()}"
-                raise UnavailableError(f"the server for {model} {state}\n{server.tail()}")
-            yield str(message["url"])
+    with (
+        tempfile.TemporaryDirectory(prefix="steerlm-chat-") as folder,
+        LaunchedServer(serve_command(model), name=f"the server for {model}", log=Path(folder) / "server.log") as server,
+    ):
+        yield server.await_url(timeout)
 
 
 def _lines() -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import importlib
 import importlib.util
@@ -10,12 +9,8 @@ import json
 import logging
 import os
 import shlex
-import shutil
-import signal
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +18,7 @@ import msgspec
 import typer
 
 from nemo_steerlm.core import environment
-from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError
+from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.megatron.imports import lean_imports
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
@@ -31,7 +26,6 @@ from nemo_steerlm.pipeline.artifacts import WorkDirectory
 if TYPE_CHECKING:
     import socket
 
-    from nemo_steerlm.core.processes import Child
     from nemo_steerlm.inference.engine import Engine
     from nemo_steerlm.serving.model import Model
     from nemo_steerlm.serving.playground.asking import Asking
@@ -111,6 +105,8 @@ def serve(
     elif engine is EngineChoice.OPENAI:
         run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, listener, drain_seconds, open_page)
     else:
+        from nemo_steerlm.serving.vllm import vllm_server
+
         with vllm_server(_vllm_command(folder, vllm, device, vllm_options)) as url:
             run_server(lambda: elsewhere(folder, url, max_waiting), settings, listener, drain_seconds, open_page)
 
@@ -305,56 +301,3 @@ def elsewhere(folder: Path, url: str, max_waiting: int) -> Model:
     if not url:
         raise UsageError("--engine openai needs --upstream http://HOST:PORT")
     return Upstream(folder, url, api_key=os.environ.get(environment.UPSTREAM_KEY), max_waiting=max_waiting)
-
-
-@contextlib.contextmanager
-def vllm_server(command: list[str]) -> Iterator[str]:
-    """Run vLLM until the block ends. Yields its URL once it answers.
-
-    Raises ConfigError where the program is missing, UnavailableError where it ends: before it answers, or while it serves (which ends
-    this process's serving as well).
-    """
-    import tempfile
-
-    from nemo_steerlm.core.processes import Child
-    from nemo_steerlm.serving.server import bind
-
-    if shutil.which(command[0]) is None:
-        told = shlex.join([*command, "--port", "8000"])
-        raise ConfigError(
-            f"no program {command[0]}: install vLLM into an environment of its own (it needs another transformers) and give --vllm "
-            f"PATH/bin/vllm or PATH/bin/python; or run there: {told}, and here: --engine openai --upstream http://HOST:8000"
-        )
-    with bind("127.0.0.1", 0) as listener:
-        port = listener.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory(prefix="steerlm-vllm-") as folder:
-        log = Path(folder) / "vllm.log"
-        with Child([*command, "--port", str(port)], log=log, env={"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}) as child:
-            _await_health(url, child)
-            stopping = threading.Event()
-
-            def watch() -> None:
-                child.wait()
-                if not stopping.is_set():
-                    os.kill(os.getpid(), signal.SIGTERM)
-
-            threading.Thread(target=watch, name="vllm", daemon=True).start()
-            try:
-                yield url
-                if not child.running:
-                    raise UnavailableError(f"vLLM ended with {child.wait()}:\n{child.tail()}")
-            finally:
-                stopping.set()
-
-
-def _await_health(url: str, child: Child) -> None:
-    import httpx
-
-    while True:
-        if not child.running:
-            raise UnavailableError(f"vLLM ended with {child.wait()}:\n{child.tail()}")
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/health", timeout=5.0).status_code == 200:
-                return
-        time.sleep(0.5)

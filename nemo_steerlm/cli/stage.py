@@ -6,6 +6,7 @@ from pathlib import Path
 
 import typer
 
+from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline import names, running
 
 
@@ -18,4 +19,5 @@ def stage(
     merge: bool = typer.Option(False, "--merge", help="Merge finished shards into the stage's outputs (annotate)."),
 ) -> None:
     """Run one stage: read its inputs, write its outputs, and _SUCCESS.json last. Work that is already done is found and kept."""
-    running.run_stage(name, manifest, workdir, servers=running.parse_servers(server), shard=running.parse_shard(shard), merge=merge)
+    part = Shard.parse(shard) if shard else None
+    running.run_stage(name, manifest, workdir, servers=running.parse_servers(server), shard=part, merge=merge)

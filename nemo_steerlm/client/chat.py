@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from nemo_steerlm.client.announcement import Announcement
-from nemo_steerlm.client.http import async_client, sync_client
+from nemo_steerlm.client.http import async_client, client_key, sync_client
 from nemo_steerlm.client.retry import Fault, RetryPolicy, classify_status, error_message
 from nemo_steerlm.client.servers import ServerPool
 from nemo_steerlm.core.attributes import AttributeSchema, preset
@@ -78,7 +78,7 @@ class Chat:
         self.attributes = Label()
         """What is asked for; attributes that it leaves out are at the server's defaults."""
         self.set(attributes)
-        self._client = sync_client(server, timeout=httpx.Timeout(600.0, connect=10.0))
+        self._client = sync_client(server, timeout=httpx.Timeout(600.0, connect=10.0), key=client_key())
 
     def __enter__(self) -> Chat:
         return self
@@ -185,7 +185,7 @@ class _Generated(msgspec.Struct):
 async def _announcement(server: str, patience: float) -> Announcement:
     policy = RetryPolicy(patience=patience, timeout=min(30.0, max(patience, 1.0)))
     async with (
-        async_client([server], timeout=httpx.Timeout(policy.timeout)) as client,
+        async_client([server], timeout=httpx.Timeout(policy.timeout), key=client_key()) as client,
         ServerPool([server], client, policy, kind="steer") as pool,
     ):
         return await pool.announcement()

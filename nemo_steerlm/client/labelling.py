@@ -42,8 +42,8 @@ class TurnLabel(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Probability of each chosen value; None where the server gives none."""
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """How labels are read: the values there are, and how upstream's protocol writes a prompt."""
+class LabelFormat(msgspec.Struct, frozen=True, kw_only=True):
+    """What the labels of a run have in common: the possible values, and how upstream's protocol writes a prompt."""
 
     schema: AttributeSchema
     template: Template
@@ -56,9 +56,9 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
 class Labelling:
     """One conversation on its way to being labelled. What is known survives failed requests and other servers."""
 
-    def __init__(self, conversation: Conversation, reading: Reading) -> None:
-        self.reading = reading
-        self.targets = tuple(i for i, turn in enumerate(conversation.turns) if reading.turns == "all" or turn.speaker != conversation.mask)
+    def __init__(self, conversation: Conversation, form: LabelFormat) -> None:
+        self.form = form
+        self.targets = tuple(i for i, turn in enumerate(conversation.turns) if form.turns == "all" or turn.speaker != conversation.mask)
         self.conversation = _without_labels(conversation, self.targets)
         self.labels: dict[int, TurnLabel] = {}
         self._values: dict[str, int] = {}
@@ -77,7 +77,7 @@ class Labelling:
     def prompt(self) -> str:
         """What comes before the next missing value. The values before it, and the labels before that, are in it."""
         turn = self.targets[len(self.labels)]
-        start = text_of(self.reading.template.label_prompt(self._labelled(), turn))
+        start = text_of(self.form.template.label_prompt(self._labelled(), turn))
         return start + self._label_with("")
 
     def take(self, sentence: str, prompt: str) -> None:
@@ -89,21 +89,21 @@ class Labelling:
             raise RequestFailed(Fault.ATTEMPT, f"answer has no {field}: {shown(sentence[-60:])}")
         text = sentence[at:].split(",", maxsplit=1)[0].split("\n", maxsplit=1)[0].strip()
         try:
-            label = self.reading.schema.parse(self._label_with(text))
+            label = self.form.schema.parse(self._label_with(text))
         except DataError as error:
             raise RequestFailed(Fault.ATTEMPT, f"wrong value {shown(text)} of {field}") from error
         self._values = label.values
-        last = field == LANGUAGE_KEY if self.reading.schema.languages else len(self._values) == len(self.reading.schema.names)
+        last = field == LANGUAGE_KEY if self.form.schema.languages else len(self._values) == len(self.form.schema.names)
         if last:
             self._finish_turn(label)
 
     def _finish_turn(self, label: Label) -> None:
         turn = self.targets[len(self.labels)]
-        self.labels[turn] = TurnLabel(index=turn, label=self.reading.schema.encode(label.values, label.language))
+        self.labels[turn] = TurnLabel(index=turn, label=self.form.schema.encode(label.values, label.language))
         self._values = {}
 
     def _field(self) -> str:
-        names = self.reading.schema.names
+        names = self.form.schema.names
         return names[len(self._values)] if len(self._values) < len(names) else LANGUAGE_KEY
 
     def _label_with(self, text: str) -> str:
@@ -130,7 +130,7 @@ async def advance(work: Sequence[Labelling], server: Server, client: httpx.Async
     pending = [item for item in work if not item.done]
     if server.announcement and server.announcement.scores:
         await _score(pending, server, client, policy)
-    elif pending[0].reading.confidence:
+    elif pending[0].form.confidence:
         raise RequestFailed(Fault.SERVER, "has no /v1/attributes, so it gives no probabilities")
     else:
         await _generate(pending, server, client, policy)
@@ -163,18 +163,18 @@ class _Scores(msgspec.Struct):
 
 
 async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
-    reading = work[0].reading
-    body = {"conversations": [_record(item.conversation) for item in work], "turns": reading.turns}
+    form = work[0].form
+    body = {"conversations": [_record(item.conversation) for item in work], "turns": form.turns}
     raw = await send(client, client.build_request("POST", f"{server.url}/v1/attributes", json=body), policy.timeout)
     try:
         scores = msgspec.json.decode(raw, type=_Scores)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RequestFailed(Fault.ATTEMPT, f"not an answer of /v1/attributes: {error}") from error
-    if reading.fingerprint and scores.model != reading.fingerprint:
-        raise RequestFailed(Fault.SERVER, f"answered by model {shown(scores.model)}, not {shown(reading.fingerprint)}")
+    if form.fingerprint and scores.model != form.fingerprint:
+        raise RequestFailed(Fault.SERVER, f"answered by model {shown(scores.model)}, not {shown(form.fingerprint)}")
     if len(scores.results) != len(work):
         raise RequestFailed(Fault.ATTEMPT, f"{len(scores.results)} results for {len(work)} conversations")
-    labels = [[_turn_label(turn, reading.schema) for turn in result.turns] for result in scores.results]
+    labels = [[_turn_label(turn, form.schema) for turn in result.turns] for result in scores.results]
     for item, found in zip(work, labels, strict=True):
         item.set_labels(found)
 
@@ -210,7 +210,7 @@ class _Generated(msgspec.Struct):
 
 
 async def _generate(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
-    tokens = work[0].reading.template.tokens
+    tokens = work[0].form.template.tokens
     prompts = [item.prompt() for item in work]
     body = {"sentences": prompts, **UPSTREAM_SAMPLING, "end_strings": [tokens.turn_start, "<|endoftext|>"]}
     raw = await send(client, client.build_request("PUT", f"{server.url}/generate", json=body), policy.timeout)

@@ -1,7 +1,8 @@
-"""Child processes that never outlive who started them, log every line, and hand on what they print as JSON."""
+"""Child processes that never outlive their parent, log every line, and report to it in JSON messages on standard output."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import json
@@ -21,16 +22,23 @@ Message = dict[str, Any]
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 120.0
 """How long a child may take to save after SIGTERM before it is killed: a training writes a checkpoint."""
+END_SECONDS = 5.0
+"""How long a process may take to end after it closed its output."""
 
 
 def report(kind: str, **fields: Any) -> None:
-    """Print one message for whoever started this process."""
+    """Print one message for the parent process, as a JSON line on standard output.
+
+    Args:
+        kind: The value of the key ``steerlm``.
+        fields: The message's other keys; anything that JSON can hold.
+    """
     sys.stdout.write(json.dumps({"steerlm": kind, **fields}) + "\n")
     sys.stdout.flush()
 
 
 def parse_message(line: str) -> Message | None:
-    """The message in one line of output, or None where it is ordinary text."""
+    """The message in one line of output, or None if the line is ordinary text."""
     if not line.startswith('{"steerlm"'):
         return None
     try:
@@ -40,10 +48,10 @@ def parse_message(line: str) -> Message | None:
     return message
 
 
-class Child:
+class ChildProcess:
     """A running process: its output goes to a log file line by line, its messages to ``on_message``.
 
-    A context manager: leaving the block ends the process, first with SIGTERM, after the grace period with SIGKILL. On Linux the
+    A context manager: leaving the block stops the process, first with SIGTERM, after the grace period with SIGKILL. On Linux the
     process also gets SIGTERM when its parent dies, however that happens.
     """
 
@@ -56,6 +64,18 @@ class Child:
         env: Mapping[str, str] | None = None,
         pass_fds: Sequence[int] = (),
     ) -> None:
+        """Start ``command``.
+
+        Args:
+            command: Program and arguments.
+            log: File to which the output is appended; its folder is made.
+            on_message: Called with each message, in a thread of its own.
+            env: Variables beside those of this process.
+            pass_fds: File descriptors that stay open in the child.
+
+        Raises:
+            OSError: If the program cannot be started.
+        """
         self.command = list(command)
         self.log = log
         self._on_message = on_message
@@ -69,7 +89,7 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-            # Its own session: Ctrl-C reaches the starter alone, which then stops its children in order.
+            # A session of its own: Ctrl-C reaches the parent alone, which then stops its children in order.
             start_new_session=True,
             preexec_fn=functools.partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509 - only a system call
             pass_fds=tuple(pass_fds),
@@ -97,30 +117,47 @@ class Child:
             self._finished = True
             self._messages.notify_all()
 
-    def await_message(self, kind: str, timeout: float) -> Message | None:
-        """The first message of ``kind``; None where the process ended, or ``timeout`` seconds passed, without one."""
+    def await_message(self, kind: str, timeout: float | None) -> Message | None:
+        """Wait for a message.
+
+        Args:
+            kind: The value of its key ``steerlm``.
+            timeout: Seconds; None waits as long as the process runs.
+
+        Returns:
+            The first message of that kind, or None if the process ended or the time passed without one.
+        """
         with self._messages:
             self._messages.wait_for(lambda: self._finished or any(m["steerlm"] == kind for m in self._seen), timeout)
-            return next((m for m in self._seen if m["steerlm"] == kind), None)
+            message = next((m for m in self._seen if m["steerlm"] == kind), None)
+        if message is None and self._finished:
+            # The output closes a moment before the process has an exit code.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(END_SECONDS)
+        return message
 
     def wait(self) -> int:
-        """Wait for the end. Returns the exit code, 128 + signal where a signal ended it."""
+        """Wait until the process ends. Returns its exit code, 128 + signal if a signal ended it."""
         code = self._process.wait()
         self._reader.join()
         return 128 - code if code < 0 else code
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The process id."""
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether it still runs."""
+        """Whether the process still runs."""
         return self._process.poll() is None
 
     def stop(self, grace: float = GRACE_SECONDS) -> int:
-        """End it. Returns its exit code."""
+        """Send SIGTERM, and SIGKILL to its process group after ``grace`` seconds.
+
+        Returns:
+            The exit code, 128 + signal if a signal ended the process.
+        """
         if self.running:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -130,11 +167,11 @@ class Child:
         return self.wait()
 
     def tail(self, lines: int = 12) -> str:
-        """The last lines of its log, messages left out: what to show when it failed."""
+        """The last ``lines`` of its log without messages: what to show if it failed."""
         text = self.log.read_text(encoding="utf-8", errors="replace").splitlines() if self.log.exists() else []
         return "\n".join([line for line in text if parse_message(line) is None][-lines:])
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> ChildProcess:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -143,7 +180,7 @@ class Child:
 
 def _die_with_parent(parent: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:  # it died before the line above
+    if os.getppid() != parent:  # the parent died before the call above
         os._exit(128 + signal.SIGTERM)
 
 

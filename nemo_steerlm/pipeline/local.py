@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UnavailableError, UsageError
-from nemo_steerlm.core.processes import Child, Message
+from nemo_steerlm.client.launch import LaunchedServer, serve_command
+from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UsageError
+from nemo_steerlm.core.processes import ChildProcess, Message
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.run_context import files_folder, input_hash
@@ -117,7 +118,7 @@ def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listen
         command += [part for address in addresses for part in ("--server", address)]
         log = work.log(stage.name)
         log.unlink(missing_ok=True)
-        child = stack.enter_context(Child(command, log=log, on_message=lambda message: listener.message(stage, message)))
+        child = stack.enter_context(ChildProcess(command, log=log, on_message=lambda message: listener.message(stage, message)))
         code = child.wait()
         if code:
             raise StageFailedError(stage.name, code, log, child.tail())
@@ -128,29 +129,21 @@ def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listen
 def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
     """Start the servers a stage needs, side by side on free ports, and stop them at the end whatever happens.
 
-    Yields their ``ROLE=URL`` once all of them answer. Raises UnavailableError where one does not.
+    Yields their ``ROLE=URL`` once all of them answer. Raises UnavailableError if one does not.
     """
     with contextlib.ExitStack() as stack:
-        started: list[tuple[ServerNeed, Child]] = []
+        started: list[tuple[ServerNeed, LaunchedServer]] = []
         for need in stage.servers:
             model = work.folder(need.stage) / MODEL_FOLDER
             # Those of one role work at the same time and share the cores; each taking all of them slows all of them down.
             threads = ("--threads", str(max(1, (os.cpu_count() or 1) // need.replicas))) if need.replicas > 1 else ()
             for number in range(need.replicas):
                 log = work.log(f"{stage.name}.server-{need.role}-{number}")
-                log.unlink(missing_ok=True)
-                child = Child([*STEERLM, "serve", str(model), "--port", "0", "--no-page", *threads], log=log)
-                stack.callback(child.stop, SERVER_GRACE_SECONDS)
-                started.append((need, child))
-        yield [f"{need.role}={_address(need, child)}" for need, child in started]
-
-
-def _address(need: ServerNeed, child: Child) -> str:
-    message = child.await_message("serving", need.startup_timeout_seconds)
-    if message is None:
-        state = "did not answer in time" if child.running else f"ended with exit code {child.wait()}"
-        raise UnavailableError(f"server of {need.stage} {state}; its log is {child.log}\n{_indented(child.tail())}")
-    return str(message["url"])
+                server = LaunchedServer(
+                    serve_command(model, *threads), name=f"server of {need.stage} (log: {log})", log=log, grace=SERVER_GRACE_SECONDS
+                )
+                started.append((need, stack.enter_context(server)))
+        yield [f"{need.role}={server.await_url(need.startup_timeout_seconds)}" for need, server in started]
 
 
 @contextlib.contextmanager

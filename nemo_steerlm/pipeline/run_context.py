@@ -14,6 +14,7 @@ from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.processes import report
 from nemo_steerlm.data.packages import local_path
+from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
 from nemo_steerlm.pipeline.stages import ModelRole, Stage
@@ -23,14 +24,6 @@ REMOTE = ("pypi:", "pypi-sdist:", "hf:")
 
 RECORDED_VERSIONS = ("torch", "nemo_toolkit", "megatron-core", "transformers")
 """Packages whose versions are worth recording beside an artifact."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """Part ``index`` (0-based) of ``count``."""
-
-    index: int
-    count: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,10 @@ from typing import Any
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError, shown
 from nemo_steerlm.core.processes import exit_on_sigterm, report
+from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import Success, WorkDirectory
-from nemo_steerlm.pipeline.run_context import Run, Shard, files_folder, input_hash, part_name, versions
+from nemo_steerlm.pipeline.run_context import Run, files_folder, input_hash, part_name, versions
 from nemo_steerlm.pipeline.stages import ModelRole, Stage, find, stages
 
 
@@ -79,13 +80,3 @@ def parse_servers(texts: Sequence[str]) -> dict[ModelRole, list[str]]:
             raise UsageError(f"--server {shown(text)}: write value=http://HOST:PORT or steer=http://HOST:PORT")
         servers.setdefault("value" if role == "value" else "steer", []).append(url)
     return servers
-
-
-def parse_shard(text: str | None) -> Shard | None:
-    """``3/16``: the third of sixteen, counted from 0. Raises UsageError for any other shape."""
-    if text is None:
-        return None
-    index, slash, count = text.partition("/")
-    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
-        raise UsageError(f"--shard {shown(text)}: write INDEX/COUNT with 0 <= INDEX < COUNT")
-    return Shard(int(index), int(count))

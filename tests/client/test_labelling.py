@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_steerlm.client.labelling import Labelling, Reading
+from nemo_steerlm.client.labelling import LabelFormat, Labelling
 from nemo_steerlm.client.retry import RequestFailed
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation, Turn
@@ -12,7 +12,7 @@ CONVERSATION = Conversation(
     turns=(Turn(speaker="User", text="text0", label="quality:1,lang:de"), Turn(speaker="Assistant", text="text1", label="quality:0")),
     system="SYS\n\n",
 )
-UPSTREAM = Reading(schema=preset("oasst"), template=Template(layout="nemo-annotate"), turns="all")
+UPSTREAM = LabelFormat(schema=preset("oasst"), template=Template(layout="nemo-annotate"), turns="all")
 
 
 def answer_all(work: Labelling, value: str = "3") -> list[str]:
@@ -36,8 +36,8 @@ def test_prompts_are_upstreams_to_the_byte() -> None:
 
 
 def test_masked_turns_keep_their_label_as_context_when_only_others_are_read() -> None:
-    reading = Reading(schema=preset("helpsteer"), template=Template(), turns="unmasked")
-    work = Labelling(CONVERSATION, reading)
+    form = LabelFormat(schema=preset("helpsteer"), template=Template(), turns="unmasked")
+    work = Labelling(CONVERSATION, form)
     prompts = answer_all(work)
     assert prompts[0].endswith("User\ntext0\n<extra_id_2>quality:1,lang:de\n<extra_id_1>Assistant\ntext1\n<extra_id_2>helpfulness:")
     assert list(work.labels) == [1]

@@ -20,7 +20,7 @@ import httpx
 import pytest
 from local_cluster.images import image
 
-from nemo_steerlm.core.processes import Child
+from nemo_steerlm.core.processes import ChildProcess
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from tests.cluster.operating import THREADS, restricted
 from tests.cluster.plugin import Plugin
@@ -51,7 +51,7 @@ def local(tmp_path_factory):
     """``steerlm run`` beside the cluster's first run; ``local()`` is its work directory once it has ended."""
     folder = tmp_path_factory.mktemp("local")
     command = [*STEERLM, "run", str(manifest_file(folder, **trained(devices=2))), "--workdir", str(folder / "work")]
-    with Child(command, log=folder / "run.log", env=THREADS) as run:
+    with ChildProcess(command, log=folder / "run.log", env=THREADS) as run:
 
         def work():
             assert run.wait() == 0, run.tail()

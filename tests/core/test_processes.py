@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from nemo_steerlm.core.processes import Child, parse_message
+from nemo_steerlm.core.processes import ChildProcess, parse_message
 
 WAITS = 'import signal, sys; print(\'{"steerlm": "ready"}\', flush=True); '
 
@@ -19,7 +19,7 @@ def python(code):
 def test_output_is_logged_and_messages_handed_on(tmp_path):
     seen = []
     code = 'print(\'plain\'); print(\'{"steerlm": "progress", "done": 1}\'); print(\'{"steerlm": broken\'); raise SystemExit(65)'
-    with Child(python(code), log=tmp_path / "a" / "log", on_message=seen.append) as child:
+    with ChildProcess(python(code), log=tmp_path / "a" / "log", on_message=seen.append) as child:
         assert child.wait() == 65
     assert seen == [{"steerlm": "progress", "done": 1}]
     assert child.log.read_text().splitlines()[0] == "plain"
@@ -27,7 +27,7 @@ def test_output_is_logged_and_messages_handed_on(tmp_path):
 
 
 def test_leaving_the_block_ends_the_process(tmp_path):
-    with Child(python(WAITS + "signal.pause()"), log=tmp_path / "log") as child:
+    with ChildProcess(python(WAITS + "signal.pause()"), log=tmp_path / "log") as child:
         assert child.await_message("ready", 30)
         assert child.running
     assert child.wait() == 128 + signal.SIGTERM
@@ -35,13 +35,13 @@ def test_leaving_the_block_ends_the_process(tmp_path):
 
 def test_a_process_that_ignores_sigterm_is_killed_after_the_grace(tmp_path):
     code = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + WAITS + "\nwhile True: signal.pause()"
-    child = Child(python(code), log=tmp_path / "log")
+    child = ChildProcess(python(code), log=tmp_path / "log")
     assert child.await_message("ready", 30)
     assert child.stop(grace=0.2) == 128 + signal.SIGKILL
 
 
 def test_no_message_from_a_process_that_ended(tmp_path):
-    with Child(python("pass"), log=tmp_path / "log") as child:
+    with ChildProcess(python("pass"), log=tmp_path / "log") as child:
         assert child.await_message("ready", 30) is None
 
 
@@ -50,8 +50,8 @@ def test_a_child_dies_with_a_parent_that_was_killed(tmp_path):
     parent_code = f"""
 import signal, sys
 from pathlib import Path
-from nemo_steerlm.core.processes import Child
-child = Child([sys.executable, '-c', {child_code!r}], log=Path(sys.argv[1]))
+from nemo_steerlm.core.processes import ChildProcess
+child = ChildProcess([sys.executable, '-c', {child_code!r}], log=Path(sys.argv[1]))
 child.await_message('ready', 30)
 print(child.pid, flush=True)
 signal.pause()

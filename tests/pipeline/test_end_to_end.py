@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_steerlm.core.processes import Child
+from nemo_steerlm.core.processes import ChildProcess
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from tests.pipeline.tiny import STAGES, STEERLM, manifest_file
 
@@ -70,7 +70,7 @@ def kill_in(stage, steps, who, manifest, work):
     log = work.log(stage)
     log.parent.mkdir(exist_ok=True)
     log.touch()  # tail looks once a second at a file that it did not find at first, and at once at any other
-    with Child([*STEERLM, "run", str(manifest), "--workdir", str(work.path)], log=work.path / "killed.log") as runner:
+    with ChildProcess([*STEERLM, "run", str(manifest), "--workdir", str(work.path)], log=work.path / "killed.log") as runner:
         with subprocess.Popen(["tail", "-F", "-n", "+1", str(log)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as lines:
             said = (line for line in lines.stdout if '"progress"' in line)
             assert len(list(itertools.islice(said, steps))) == steps

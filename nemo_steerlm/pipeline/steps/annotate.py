@@ -11,11 +11,12 @@ import msgspec
 from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import Options
 from nemo_steerlm.annotation.annotate import annotate as label
-from nemo_steerlm.annotation.results import Shard, Summary
+from nemo_steerlm.annotation.results import Summary
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.data.cleaning import Rules, clean
 from nemo_steerlm.data.records import Record, read_lines, write_records
+from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.evaluation.agreement import agreement_of
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import SPLITS
@@ -59,7 +60,7 @@ def _label(run: Run, source: Path, target: Path, before: int, total: int) -> Sum
     options = Options(
         turns=run.pipeline.spec.annotate.turns,
         max_in_flight=IN_FLIGHT,
-        shard=Shard(index=run.shard.index, count=run.shard.count) if run.shard else Shard(),
+        shard=run.shard or Shard(),
         # The stage's own marker says whether what is here belongs to the same inputs.
         restart=False,
     )

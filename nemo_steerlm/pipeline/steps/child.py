@@ -6,7 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.core.processes import Child, Message, report
+from nemo_steerlm.core.processes import ChildProcess, Message, report
 from nemo_steerlm.pipeline.run_context import Run, part_name
 
 
@@ -15,7 +15,7 @@ class ChildFailedError(SteerLMError):
 
     code = "child-failed"
 
-    def __init__(self, what: str, child: Child, exit_code: int) -> None:
+    def __init__(self, what: str, child: ChildProcess, exit_code: int) -> None:
         super().__init__(f"{what} failed with exit code {exit_code}\n{child.tail()}")
         self.exit_code = exit_code
 
@@ -30,7 +30,7 @@ def call(what: str, run: Run, arguments: Sequence[str], env: Mapping[str, str] |
     log = run.work.log(f"{part_name(run.stage.name)}.{what}")
     log.unlink(missing_ok=True)
     lock = () if run.lock is None else (run.lock,)
-    with Child([sys.executable, "-m", *arguments], log=log, on_message=hand_on, env=env, pass_fds=lock) as child:
+    with ChildProcess([sys.executable, "-m", *arguments], log=log, on_message=hand_on, env=env, pass_fds=lock) as child:
         code = child.wait()
         if code:
             raise ChildFailedError(what, child, code)

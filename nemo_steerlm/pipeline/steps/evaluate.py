@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from nemo_steerlm.client.asking import Ask, Sampling, answers, readings
+from nemo_steerlm.client.bulk import AnswerRequest, GenerationOptions, expected_values, generate_answers
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
@@ -121,15 +121,15 @@ def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Samp
     questions = _questions(run, spec, schema)
     chosen = [questions[i] for i in spread(questions, how.samples_per_level, how.seed)]
     plan = [(name, level, q) for name in how.attributes or schema.names for level in schema[name].values for q in chosen]
-    asks = [
-        Ask(conversation=q, label=Label(values={name: level}).over(_base(schema, how.base)), seed=how.seed + i)
+    requests = [
+        AnswerRequest(conversation=q, label=Label(values={name: level}).over(_base(schema, how.base)), seed=how.seed + i)
         for i, (name, level, q) in enumerate(plan)
     ]
-    total = 2 * len(asks)
-    sampling = Sampling(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
-    texts = answers(run.servers["steer"], asks, sampling, lambda n: run.progress(n, total, phase="answering"))
+    total = 2 * len(requests)
+    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
+    texts = generate_answers(run.servers["steer"], requests, options, lambda n: run.progress(n, total, phase="answering"))
     answered = [_answered(q, text) for (_, _, q), text in zip(plan, texts, strict=True)]
-    read = readings(run.servers["value"], answered, lambda n: run.progress(len(asks) + n, total, phase="reading"))
+    read = expected_values(run.servers["value"], answered, lambda n: run.progress(len(requests) + n, total, phase="reading"))
     judges = {name: judge(kind) for name, kind in how.judges.items()}
     return [
         Sample(

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from nemo_steerlm.client.asking import Ask, Sampling, answers
+from nemo_steerlm.client.bulk import AnswerRequest, GenerationOptions, generate_answers
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
@@ -31,20 +31,20 @@ def sample(run: Run) -> dict[str, Any]:
     questions = list(dict.fromkeys(q for c in conversations if (q := question(c)) is not None))
     asked = draw.sample(questions, min(how.prompts, len(questions)))
     schema = spec.attributes.schema_()
-    asks = [
-        Ask(conversation=q, label=schema.parse(draw.choice(combinations)), seed=draw.randrange(2**31))
+    requests = [
+        AnswerRequest(conversation=q, label=schema.parse(draw.choice(combinations)), seed=draw.randrange(2**31))
         for q in asked
         for _ in range(how.samples_per_prompt)
     ]
-    sampling = Sampling(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
-    texts = answers(run.servers["steer"], asks, sampling, lambda n: run.progress(n, len(asks), phase="sampling"))
+    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
+    texts = generate_answers(run.servers["steer"], requests, options, lambda n: run.progress(n, len(requests), phase="sampling"))
     drawn = run.folder / "sampled.jsonl"
-    count = write_records(drawn, (_record(ask, text) for ask, text in zip(asks, texts, strict=True) if text.strip()))
+    count = write_records(drawn, (_record(request, text) for request, text in zip(requests, texts, strict=True) if text.strip()))
     if not count:
         raise DataError("the model answered every prompt with nothing", instead="train it longer, or raise bootstrap.maxTokens")
     metrics = label_and_clean(run, {"train": drawn}) or {}
     shutil.copyfile(run.input("annotate", "val.jsonl"), run.folder / "val.jsonl")
-    return {"combinations": len(combinations), "sampled": len(asks), **metrics}
+    return {"combinations": len(combinations), "sampled": len(requests), **metrics}
 
 
 def good_labels(conversation: Conversation, require: dict[str, int], schema: AttributeSchema) -> Iterator[str]:
@@ -58,8 +58,8 @@ def good_labels(conversation: Conversation, require: dict[str, int], schema: Att
             yield schema.encode(values, parsed.language)
 
 
-def _record(ask: Ask, text: str) -> Record:
-    conversation = ask.conversation
+def _record(request: AnswerRequest, text: str) -> Record:
+    conversation = request.conversation
     answer = Turn(speaker=ASSISTANT, text=text)
     turns = [{"value": turn.text, "from": turn.speaker} for turn in (*conversation.turns, answer)]
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}

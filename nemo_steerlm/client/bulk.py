@@ -1,0 +1,143 @@
+"""Bulk requests to the servers of a run: answers under attributes from a steer model, attribute values from a value model."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import httpx
+import msgspec
+
+from nemo_steerlm.client.http import async_client, client_key
+from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy, send
+from nemo_steerlm.client.servers import Server, ServerPool
+from nemo_steerlm.client.signals import run_until_signal
+from nemo_steerlm.client.workers import run_workers
+from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.errors import DataError, UnavailableError
+from nemo_steerlm.core.labels import Label
+
+IN_FLIGHT = 64
+"""Concurrent requests per server: enough to fill its batches."""
+
+POLICY = RetryPolicy(timeout=900.0, patience=120.0)
+"""A long answer in a full batch takes minutes; a server that this run started and that is gone does not come back."""
+
+
+class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer to generate."""
+
+    conversation: Conversation
+    """Ends with the turn to answer."""
+    label: Label
+    """What to write under."""
+    seed: int
+
+
+class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """How answers are sampled. The names are those of ``POST /v1/chat/completions``."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+
+
+def generate_answers(
+    urls: Sequence[str], requests: Sequence[AnswerRequest], options: GenerationOptions, progress: Callable[[int], None]
+) -> list[str]:
+    """Generate an answer for each request, spread over all servers.
+
+    Args:
+        urls: Servers of one steer model.
+        requests: What to answer.
+        options: How to sample, the same for all requests.
+        progress: Called after each answer with the number of answers so far.
+
+    Returns:
+        The answers' texts, in the order of ``requests``.
+
+    Raises:
+        UnavailableError: If no server can be reached, or a request fails on every server.
+        DataError: If a server refuses a request.
+    """
+
+    def body(request: AnswerRequest) -> dict[str, Any]:
+        conversation = request.conversation
+        system = [{"role": "system", "content": conversation.system}]
+        return {
+            "messages": system + [{"role": _role(turn, conversation), "content": turn.text} for turn in conversation.turns],
+            "attributes": request.label.to_mapping(),
+            "seed": request.seed,
+            "max_tokens": options.max_tokens,
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+        }
+
+    replies = run_until_signal(_post_all(urls, "/v1/chat/completions", [body(request) for request in requests], progress))
+    return [str(reply["choices"][0]["message"]["content"]) for reply in replies]
+
+
+def expected_values(
+    urls: Sequence[str], conversations: Sequence[Conversation], progress: Callable[[int], None], batch: int = 32
+) -> list[dict[str, float]]:
+    """Score the last turn of each conversation: the expected value of each attribute under the value model's probabilities.
+
+    Args:
+        urls: Servers of one value model.
+        conversations: Each ends with a turn of the role that the model learned on.
+        progress: Called after each request with the number of conversations scored so far.
+        batch: Conversations per request.
+
+    Returns:
+        For each conversation, in order, attribute names to expected values.
+
+    Raises:
+        UnavailableError: If no server can be reached, or a request fails on every server.
+        DataError: If a server refuses a request.
+    """
+    batches = [conversations[i : i + batch] for i in range(0, len(conversations), batch)]
+    bodies = [{"conversations": [_record(c) for c in part], "turns": "unmasked"} for part in batches]
+    replies = run_until_signal(_post_all(urls, "/v1/attributes", bodies, lambda n: progress(min(n * batch, len(conversations)))))
+    last_turns = [result["turns"][-1]["attributes"] for reply in replies for result in reply["results"]]
+    return [{name: float(attribute["expected"]) for name, attribute in turn.items()} for turn in last_turns]
+
+
+def _role(turn: Turn, conversation: Conversation) -> str:
+    return "user" if turn.speaker == conversation.mask else "assistant"
+
+
+def _record(conversation: Conversation) -> dict[str, Any]:
+    turns = [{"value": turn.text, "from": turn.speaker} for turn in conversation.turns]
+    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "TEXT_TO_VALUE"}
+
+
+async def _post_all(
+    urls: Sequence[str], path: str, bodies: Sequence[Mapping[str, Any]], progress: Callable[[int], None]
+) -> list[dict[str, Any]]:
+    """The reply to each body, in order; ``progress`` gets the number of replies so far."""
+    replies: dict[int, dict[str, Any]] = {}
+    timeout = httpx.Timeout(POLICY.timeout, connect=POLICY.connect_timeout)
+    async with (
+        async_client(urls, timeout=timeout, key=client_key()) as client,
+        ServerPool(urls, client, POLICY, max_in_flight=IN_FLIGHT, start_limit=IN_FLIGHT) as pool,
+    ):
+
+        async def post(numbered: tuple[int, Mapping[str, Any]]) -> None:
+            number, body = numbered
+            replies[number] = await _post(client, pool, path, body)
+            progress(len(replies))
+
+        await run_workers(enumerate(bodies), post, count=min(IN_FLIGHT * len(urls), len(bodies)))
+    return [replies[number] for number in range(len(bodies))]
+
+
+async def _post(client: httpx.AsyncClient, pool: ServerPool, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def request(server: Server) -> Awaitable[bytes]:
+        return send(client, client.build_request("POST", f"{server.url}{path}", json=body), POLICY.timeout)
+
+    try:
+        reply: dict[str, Any] = msgspec.json.decode(await pool.call(request))
+    except RequestFailed as failure:
+        error = DataError if failure.fault is Fault.REQUEST else UnavailableError
+        raise error(f"POST {path} failed: {failure.reason}") from failure
+    return reply
