@@ -9,7 +9,7 @@ import pytest
 
 from nemo_steerlm.cli.main import COMMANDS
 
-HEAVY = {"torch", "nemo", "megatron", "lightning", "transformers", "datasets", "pandas", "tensorflow", "gradio", "sklearn", "scipy"}
+HEAVY = {"torch", "nemo", "megatron", "lightning", "transformers", "datasets", "pandas", "tensorflow", "sklearn", "scipy"}
 """Never imported by a command that only reads its flags."""
 
 SLOW = {"numpy", "rich", "httpx", "huggingface_hub", "sentencepiece", "tokenizers", "google", "fastapi", "uvicorn", "matplotlib", "jinja2"}

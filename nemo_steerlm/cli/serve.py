@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import importlib
-import importlib.util
 import json
 import logging
 import os
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from nemo_steerlm.inference.engine import Engine
     from nemo_steerlm.serving.model import Model
-    from nemo_steerlm.serving.playground.asking import Asking
     from nemo_steerlm.serving.service import Service, Settings
 
 logger = logging.getLogger(__name__)
@@ -94,21 +92,21 @@ def serve(
         print(shlex.join([*_vllm_command(folder, vllm, device, vllm_options), "--port", "PORT"]))
         return
     openvino = engine is EngineChoice.OPENVINO
-    open_page = _page(model, reader, reader_api_key, max_rows=max_rows, device=device, openvino=openvino) if page else None
+    add_reader = _reader(model, reader, reader_api_key, max_rows=max_rows, device=device, openvino=openvino) if page or reader else None
     listener = listen(host, port, settings.api_key, insecure=insecure)
     if openvino or engine is EngineChoice.EMBEDDED:
 
         def load() -> Model:
             return scheduled(load_engine(folder, max_rows=max_rows, device=device or None, openvino=openvino), max_waiting)
 
-        run_server(load, settings, listener, drain_seconds, open_page)
+        run_server(load, settings, listener, drain_seconds, add_reader, page=page)
     elif engine is EngineChoice.OPENAI:
-        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, listener, drain_seconds, open_page)
+        run_server(lambda: elsewhere(folder, upstream, max_waiting), settings, listener, drain_seconds, add_reader, page=page)
     else:
         from nemo_steerlm.serving.vllm import vllm_server
 
         with vllm_server(_vllm_command(folder, vllm, device, vllm_options)) as url:
-            run_server(lambda: elsewhere(folder, url, max_waiting), settings, listener, drain_seconds, open_page)
+            run_server(lambda: elsewhere(folder, url, max_waiting), settings, listener, drain_seconds, add_reader, page=page)
 
 
 def _vllm_command(folder: Path, program: str, device: str, options: str) -> list[str]:
@@ -117,30 +115,28 @@ def _vllm_command(folder: Path, program: str, device: str, options: str) -> list
     return vllm_command(folder, program=program, device=device, more=shlex.split(options))
 
 
-def _page(
-    model: Path, reader: str, reader_api_key: str, *, max_rows: int, device: str, openvino: bool
-) -> Callable[[Service], Asking | None]:
-    """What makes the page of a service once its model is loaded, with what reads for it. Raises UsageError for a reader there is not."""
-    remote = reader if reader.startswith(("http://", "https://")) else ""
+def _reader(model: Path, reader: str, reader_api_key: str, *, max_rows: int, device: str, openvino: bool) -> Callable[[Service], None]:
+    """What gives a service, once its model is loaded, something that reads for it. Raises UsageError for a reader there is not."""
+    from nemo_steerlm.serving.remote_reader import RemoteReader
+
+    remote = RemoteReader(reader, api_key=reader_api_key or None) if reader.startswith(("http://", "https://")) else None
     beside = None if remote else _reader_folder(model, reader)
 
-    def opened(service: Service) -> Asking | None:
-        from nemo_steerlm.serving.playground.asking import Asking
-        from nemo_steerlm.serving.playground.reading import RemoteReader
+    def add(service: Service) -> None:
         from nemo_steerlm.serving.service import Service
 
-        if beside and not service.scores and (reader or _fits(beside, device)):
+        if service.scores:
+            return
+        if remote:
+            service.remote_reader = remote
+        elif beside and (reader or _fits(beside, device)):
             value = scheduled(load_engine(beside, max_rows=max_rows, device=device or None, openvino=openvino), 1024)
             named = msgspec.structs.replace(service.settings, name=f"{service.settings.name}-reader", defaults=Label())
             service.reader = Service(value, named)
             if not service.reader.scores:
                 raise UsageError(f"--reader {beside}: this is a steer model, it writes; give a value model")
-        if importlib.util.find_spec("gradio") is None:
-            logger.warning("no page: gradio is not installed; nemo_steerlm[serve] has it")
-            return None
-        return Asking(service, RemoteReader(remote, api_key=reader_api_key or None) if remote else None)
 
-    return opened
+    return add
 
 
 def serve_with_nemo_flags(arguments: list[str]) -> None:
@@ -193,16 +189,20 @@ def run_server(
     settings: Settings,
     listener: socket.socket,
     drain_seconds: float,
-    page: Callable[[Service], Asking | None] | None = None,
+    prepare: Callable[[Service], None] | None = None,
+    *,
+    page: bool = False,
 ) -> None:
-    """Load the model and serve it until SIGTERM."""
+    """Load the model, ``prepare`` its service, and serve it until SIGTERM."""
     from nemo_steerlm.serving.server import serve as serve_forever
     from nemo_steerlm.serving.service import Service
 
     if sys.stderr.isatty():
         print(f"Loading {settings.name} ...", file=sys.stderr)
     service = Service(load(), settings)
-    serve_forever(service, listener, page=page(service) if page else None, drain_seconds=drain_seconds)
+    if prepare:
+        prepare(service)
+    serve_forever(service, listener, page=page, drain_seconds=drain_seconds)
 
 
 class JSONLines(logging.Formatter):

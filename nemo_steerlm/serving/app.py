@@ -17,8 +17,8 @@ from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
 from nemo_steerlm.serving.limits import Framing, Gate
 from nemo_steerlm.serving.model import QueueFullError
-from nemo_steerlm.serving.playground.asking import Asking
-from nemo_steerlm.serving.playground.door import Door
+from nemo_steerlm.serving.page import routes as page_routes
+from nemo_steerlm.serving.page.session import Session
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
 from nemo_steerlm.serving.upstream import UpstreamError
 
@@ -35,8 +35,8 @@ _STATUS: dict[type[SteerLMError], int] = {
 _RETRY_AFTER = {429: "1", 503: "5"}
 
 
-def create_app(service: Service, page: Asking | None = None) -> FastAPI:
-    """The app around ``service``, with its ``page`` if there is to be one. It closes the service when it ends."""
+def create_app(service: Service, *, page: bool = False) -> FastAPI:
+    """The app around ``service``, with the page if there is to be one. It closes the service when it ends."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,13 +49,14 @@ def create_app(service: Service, page: Asking | None = None) -> FastAPI:
         app.include_router(module.router(service))
     _add_health(app, service)
     _add_errors(app)
-    app.add_middleware(Gate, service=service)
+    session = Session(service.settings.api_key) if page and service.settings.api_key else None
+    if page:
+        app.include_router(page_routes.router(session))
+    app.add_middleware(Gate, service=service, session=session)
     if service.settings.cors_origins:
         # Around the gate: a browser tells its page what a refusal says only where the refusal has these headers too.
         origins = list(service.settings.cors_origins)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"])
-    if page is not None:
-        app.add_middleware(Door, asking=page)
     app.add_middleware(Framing)
     return app
 

@@ -24,24 +24,27 @@ def router(service: Service) -> APIRouter:
     """The route, bound to ``service``."""
     routes = APIRouter(prefix="/v1", tags=["SteerLM"])
     reader = service if service.scores else service.reader
-    scoring = None if reader is None else Scoring(reader)
+    scoring = None if reader is None else _Scoring(reader)
 
     @routes.post("/attributes", summary="Read the attributes of conversations")
     async def attributes(body: AttributesBody, request: Request) -> Response:
-        if scoring is None:
+        if scoring is not None:
+            requests = await scoring.requests(body)
+            answer = await service.within(request, scoring.answer(requests))
+        elif service.remote_reader is not None:
+            service.require_open(0)
+            answer = await service.within(request, service.remote_reader.read(await request.body()))
+        else:
             raise UsageError("this is a steer model: it writes (POST /v1/chat/completions); serve the value model to score")
-        requests = await scoring.requests(body)
-        answer = await service.within(request, scoring.answer(requests))
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     return routes
 
 
-class Scoring:
-    """What the endpoint does, for it and for those who read texts in this process: the page."""
+class _Scoring:
+    """What the endpoint does with a value model of this process."""
 
     def __init__(self, service: Service) -> None:
-        """``service`` serves a value model."""
         self._service = service
         self._plan = compile_label(service.model.info, service.model.tokenizer)
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nemo_steerlm.serving.page.routes import OPEN_PATHS as PAGE_PATHS
+from nemo_steerlm.serving.page.session import Session
 from nemo_steerlm.serving.service import Service
 
 access = logging.getLogger("nemo_steerlm.serving.access")
@@ -79,8 +81,11 @@ def limited(receive: Receive, limit: int) -> Receive:
 class Gate:
     """Middleware around the whole app."""
 
-    def __init__(self, app: ASGIApp, *, service: Service) -> None:
+    def __init__(self, app: ASGIApp, *, service: Service, session: Session | None = None) -> None:
+        """``session``: the page's, whose cookie is worth the token to requests of this server's own pages."""
         self._app = app
+        self._session = session
+        self._open = {*_OPEN, *(PAGE_PATHS if session else ())}
         self._service = service
         self._settings = service.settings
         self._metrics = service.metrics
@@ -121,8 +126,9 @@ class Gate:
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
         key = self._settings.api_key
-        asked = key is not None and scope["path"] not in _OPEN and scope["method"] != "OPTIONS"
-        if asked and not bears(headers.get(b"authorization", b""), key or ""):
+        asked = key is not None and scope["path"] not in self._open and scope["method"] != "OPTIONS"
+        known = self._session is not None and self._session.admits(scope)
+        if asked and not known and not bears(headers.get(b"authorization", b""), key or ""):
             return Refusal(401, "unauthorized", "send the header Authorization: Bearer KEY", ((b"www-authenticate", b"Bearer"),))
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:

@@ -68,11 +68,6 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-async def chat_rows(service: Service, body: ChatBody) -> list[Generation]:
-    """The rows of a chat request, for those who follow them in this process: the page. Raises what the endpoint answers 400."""
-    return (await run_in_threadpool(_Chat, service, body)).generations
-
-
 def _model(service: Service) -> dict[str, Any]:
     return {
         "id": service.settings.name,
@@ -81,6 +76,7 @@ def _model(service: Service) -> dict[str, Any]:
         "owned_by": "nemo_steerlm",
         "max_model_len": service.model.max_length,
         "scores": service.scores,
+        "reads": service.scores or service.reader is not None or service.remote_reader is not None,
         "default_attributes": service.prompts.default_attributes,
         "metadata": {"steerlm": service.model.info.to_dict()},
     }

@@ -16,7 +16,6 @@ import uvicorn
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.serving.app import create_app
-from nemo_steerlm.serving.playground.asking import Asking
 from nemo_steerlm.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,8 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         server = socket.create_server(infos[0][4][:2], family=infos[0][0], backlog=1024)
+        # asyncio sets it on sockets that name their protocol, which accepted ones do not: an answer's body waits 40 ms behind its head.
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return server
@@ -53,12 +54,12 @@ def require_token(listener: socket.socket, api_key: str | None, *, insecure: boo
     logger.warning("insecure: listening on %s without a token, everybody who reaches it is answered", host)
 
 
-def serve(service: Service, listener: socket.socket, *, page: Asking | None = None, drain_seconds: float = 30.0) -> None:
+def serve(service: Service, listener: socket.socket, *, page: bool = False, drain_seconds: float = 30.0) -> None:
     """Serve until SIGTERM or SIGINT; then finish what is in flight, for ``drain_seconds`` at most.
 
     Prints one JSON line on stdout when the server answers. While it drains it is alive, not ready, and answers new requests 503.
     """
-    app = create_app(service, page)
+    app = create_app(service, page=page)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75, timeout_graceful_shutdown=2, server_header=False
     )

@@ -15,6 +15,7 @@ from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Model
 from nemo_steerlm.serving.prompts import Prompts
+from nemo_steerlm.serving.remote_reader import RemoteReader
 from nemo_steerlm.serving.tasks import ended
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,8 @@ class Service:
         self.settings = settings
         self.reader: Service | None = None
         """Serves the value model that reads for this steer model, where one process has both."""
+        self.remote_reader: RemoteReader | None = None
+        """Reads for this steer model where another server has the value model."""
         self.metrics = model.metrics
         self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.defaults)
         self.started = int(time.time())
