@@ -142,7 +142,9 @@ def test_past_answers_keep_what_they_were_asked_for_and_how_they_read(page, writ
     expect(page.locator("#conversation .assistant").first.locator(".card[data-attribute=humor] li")).to_have_count(11)
     first = {"quality": 0, "toxicity": 0, "humor": 0, "lang": "de"}
     body = sent.value.post_data_json
-    assert [turn.get("attributes") for turn in body["messages"]] == [None, first, None], "the model is told how its own turns were asked for"
+    assert [turn.get("attributes") for turn in body["messages"]] == [None, first, None], (
+        "the model is told how its own turns were asked for"
+    )
     assert body["attributes"] == {"quality": 4, "toxicity": 0, "humor": 10, "lang": "de"}
 
 

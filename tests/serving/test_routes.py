@@ -28,7 +28,14 @@ from nemo_steerlm.serving.service import Service, Settings
 CANARY = "the canary sings in the mine"
 STATIC = Path(nemo_steerlm.serving.__file__).parent / "page" / "static"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-FORMERLY = ("/page/gradio_api/file", "/page/gradio_api/queue/join", "/page/gradio_api/call/answer", "/page/run/predict", "/page/upload", "/static")
+FORMERLY = (
+    "/page/gradio_api/file",
+    "/page/gradio_api/queue/join",
+    "/page/gradio_api/call/answer",
+    "/page/run/predict",
+    "/page/upload",
+    "/static",
+)
 """Where the page's files were once served from, and where others serve theirs."""
 
 
@@ -116,7 +123,17 @@ def spellings(canary: Path) -> list[str]:
     encoded = [quote(name, safe="") for name in (str(canary), deep)]
     dotted = deep.replace("..", "%2e%2e")
     twice = quote(quote(deep, safe=""), safe="")
-    return [*names, *encoded, dotted, twice, deep.replace("/", "\\"), f"{canary}%00.js", "http://evil.example/", "/evil.example/", "\\evil.example"]
+    return [
+        *names,
+        *encoded,
+        dotted,
+        twice,
+        deep.replace("/", "\\"),
+        f"{canary}%00.js",
+        "http://evil.example/",
+        "/evil.example/",
+        "\\evil.example",
+    ]
 
 
 def bodies(canary: Path) -> list[tuple[str, bytes]]:
@@ -192,7 +209,7 @@ def test_nothing_is_mounted_and_no_module_serves_files(open_app):
     assert not_a_function(open_app.app.routes) == []
     for path, route in leaves(open_app.app.routes):
         assert route.endpoint.__module__.startswith(("nemo_steerlm.", "fastapi.applications")), f"{path} is answered by {route.endpoint}"
-        assert "{" not in path or path == "/v1/models/{name:path}", f"{path} takes a part of a path: keep it from the disk, and name it here"
+        assert "{" not in path or path == "/v1/models/{name:path}", f"{path} takes part of a path: keep it from the disk"
     for file in Path(nemo_steerlm.serving.__file__).parent.rglob("*.py"):
         found = [name for name in ("StaticFiles", "FileResponse", "UploadFile", "mount(") if name in file.read_text()]
         assert not found, f"{file.name} has {found}: the page's files are a list in page/routes.py"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, HTTPException, Request
 from fastapi.responses import RedirectResponse, Response
 
 from nemo_steerlm.serving.page.session import Session, same_origin
@@ -14,10 +15,8 @@ PATH = "/page"
 
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _INDEX, _LOGIN = "index.html", "login.html"
-_FILES = (
-    *("page.css", "answer.js", "api.js", "attributes.js", "chat.js", "compare.js", "controls.js", "dom.js", "main.js", "presets.js", "reading.js"),
-    "sampling.js",
-)
+_SCRIPTS = ("answer", "api", "attributes", "chat", "compare", "controls", "dom", "main", "presets", "reading", "sampling")
+_FILES = ("page.css", *(f"{name}.js" for name in _SCRIPTS))
 
 OPEN_PATHS = frozenset({"/", PATH, *(f"{PATH}/{name}" for name in ("", "key", *_FILES))})
 """Paths that need no token: the way to the login form, and files that hold nothing of the model."""
@@ -40,9 +39,6 @@ def router(session: Session | None) -> APIRouter:
     content = {name: (static / name).read_bytes() for name in (_INDEX, _LOGIN, *_FILES)}
     routes = APIRouter(include_in_schema=False)
 
-    def file(name: str, status: int = 200) -> Response:
-        return Response(content[name], status, _HEADERS, _TYPES[name.rpartition(".")[2]])
-
     @routes.api_route("/", methods=["GET", "HEAD"])
     @routes.api_route(PATH, methods=["GET", "HEAD"])
     async def lead() -> Response:
@@ -50,35 +46,47 @@ def router(session: Session | None) -> APIRouter:
 
     @routes.api_route(f"{PATH}/", methods=["GET", "HEAD"])
     async def index(request: Request) -> Response:
-        return file(_INDEX) if session is None or session.admits(request.scope) else file(_LOGIN, 401)
-
-    def add(name: str) -> None:
-        async def serve() -> Response:
-            return file(name)
-
-        routes.add_api_route(f"{PATH}/{name}", serve, methods=["GET", "HEAD"], name=name)
+        if session is None or session.admits(request.scope):
+            return _page(content[_INDEX])
+        return _page(content[_LOGIN], 401)
 
     for name in _FILES:
-        add(name)
+        answer = Response(content[name], 200, _HEADERS, _TYPES[name.rpartition(".")[2]])
+        routes.add_api_route(f"{PATH}/{name}", _always(answer), methods=["GET", "HEAD"])
 
     if session is not None:
 
         @routes.post(f"{PATH}/key")
         async def unlock(request: Request) -> Response:
-            body = bytearray()
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > _FORM_BYTES:
-                    return file(_LOGIN, 413)
-            try:
-                given = parse_qs(body.decode("utf-8", "replace"), max_num_fields=16).get("key", [""])[0]
-            except ValueError:
-                given = ""
+            given = await _given_key(request)
             if not same_origin(request.scope) or not session.accepts(given):
-                refused = content[_LOGIN].replace(b"<p hidden", b"<p")
-                return Response(refused, 401, _HEADERS, _TYPES["html"])
+                return _page(content[_LOGIN].replace(b"<p hidden", b"<p"), 401)
             response = RedirectResponse("./", 303, _HEADERS)
             session.open(response, secure=request.url.scheme == "https")
             return response
 
     return routes
+
+
+def _page(content: bytes, status: int = 200) -> Response:
+    return Response(content, status, _HEADERS, _TYPES["html"])
+
+
+def _always(answer: Response) -> Callable[[], Awaitable[Response]]:
+    async def serve() -> Response:
+        return answer
+
+    return serve
+
+
+async def _given_key(request: Request) -> str:
+    """What the form's field says; nothing where the body is no such form."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _FORM_BYTES:
+            raise HTTPException(413, f"the form has {_FORM_BYTES} bytes at most")
+    try:
+        return parse_qs(body.decode("utf-8", "replace"), max_num_fields=16).get("key", [""])[0]
+    except ValueError:
+        return ""
