@@ -12,9 +12,10 @@ import pytest
 from playwright.sync_api import Error, expect
 
 from nemo_steerlm.core.attributes import preset
+from tests.inputs import STORIES
 from tests.serving.browsers import PATIENCE, PHONE, chromium, opened, seen, tab_to, unnamed, watch
 from tests.serving.servers import running
-from tests.serving.tiny_models import STORIES, model_folder
+from tests.serving.tiny_models import model_folder
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=PATIENCE)
