@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import OmegaConf
 
-from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.formats.nemo_archive import nemo_archive
@@ -95,5 +95,8 @@ def _converted(path: Path, *, max_rows: int, device: str | None) -> BatchedEngin
         command = [sys.executable, "-m", "nemo_steerlm.cli.main", "convert", str(path), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode:
-            raise UsageError(f"{path}: cannot be converted: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+            reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1].removeprefix("steerlm: ")
+            if done.returncode == DataError.exit_code:
+                raise DataError(reason)
+            raise UsageError(f"{path}: cannot be converted: {reason}")
         return HuggingFaceEngine(folder, device=device, max_rows=max_rows)

@@ -28,13 +28,15 @@ from nemo.collections.nlp.parts.nlp_overrides import NLPDDPStrategy, NLPSaveRest
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from nemo_steerlm.core.errors import ConfigError, UsageError
+from nemo_steerlm.core.errors import ConfigError, DataError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.megatron.model_config import DEFAULTS
 from nemo_steerlm.megatron.nemo_tokenizer import build_nemo_tokenizer
+from nemo_steerlm.megatron.weights_only import weights_only
 
 logger = logging.getLogger(__name__)
 
@@ -126,6 +128,13 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
         kept = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         self._optimizer_param_groups = ({"params": decayed}, {"params": kept, "weight_decay": 0.0})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """See LightningModule. Raises DataError for FP8 scales, which TransformerEngine unpickles whatever they are."""
+        for name, value in checkpoint.get("state_dict", {}).items():
+            if name.endswith("_extra_state") and isinstance(value, Tensor) and value.numel():
+                raise DataError(f"{name} holds FP8 scales", instead="save the model in bf16")
+        super().on_load_checkpoint(checkpoint)
 
     def trainable_sharded_state_dict(self) -> dict[str, Any]:
         """What training changes, as shards: all weights, or the adapters'."""
@@ -359,11 +368,10 @@ def save_nemo(model: SteerLMGPTSFTModel, path: str | Path) -> None:
 
 
 def nemo_config(path: str | Path) -> DictConfig:
-    """The model config inside a ``.nemo``. Raises UsageError where there is no such file."""
+    """The model config inside a ``.nemo``. Raises UsageError where there is no such file, DataError for one that is refused."""
     if not Path(path).exists():
         raise UsageError(f"{path}: no such file")
-    config: DictConfig = SteerLMGPTSFTModel.restore_from(str(path), return_config=True, save_restore_connector=NLPSaveRestoreConnector())
-    return config
+    return archived_config(path)
 
 
 def restore_nemo(
@@ -374,9 +382,10 @@ def restore_nemo(
     cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), nemo_config(path), overrides or {}))
     compat.activate()
     start_distributed(cfg, trainer)
-    model: SteerLMGPTSFTModel = SteerLMGPTSFTModel.restore_from(
-        str(path), override_config_path=_fitted(cfg), trainer=trainer, save_restore_connector=NLPSaveRestoreConnector()
-    )
+    with weights_only(path):
+        model: SteerLMGPTSFTModel = SteerLMGPTSFTModel.restore_from(
+            str(path), override_config_path=_fitted(cfg), trainer=trainer, save_restore_connector=NLPSaveRestoreConnector()
+        )
     return model
 
 
