@@ -16,6 +16,7 @@ from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.labels import LANGUAGE_KEY, split
 from nemo_steerlm.data.records import read_lines
+from nemo_steerlm.evaluation.rated_turns import places
 
 Counts = npt.NDArray[np.int64]
 """[human value - low, predicted value - low]"""
@@ -98,11 +99,17 @@ class Agreement:
 
 
 def agreement_of(labelled: str | Path, schema: AttributeSchema) -> dict[str, dict[str, Any]]:
-    """``Agreement.figures`` of a labelled file: predictions (``label``) against the human labels beside them (``gt_label``)."""
+    """``Agreement.figures`` of a labelled file: predictions (``label``) against the human labels beside them (``gt_label``).
+
+    A turn that several branches of a tree share is counted once.
+    """
     counted = Agreement(schema)
+    seen: set[int] = set()
     for line in read_lines(labelled):
-        for turn in line.record["conversations"]:
-            if "label_source" in turn and isinstance(human := turn.get("gt_label"), str):
+        turns = line.record["conversations"]
+        for turn, place in zip(turns, places(turn["value"] for turn in turns), strict=True):
+            if place not in seen and "label_source" in turn and isinstance(human := turn.get("gt_label"), str):
+                seen.add(place)
                 counted.add(human, turn["label"])
     return counted.figures()
 

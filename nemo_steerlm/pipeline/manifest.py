@@ -12,12 +12,14 @@ from pydantic import Field, model_validator
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
+from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
 
 API_VERSION = "steerlm.dev/v1alpha1"
 KIND = "SteerLMPipeline"
 
+JudgeName = Annotated[str, Field(max_length=512, pattern=rf"^({'|'.join(NAMES)}|[A-Za-z_][A-Za-z0-9_.]*:.+)$")]
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
@@ -237,8 +239,9 @@ class EvaluateSpec(Spec):
     """Values of the attributes that are not being steered; their defaults where unnamed."""
     samples_per_level: Annotated[int, Field(ge=1, le=100_000)] = 64
     """Answers for each value of each attribute."""
-    judges: Annotated[dict[Name, Literal["words", "characters", "vader"]], Field(max_length=64)] = {}
-    """A judge that took no part in training, by attribute; the value model judges every attribute besides."""
+    judges: Annotated[dict[Name, JudgeName], Field(max_length=64)] = {}
+    """A judge that took no part in training, by attribute; the value model judges every attribute besides. ``language:en``,
+    ``regex:PATTERN`` and a function of your own, ``MODULE:FUNCTION``, have an argument."""
     prompts: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
     """Questions to ask; those of the validation records by default."""
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256

@@ -10,8 +10,11 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.evaluation.metrics import AttributeCheck, Sample, Steering
+from nemo_steerlm.evaluation.control import Control, Joint
 from nemo_steerlm.evaluation.report import plots
+from nemo_steerlm.evaluation.samples import Sample
+from nemo_steerlm.evaluation.summary import ModelRow, interval, sentences
+from nemo_steerlm.evaluation.value_model import AttributeCheck
 
 
 class StageRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,14 +31,19 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     checks: dict[str, AttributeCheck]
-    steering: list[Steering]
+    control: list[Control]
     samples: list[Sample]
+    """Of the model that ``control`` is about."""
     losses: dict[str, list[float]]
     """Training stage to its loss by step."""
     stages: list[StageRow]
     versions: dict[str, str]
     manifest: str
     """The pipeline file, as text."""
+    summary: str = ""
+    rows: list[ModelRow] = []
+    """Other models and baselines."""
+    joint: list[Joint] = []
 
 
 def write_page(path: Path, report: Report) -> None:
@@ -46,11 +54,16 @@ def write_page(path: Path, report: Report) -> None:
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(source).render(
         report=report,
-        steering_plot=plots.steering_plot(report.steering),
+        read_plot=plots.read_plot(report.control),
+        judged_plot=plots.judged_plot(report.control),
+        cross_talk_plot=plots.cross_talk_plot(report.control),
+        reliability_plot=plots.reliability_plot(report.checks),
         agreement_plot=plots.agreement_plot(report.checks) if report.checks else None,
         loss_plot=plots.loss_plot(report.losses) if report.losses else None,
         answers=answers_by_level(report.samples),
         number=lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}",
+        interval=interval,
+        sentences=sentences,
     )
     with atomic_write(path) as file:
         file.write(page)
@@ -59,7 +72,7 @@ def write_page(path: Path, report: Report) -> None:
 def answers_by_level(samples: Sequence[Sample], prompts: int = 2) -> Mapping[str, list[dict[str, Any]]]:
     """For each attribute, up to ``prompts`` prompts with one answer a level: the same question asked every way."""
     shown: dict[str, list[dict[str, Any]]] = {}
-    for attribute in dict.fromkeys(s.attribute for s in samples):
+    for attribute in dict.fromkeys(s.attribute for s in samples if not s.joint):
         mine = [s for s in samples if s.attribute == attribute]
         levels = sorted({s.level for s in mine})
         for prompt in dict.fromkeys(s.prompt for s in mine):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,13 @@ from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 from nemo_steerlm.data.records import read_lines, write_records
-from nemo_steerlm.evaluation.metrics import AttributeCheck, RatedText, Sample, check_value_model, judge, spread, steering, summary
+from nemo_steerlm.evaluation.control import control
+from nemo_steerlm.evaluation.judges import judge
+from nemo_steerlm.evaluation.rated_turns import rated_turns
 from nemo_steerlm.evaluation.report.page import Report, StageRow, write_page
+from nemo_steerlm.evaluation.samples import Sample, spread
+from nemo_steerlm.evaluation.summary import summary
+from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_model
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import SPLITS, stages
@@ -32,53 +36,22 @@ def evaluate(run: Run) -> dict[str, Any]:
     schema = spec.attributes.schema_()
     checks = _value_model(run, schema)
     samples = _steered(run, spec, schema)
-    table = steering(samples, spec.evaluate.judges)
+    table = control(samples, spec.evaluate.judges)
     write_records(run.folder / "samples.jsonl", map(msgspec.to_builtins, samples))
-    metrics: dict[str, Any] = msgspec.to_builtins({"valueModel": checks, "steering": table})
+    metrics: dict[str, Any] = msgspec.to_builtins({"valueModel": checks, "control": table})
     with atomic_write(run.folder / "metrics.json") as file:
         file.write(msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
     with atomic_write(run.folder / "summary.txt") as file:
         file.write(summary(checks, table))
     write_page(run.folder / "report.html", _report(run, checks, samples, table))
-    return {entry.attribute: {"spearmanRead": entry.spearman_read, "spearmanJudged": entry.spearman_judged} for entry in table}
+    return {entry.attribute: {"controlError": entry.error.value, "correlation": entry.rank_read.value} for entry in table}
 
 
 def _value_model(run: Run, schema: AttributeSchema) -> dict[str, AttributeCheck]:
     """Predictions beside human labels, on turns the value model never trained on."""
     labelled = [run.input("annotate", f"{split}.jsonl") for split in SPLITS]
-    return check_value_model(*rated_turns(run.input("prepare", "value_train.jsonl"), labelled, schema), schema)
-
-
-def rated_turns(
-    teaching: Path, labelled: Iterable[Path], schema: AttributeSchema
-) -> tuple[list[RatedText], list[RatedText], list[dict[str, int]]]:
-    """The rated turns of ``teaching``, those of ``labelled`` that are not among them, and what was predicted for the latter."""
-    taught, places = [], set()
-    for conversation in _conversations(teaching):
-        for turn, place in zip(conversation.turns, _places(turn.text for turn in conversation.turns), strict=True):
-            if turn.label is not None and turn.speaker != conversation.mask:
-                taught.append(RatedText(text=turn.text, values=schema.parse(turn.label).values))
-                places.add(place)
-    held_out, predicted = [], []
-    for place, text, human, model in chain.from_iterable(map(_labelled, labelled)):
-        if place not in places:
-            held_out.append(RatedText(text=text, values=schema.parse(human).values))
-            predicted.append(schema.parse(model).values)
-    return taught, held_out, predicted
-
-
-def _labelled(path: Path) -> Iterator[tuple[int, str, str, str]]:
-    """Place, text, human label and prediction of each learned turn that has both."""
-    for line in read_lines(path):
-        turns = line.record["conversations"]
-        for turn, place in zip(turns, _places(turn["value"] for turn in turns), strict=True):
-            if turn.get("gt_label") is not None and turn.get("label") is not None and turn["from"] != line.record["mask"]:
-                yield place, turn["value"], turn["gt_label"], turn["label"]
-
-
-def _places(texts: Iterable[str]) -> Iterator[int]:
-    """For each turn's text what tells it from others, equal ones after other turns included."""
-    return accumulate((hash(text) for text in texts), lambda before, text: hash((before, text)))
+    turns = rated_turns(run.input("prepare", "value_train.jsonl"), labelled, schema)
+    return check_value_model(turns.taught, turns.held_out, turns.predicted, schema)
 
 
 def _conversations(path: Path) -> Iterator[Conversation]:
@@ -168,7 +141,7 @@ def _report(run: Run, checks: dict[str, AttributeCheck], samples: Sequence[Sampl
     return Report(
         name=run.pipeline.metadata.name,
         checks=checks,
-        steering=list(table),
+        control=list(table),
         samples=list(samples),
         losses=curves,
         stages=rows,

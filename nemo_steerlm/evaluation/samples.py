@@ -1,0 +1,45 @@
+"""Answers that were asked for under labels, and what was read in them: what every figure of control is computed from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer that was asked for with ``attribute`` at ``level``, and what the judges made of it."""
+
+    attribute: str
+    """The one attribute that was steered; empty in a joint request, whose attributes are all drawn at random."""
+    level: int
+    prompt: str
+    answer: str
+    asked: dict[str, int] = {}
+    """The whole label that was asked for; just ``level`` where a model was told nothing else."""
+    model: str = ""
+    """Who wrote: a training stage, or a baseline."""
+    finish: str = "stop"
+    """``length`` where the answer was cut at the longest allowed."""
+    read: dict[str, float] = {}
+    """Expected value of each attribute, as the value model reads the answer."""
+    judged: float | None = None
+    """What the judge that took no part in training says, in the judge's own unit."""
+
+    @property
+    def joint(self) -> bool:
+        """Whether all attributes were drawn at random."""
+        return not self.attribute
+
+    @property
+    def wanted(self) -> dict[str, int]:
+        """Values by name, as asked."""
+        return self.asked or {self.attribute: self.level}
+
+
+def spread(prompts: Sequence[object], count: int, seed: int) -> list[int]:
+    """``count`` positions in ``prompts``, every prompt used equally often, in an order that depends on ``seed`` only."""
+    order = list(range(len(prompts)))
+    random.Random(seed).shuffle(order)
+    return [order[i % len(order)] for i in range(count)]

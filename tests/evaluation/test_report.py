@@ -1,0 +1,110 @@
+"""The summary tells a model that steers from one that does not; the page is whole, and its plots hide nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemo_steerlm.evaluation.agreement import compare
+from nemo_steerlm.evaluation.calibration import calibration
+from nemo_steerlm.evaluation.control import control, difference
+from nemo_steerlm.evaluation.report import plots
+from nemo_steerlm.evaluation.report.page import Report, write_page
+from nemo_steerlm.evaluation.samples import Sample
+from nemo_steerlm.evaluation.summary import ModelRow, summary
+from nemo_steerlm.evaluation.value_model import AttributeCheck
+from tests.evaluation.answers import STEERING, answers, failing, steering
+
+JUDGES = {"positivity": "vader"}
+
+
+def test_the_summary_alone_tells_a_model_that_steers():
+    good, bad = (summary({}, control(made, JUDGES)) for made in (steering(), failing()))
+    assert good.splitlines()[0] == "It steers positivity: every two neighbouring levels are told apart."
+    assert "read the same" not in good
+    assert bad.splitlines()[0] == "It does not steer positivity at every level:"
+    assert "positivity 1 and 2 read the same (AUC 0.47" in bad
+    assert "positivity 3 and 4 read the same" in bad
+    assert "positivity 0 and 1 read the same" not in bad
+    # What used to be the headline is the last column, and says 0.90 of it.
+    assert bad.split("value model reads")[1].splitlines()[0].split()[-1] == "0.90"
+    assert "control error           0.99 [0.9" in bad
+
+
+def test_levels_that_are_in_the_wrong_order_are_called_so():
+    text = summary({}, control(answers((4, 3, 2, 1, 0), (0,) * 5, noise=(0.2, 1)), {}))
+    assert text.count("read the wrong way round") == 4
+
+
+def test_the_summary_has_the_worst_of_everything_and_the_baseline_beside_it():
+    made = answers(**STEERING, noise=(0.3, 0.15), other=0.4)
+    prompted = answers((1.5, 1.8, 2.0, 2.1, 2.4), (0.0, 0.1, 0.1, 0.1, 0.2))
+    rows = [ModelRow(name="prompted", table=control(prompted, JUDGES), baseline=True)]
+    text = summary({}, control(made, JUDGES, {"positivity": {0: -0.46, 4: 0.74}}), rows=rows)
+    assert "worst cross-talk        verbosity +0.40 steps for each step asked  (more than a side effect)" in text
+    assert "worst neighbours        0 and 1: AUC 0.9" in text
+    assert "prompted baseline       correlation 0.30 [0.2" in text
+    assert "of texts taught         -0.46" in text
+
+
+def test_the_chain_says_which_round_helped():
+    first, better = answers((0.5, 1.5, 2.5, 3.5, 4.5), (0,) * 5), answers((0.2, 1.2, 2.2, 3.2, 4.2), (0,) * 5)
+    gain = {"positivity": difference(first, better, "positivity")}
+    loss = {"positivity": difference(better, first, "positivity")}
+    rows = [
+        ModelRow(name="train-steer", table=control(first, {})),
+        ModelRow(name="bootstrap-1-train", table=control(better, {}), gain=gain),
+        ModelRow(name="bootstrap-2-train", table=control(first, {}), gain=loss),
+    ]
+    lines = summary({}, rows[1].table, rows=rows, best="bootstrap-1-train is served.").splitlines()
+    assert next(line for line in lines if "bootstrap-1-train " in line).endswith("helped")
+    assert next(line for line in lines if "bootstrap-2-train " in line).endswith("did not help")
+    assert "bootstrap-1-train is served." in lines
+
+
+@pytest.fixture
+def report() -> Report:
+    wicked = [Sample(attribute="verbosity", level=n, prompt="<b>p", answer="<script>", read={"verbosity": n}, judged=n) for n in range(5)]
+    chances = [[0.6, 0.1, 0.1, 0.1, 0.1]] * 3
+    figures = compare([0, 1, 0], [0, 0, 0])
+    check = AttributeCheck(model=figures, majority=figures, ridge=None, expected=figures, calibration=calibration([0, 1, 0], chances))
+    return Report(
+        name="n",
+        checks={"verbosity": check},
+        control=control([*wicked, *failing()], {"verbosity": "words", **JUDGES}, {"verbosity": {0: 1.0, 4: 3.0}}),
+        samples=wicked,
+        losses={"t": [2.0, 1.0]},
+        stages=[],
+        versions={},
+        manifest="a: <b>",
+        rows=[ModelRow(name="prompted", table=control(failing(), JUDGES), baseline=True)],
+    )
+
+
+def test_the_page_is_whole_and_people_cannot_write_markup_into_it(tmp_path, report):
+    write_page(tmp_path / "report.html", report)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "positivity 1 and 2 read the same" in page
+    assert page.count("<svg") == 6
+
+
+def test_no_legend_covers_data(monkeypatch, report):
+    """Every legend lies outside every axes, and inside the figure."""
+    drawn = []
+    monkeypatch.setattr(plots, "_svg", lambda figure: drawn.append(figure) or "<svg/>")
+    plots.read_plot(report.control)
+    plots.judged_plot(report.control)
+    plots.reliability_plot(report.checks)
+    plots.agreement_plot(report.checks)
+    assert len(drawn) == 4
+    for figure in drawn:
+        figure.draw_without_rendering()
+        assert not any(axis.get_legend() for axis in figure.axes)
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        for axis in figure.axes:
+            assert not axis.get_tightbbox().overlaps(box)
+        assert figure.bbox.containsx(box.x0)
+        assert figure.bbox.containsx(box.x1)
+        assert figure.bbox.containsy(box.y1)
