@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from nemo_steerlm.evaluation.agreement import compare
@@ -42,7 +44,7 @@ def test_the_summary_has_the_worst_of_everything_and_the_baseline_beside_it():
     text = summary({}, control(made, JUDGES, {"positivity": {0: -0.46, 4: 0.74}}), rows=rows)
     assert "worst cross-talk        verbosity +0.40 steps for each step asked  (more than a side effect)" in text
     assert "worst neighbours        0 and 1: AUC 0.9" in text
-    assert "prompted baseline       correlation 0.30 [0.2" in text
+    assert re.search(r"prompted baseline +correlation 0\.[23]\d \[0\.\d\d, 0\.\d\d\], by vader 0\.\d\d", text)
     assert "of texts taught         -0.46" in text
 
 
