@@ -35,7 +35,7 @@ def atomic_write(path: str | Path) -> Iterator[IO[str]]:
                 packed.close()
             raw.flush()
             os.fsync(raw.fileno())
-        os.chmod(name, 0o666 & ~_umask())
+        os.chmod(name, default_mode())
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -49,10 +49,11 @@ def remove_leftovers(path: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _umask() -> int:
+def default_mode() -> int:
+    """The mode that a new file gets under this process's umask, for files whose writer chose another one."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    return 0o666 & ~mask
 
 
 def open_binary(path: str | Path) -> IO[bytes]:

@@ -55,7 +55,7 @@ class GGUFFile:
         self.path = Path(path)
         try:
             self._reader = gguf.GGUFReader(self.path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, IndexError, KeyError, OverflowError, MemoryError) as error:
             raise UsageError(f"{path}: not a GGUF file ({error})") from error
         found = self.value("general.architecture")
         if found != ARCHITECTURE:
@@ -89,9 +89,15 @@ class GGUFFile:
             "torch_dtype": "float32",
         }
         scaling = self.value("{arch}.rope.scaling.type", "none")
-        if scaling != "none" or "rope_freqs.weight" in self._tensors:
+        if scaling != "none":
             config["rope_scaling"] = {"rope_type": scaling, "factor": self.value("{arch}.rope.scaling.factor")}
+        elif "rope_freqs.weight" in self._tensors:
+            config["rope_scaling"] = _llama3_scaling(self.tensor("rope_freqs.weight"), config["rope_theta"], self.path)
         return config
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every weight's shape, rows first, by the name Hugging Face gives it."""
+        return {name: self.shape(name) for name in self._tensors}
 
     @property
     def names(self) -> frozenset[str]:
@@ -181,6 +187,24 @@ class GGUFFile:
         normalizer.remove_extra_whitespaces = bool(self.value("tokenizer.ggml.remove_extra_whitespaces", False))
         serialized: bytes = model.SerializeToString()
         return serialized
+
+
+def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, path: Path) -> dict[str, Any]:
+    """Llama 3's scaling, of which GGUF keeps only what it divides each frequency by. Raises ConfigError where it is another one."""
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(divisors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    wavelengths = 2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors))
+    smooth = np.clip((8192 / wavelengths - 1.0) / 3.0, 0.0, 1.0)
+    if not np.allclose(divisors, 1 / ((1 - smooth) / scaling["factor"] + smooth), rtol=1e-3):
+        raise ConfigError(
+            f"{path}: rope_freqs.weight is not Llama 3's scaling of rotary embeddings; convert the Hugging Face folder instead"
+        )
+    return scaling
 
 
 def _hugging_face_name(name: str) -> str:

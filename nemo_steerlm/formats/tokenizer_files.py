@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
+from nemo_steerlm.formats.checkpoint_files import refuse_pointer
 from nemo_steerlm.formats.gguf_files import open_gguf
 
 SENTENCEPIECE = "tokenizer.model"
@@ -42,7 +43,7 @@ def write_tokenizer_files(source: str | Path, folder: str | Path, markers: Seque
     if (model := _sentencepiece_model(source)) is not None:
         _write_sentencepiece(folder, _with_pieces(model, markers, source), settings)
     else:
-        _write_hugging_face(folder, _tokenizer_json(source), settings, markers)
+        _write_hugging_face(folder, _tokenizer(_tokenizer_json(source), source), settings, markers)
     tokenizer = load_tokenizer(folder)
     for marker in markers:
         if not is_single_token(tokenizer, marker):
@@ -62,7 +63,7 @@ def source_vocabulary_size(source: str | Path) -> int:
     source = Path(source)
     if (model := _sentencepiece_model(source)) is not None:
         return len(model.pieces)
-    size: int = Tokenizer.from_str(_tokenizer_json(source)).get_vocab_size(with_added_tokens=True)
+    size: int = _tokenizer(_tokenizer_json(source), source).get_vocab_size(with_added_tokens=True)
     return size
 
 
@@ -94,7 +95,7 @@ def export_tokenizer_files(nemo_tokenizer: Any, folder: Path) -> None:
     settings = {name: getattr(inner, name) for name in _NAMED if getattr(inner, name, None)}
     settings["chat_template"] = getattr(inner, "chat_template", None)
     settings["additional_special_tokens"] = list(inner.additional_special_tokens)
-    _write_hugging_face(folder, inner.backend_tokenizer.to_str(), settings, ())
+    _write_hugging_face(folder, Tokenizer.from_str(inner.backend_tokenizer.to_str()), settings, ())
 
 
 def _settings(source: Path) -> dict[str, Any]:
@@ -104,9 +105,20 @@ def _settings(source: Path) -> dict[str, Any]:
     path = source / SETTINGS
     if not path.is_file():
         return {}
-    stored = json.loads(path.read_text(encoding="utf-8"))
+    stored = _json(path)
     settings = {name: _content(stored[name]) for name in _NAMED if stored.get(name)}
     return {**settings, "chat_template": stored.get("chat_template")}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    refuse_pointer(path)
+    try:
+        stored = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not JSON ({error}); download the model again") from error
+    if not isinstance(stored, dict):
+        raise UsageError(f"{path}: holds {shown(stored)}, not an object")
+    return stored
 
 
 def _content(token: Any) -> str:
@@ -122,6 +134,7 @@ def _sentencepiece_model(source: Path) -> Any | None:
     path = source / SENTENCEPIECE
     if not path.is_file():
         return None
+    refuse_pointer(path)
     model = _parse_sentencepiece(path.read_bytes())
     # Llama 3 ships a tiktoken file under this name.
     if model is None or not model.pieces:
@@ -148,12 +161,12 @@ def _added_tokens(folder: Path) -> dict[int, str]:
     """Tokens that a folder's JSON files add to its sentencepiece model, by id."""
     added: dict[int, str] = {}
     if (path := folder / "added_tokens.json").is_file():
-        added |= {int(i): token for token, i in json.loads(path.read_text(encoding="utf-8")).items()}
+        added |= {int(i): token for token, i in _json(path).items()}
     if (path := folder / SETTINGS).is_file():
-        decoder = json.loads(path.read_text(encoding="utf-8")).get("added_tokens_decoder") or {}
+        decoder = _json(path).get("added_tokens_decoder") or {}
         added |= {int(i): token["content"] for i, token in decoder.items()}
     if (path := folder / HUGGING_FACE).is_file():
-        tokens = json.loads(path.read_text(encoding="utf-8")).get("added_tokens") or []
+        tokens = _json(path).get("added_tokens") or []
         added |= {int(token["id"]): token["content"] for token in tokens}
     return added
 
@@ -252,11 +265,18 @@ def _tokenizer_json(source: Path) -> str:
     path = source / HUGGING_FACE
     if not path.is_file():
         raise UsageError(f"{source}: no {SENTENCEPIECE} and no {HUGGING_FACE}")
+    refuse_pointer(path)
     return path.read_text(encoding="utf-8")
 
 
-def _write_hugging_face(folder: Path, vocabulary: str, settings: dict[str, Any], markers: Sequence[str]) -> None:
-    tokenizer = Tokenizer.from_str(vocabulary)
+def _tokenizer(vocabulary: str, source: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_str(vocabulary)
+    except Exception as error:  # the library raises no other class
+        raise UsageError(f"{source}: {HUGGING_FACE} cannot be read ({shown(str(error))}); download the model again") from error
+
+
+def _write_hugging_face(folder: Path, tokenizer: Tokenizer, settings: dict[str, Any], markers: Sequence[str]) -> None:
     tokenizer.add_special_tokens([AddedToken(marker, special=True, normalized=False) for marker in markers])
     with atomic_write(folder / HUGGING_FACE) as file:
         file.write(tokenizer.to_str(pretty=True))

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.inference.blocks import FORWARD_COST, Block, RowCache, appended
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from nemo_steerlm.megatron.grouped_attention import grouped_sdpa
@@ -24,6 +25,7 @@ class CausalModel:
     """A model folder in memory; see BlockModel."""
 
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
+        check_checkpoint(folder, values=True)
         config = _config(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         dtype = getattr(torch, str(config.torch_dtype or "float32").removeprefix("torch."))

@@ -1,4 +1,4 @@
-"""Hugging Face Llama checkpoints to ``.nemo`` and back."""
+"""Hugging Face checkpoints to ``.nemo`` and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from omegaconf import open_dict
 
 from nemo_steerlm.core.template import ChatTokens
-from nemo_steerlm.formats.hf_config import LlamaConfig
+from nemo_steerlm.formats.checkpoint import check_checkpoint
+from nemo_steerlm.formats.hf_config import nemo_config
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer, restore_nemo, save_nemo
 from nemo_steerlm.megatron.hf_export import export_hf
@@ -23,17 +24,17 @@ _ONE_PROCESS = {"tensor_model_parallel_size": 1, "pipeline_model_parallel_size":
 
 
 def convert_hf_to_nemo(source: str | Path, out: str | Path, *, precision: str | None = None, tokens: ChatTokens | None = None) -> None:
-    """Write the Llama in ``source`` (a Hugging Face folder or a ``.gguf``) as a ``.nemo`` that any TP and PP can load.
+    """Write the model in ``source`` (a Hugging Face folder or a ``.gguf``) as a ``.nemo`` that any TP and PP can load.
 
     ``precision`` is NeMo's (32, 16, bf16, or those with ``-mixed``); None keeps the checkpoint's own. ``tokens``' markers become single
     tokens of the vocabulary; None adds nothing.
     """
     source, out = Path(source), Path(out)
-    config = LlamaConfig.load(source)
+    config = check_checkpoint(source)
     precision = precision or _PRECISION_OF[config.dtype]
     with tempfile.TemporaryDirectory() as folder:
         write_tokenizer_files(source, folder, tokens.markers if tokens else ())
-        cfg: dict[str, Any] = {**config.to_nemo(), "tokenizer": nemo_tokenizer_config(folder)}
+        cfg: dict[str, Any] = {**nemo_config(config), "tokenizer": nemo_tokenizer_config(folder)}
         model = build_model(cfg, make_trainer())
         model.to(_DTYPES[precision.removesuffix("-mixed")])
         load_hf_weights(model, source)

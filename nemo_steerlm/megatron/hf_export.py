@@ -19,7 +19,8 @@ from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import load_tokenizer
-from nemo_steerlm.formats.hf_config import LlamaConfig
+from nemo_steerlm.formats.families.base import ModelConfig
+from nemo_steerlm.formats.hf_config import config_from_nemo, hugging_face_config
 from nemo_steerlm.formats.tokenizer_files import export_tokenizer_files
 from nemo_steerlm.megatron import hf_import as layout
 from nemo_steerlm.megatron.weights import write_weights
@@ -30,11 +31,11 @@ def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> 
 
     The folder appears by rename when it is whole, in place of an older one. ``info`` (by default the model's own) goes into
     ``steerlm.json`` with its fingerprint, the digest of the weights and the description. Returns it on rank 0, None elsewhere.
-    Raises ConfigError where the model is no Llama.
+    Raises ConfigError where the model is of no family that can be written.
     """
     folder = Path(folder)
     info = model.info if info is None else info
-    config = LlamaConfig.from_nemo(model.cfg, model.tokenizer.vocab_size)
+    config = config_from_nemo(model.cfg, model.tokenizer.vocab_size)
     tensors = _hugging_face_tensors(model, config)
     if torch.distributed.get_rank() == 0:
         info = _write(folder, tensors, config, model.tokenizer, info)
@@ -47,7 +48,7 @@ def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> 
 
 
 def _write(
-    folder: Path, tensors: Iterator[tuple[str, Tensor]], config: LlamaConfig, nemo_tokenizer: Any, info: ModelInfo | None
+    folder: Path, tensors: Iterator[tuple[str, Tensor]], config: ModelConfig, nemo_tokenizer: Any, info: ModelInfo | None
 ) -> ModelInfo | None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -74,9 +75,9 @@ def with_fingerprint(info: ModelInfo, weights_digest: str) -> ModelInfo:
     return msgspec.structs.replace(info, fingerprint=f"sha256:{digest}")
 
 
-def _write_configs(folder: Path, config: LlamaConfig, nemo_tokenizer: Any, info: ModelInfo | None) -> None:
+def _write_configs(folder: Path, config: ModelConfig, nemo_tokenizer: Any, info: ModelInfo | None) -> None:
     bos, eos = (i if i is not None and i >= 0 else None for i in (nemo_tokenizer.bos_id, nemo_tokenizer.eos_id))
-    _write_json(folder / "config.json", config.to_hugging_face(bos=bos, eos=eos))
+    _write_json(folder / "config.json", hugging_face_config(config, bos=bos, eos=eos))
     stops = [] if eos is None else [eos]
     if info is not None and (turn_start := load_tokenizer(folder).token_id(info.tokens.turn_start)) is not None:
         # An answer ends where the next turn starts.
@@ -89,14 +90,14 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
         file.write(json.dumps(data, indent=2) + "\n")
 
 
-def _hugging_face_tensors(model: Any, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+def _hugging_face_tensors(model: Any, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Every weight by its Hugging Face name, whole, as the config says, on global rank 0; the other ranks take part and get nothing."""
     dtype = getattr(torch, config.dtype)
     for name, weight in _whole_weights(_Gather(model), config):
         yield name, weight.to(dtype)
 
 
-def _whole_weights(whole: _Gather, config: LlamaConfig) -> Iterator[tuple[str, Tensor]]:
+def _whole_weights(whole: _Gather, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     for rows in whole(layout.EMBEDDING):
         yield "model.embed_tokens.weight", rows[: config.vocab_size]
     for i in range(config.num_hidden_layers):
@@ -111,7 +112,7 @@ def _whole_weights(whole: _Gather, config: LlamaConfig) -> Iterator[tuple[str, T
             yield "lm_head.weight", rows[: config.vocab_size]
 
 
-def _unfused(part: str, tensor: Tensor, config: LlamaConfig) -> list[tuple[str, Tensor]]:
+def _unfused(part: str, tensor: Tensor, config: ModelConfig) -> list[tuple[str, Tensor]]:
     """One part of a layer as Hugging Face's matrices. ``tensor`` is the ranks' shards one after the other."""
     columns = tensor.size(-1)
     if part == layout.QKV:

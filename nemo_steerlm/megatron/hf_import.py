@@ -21,7 +21,9 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError
-from nemo_steerlm.formats.hf_config import LlamaConfig
+from nemo_steerlm.formats.checkpoint import check_checkpoint, not_finite_error
+from nemo_steerlm.formats.families.base import ModelConfig
+from nemo_steerlm.formats.hf_config import config_from_nemo, load_config, nemo_config
 from nemo_steerlm.formats.tokenizer_files import source_vocabulary_size
 from nemo_steerlm.megatron.weights import Weights, open_weights
 
@@ -50,7 +52,7 @@ def split_dimension(name: str) -> int | None:
     return 1 if name.endswith((PROJ, FC2)) else None
 
 
-_SAME_SHAPE = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_SAME_SHAPE = ("family", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
 
 
 def model_config_from_hf(source: str | Path) -> dict[str, Any]:
@@ -58,17 +60,17 @@ def model_config_from_hf(source: str | Path) -> dict[str, Any]:
 
     Raises UsageError where ``source`` is neither, ConfigError where it is not a Llama.
     """
-    return LlamaConfig.load(source).to_nemo()
+    return nemo_config(load_config(source))
 
 
 def load_hf_weights(model: Any, source: str | Path) -> None:
     """Load ``source``'s weights into ``model``, a NeMo GPT model. Every rank calls this and reads its own shard.
 
-    Raises ConfigError naming the first size in which the two differ.
+    Raises ConfigError naming the first size in which the two differ, or what ``check_checkpoint`` finds.
     """
-    config = LlamaConfig.load(source)
-    _require_same_shape(config, LlamaConfig.from_nemo(model.cfg, config.vocab_size), source)
-    weights = open_weights(source)
+    config = check_checkpoint(source)
+    _require_same_shape(config, config_from_nemo(model.cfg, config.vocab_size), source)
+    weights = _Finite(source)
     known = min(config.vocab_size, source_vocabulary_size(source))
     with torch.no_grad():
         for module in gpt_modules(model):
@@ -76,7 +78,24 @@ def load_hf_weights(model: Any, source: str | Path) -> None:
                 parameter.copy_(_shard(name, parameter, weights, config, known))
 
 
-def _require_same_shape(source: LlamaConfig, model: LlamaConfig, path: str | Path) -> None:
+class _Finite:
+    """The weights of a checkpoint; one that is NaN or infinite somewhere is refused when it is read."""
+
+    def __init__(self, source: str | Path) -> None:
+        self._source, self._weights = source, open_weights(source)
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self._weights.names
+
+    def tensor(self, name: str) -> Tensor:
+        tensor = self._weights.tensor(name)
+        if not torch.isfinite(tensor).all():
+            raise not_finite_error(self._source, name)
+        return tensor
+
+
+def _require_same_shape(source: ModelConfig, model: ModelConfig, path: str | Path) -> None:
     for field in _SAME_SHAPE:
         if getattr(source, field) != getattr(model, field):
             raise ConfigError(f"{path}: {field} is {getattr(source, field)}, the model's is {getattr(model, field)}")
@@ -105,7 +124,7 @@ def named_parameters(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield name, parameter
 
 
-def _shard(name: str, parameter: Tensor, weights: Weights, config: LlamaConfig, known: int) -> Tensor:
+def _shard(name: str, parameter: Tensor, weights: Weights, config: ModelConfig, known: int) -> Tensor:
     """This rank's part of one parameter, in Megatron's layout."""
     if name == EMBEDDING or (name == OUTPUT and config.tie_word_embeddings):
         return _rows(weights.tensor("model.embed_tokens.weight"), parameter.size(0), known)
@@ -117,7 +136,7 @@ def _shard(name: str, parameter: Tensor, weights: Weights, config: LlamaConfig, 
     return _layer_shard(part, weights, f"model.layers.{number}", config)
 
 
-def _layer_shard(part: str, weights: Weights, prefix: str, config: LlamaConfig) -> Tensor:
+def _layer_shard(part: str, weights: Weights, prefix: str, config: ModelConfig) -> Tensor:
     if part == QKV:
         return _fused_qkv(*(weights.tensor(f"{prefix}.self_attn.{x}_proj.weight") for x in "qkv"), config.num_key_value_heads)
     if part == FC1:

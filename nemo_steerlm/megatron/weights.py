@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_steerlm.core.errors import UsageError
-from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.files import atomic_write, default_mode
+from nemo_steerlm.formats.checkpoint_files import SAFETENSORS_INDEX, files_by_name, safetensors_files, torch_files
 from nemo_steerlm.formats.gguf_files import open_gguf
 
-INDEX = "model.safetensors.index.json"
 SHARD_BYTES = 5 * 2**30
 """transformers' own size of a shard."""
 
@@ -39,19 +39,7 @@ def open_weights(source: str | Path) -> Weights:
     source = Path(source)
     if source.is_file():
         return _GGUFWeights(source)
-    if (source / INDEX).is_file() or (source / "model.safetensors").is_file():
-        return _SafetensorsWeights(source)
-    if (source / "pytorch_model.bin").is_file() or (source / "pytorch_model.bin.index.json").is_file():
-        return _TorchWeights(source)
-    raise UsageError(f"{source}: no model.safetensors and no pytorch_model.bin; give a Hugging Face model folder or a .gguf file")
-
-
-def _files_by_name(folder: Path, index: str) -> dict[str, str]:
-    weight_map: dict[str, str] = json.loads((folder / index).read_bytes())["weight_map"]
-    for file in set(weight_map.values()):
-        if not (folder / file).is_file():
-            raise UsageError(f"{folder}: {index} names {file}, which is not there; download the model again")
-    return weight_map
+    return _SafetensorsWeights(source) if safetensors_files(source) else _TorchWeights(source)
 
 
 class _SafetensorsWeights:
@@ -60,8 +48,8 @@ class _SafetensorsWeights:
     def __init__(self, folder: Path) -> None:
         self._open: dict[str, Any] = {}
         self._folder = folder
-        if (folder / INDEX).is_file():
-            self._files = _files_by_name(folder, INDEX)
+        if (folder / SAFETENSORS_INDEX).is_file():
+            self._files = files_by_name(folder, SAFETENSORS_INDEX)
         else:
             self._files = dict.fromkeys(self._file("model.safetensors").keys(), "model.safetensors")
 
@@ -86,11 +74,9 @@ class _TorchWeights:
     """``pytorch_model*.bin``, memory-mapped by torch."""
 
     def __init__(self, folder: Path) -> None:
-        index = "pytorch_model.bin.index.json"
-        files = sorted(set(_files_by_name(folder, index).values())) if (folder / index).is_file() else ["pytorch_model.bin"]
         self._tensors: dict[str, Tensor] = {}
-        for file in files:
-            self._tensors |= torch.load(folder / file, map_location="cpu", mmap=True, weights_only=True)
+        for file in torch_files(folder):
+            self._tensors |= torch.load(file, map_location="cpu", mmap=True, weights_only=True)
 
     @property
     def names(self) -> frozenset[str]:
@@ -125,7 +111,9 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     shard: dict[str, Tensor] = {}
 
     def flush() -> None:
-        save_file(shard, folder / f"shard-{len(shards)}", metadata={"format": "pt"})
+        file = folder / f"shard-{len(shards)}"
+        save_file(shard, file, metadata={"format": "pt"})
+        file.chmod(default_mode())  # safetensors makes it 0600: nobody else's server could read it
         shards.append({name: tensor.nbytes for name, tensor in shard.items()})
         shard.clear()
 
@@ -146,6 +134,6 @@ def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         os.replace(folder / f"shard-{i}", folder / file)
         weight_map |= dict.fromkeys(sizes, file)
     total = sum(size for sizes in shards for size in sizes.values())
-    with atomic_write(folder / INDEX) as index:
+    with atomic_write(folder / SAFETENSORS_INDEX) as index:
         index.write(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2) + "\n")
     return digest.hexdigest()

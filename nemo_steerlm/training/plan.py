@@ -12,7 +12,8 @@ from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
-from nemo_steerlm.formats.hf_config import LlamaConfig
+from nemo_steerlm.formats.checkpoint import check_checkpoint
+from nemo_steerlm.formats.hf_config import nemo_config
 from nemo_steerlm.formats.nemo_archive import is_nemo, nemo_archive
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 from nemo_steerlm.megatron.model_config import DEFAULTS, Parallelism, check_architecture
@@ -109,7 +110,7 @@ def _base_model(cfg: DictConfig, tokens: ChatTokens, scratch: Path) -> tuple[Dic
         raise UsageError(f"model.restore_from_path: {path}: no such file")
     if is_nemo(path):
         return nemo_archive(path)
-    config = LlamaConfig.load(path).to_nemo()
+    config = nemo_config(check_checkpoint(path))
     tokenizer = write_tokenizer_files(path, scratch, tokens.markers)
     return OmegaConf.create({**config, "tokenizer": nemo_tokenizer_config(scratch)}), tokenizer
 

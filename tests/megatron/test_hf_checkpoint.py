@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.errors import ConfigError, UsageError
+from nemo_steerlm.core.files import default_mode
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.core.tokenization import load_tokenizer
@@ -200,14 +201,19 @@ def test_an_export_that_fails_leaves_the_old_folder(small_nemo: Path, tmp_path: 
     assert {file.name: file.read_bytes() for file in (tmp_path / "hf").iterdir()} == before
 
 
-def test_large_weights_are_sharded(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_large_weights_are_sharded(tmp_path: Path, umask: int, request: pytest.FixtureRequest) -> None:
     from nemo_steerlm.megatron.weights import open_weights, write_weights
 
+    before = os.umask(umask)
+    request.addfinalizer(lambda: os.umask(before))
     tensors = [(f"w{i}", torch.full((100,), float(i))) for i in range(5)]
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()
     assert write_weights(tmp_path / "whole", iter(tensors)) == write_weights(tmp_path / "parts", iter(tensors), shard_bytes=900)
     assert len(list((tmp_path / "parts").glob("model-*-of-00003.safetensors"))) == 3
+    # Another user's server can read them, where the umask lets it.
+    assert {file.stat().st_mode & 0o777 for file in tmp_path.rglob("*.*")} == {default_mode()} == {0o666 & ~umask}
     parts = open_weights(tmp_path / "parts")
     for name, tensor in tensors:
         assert torch.equal(parts.tensor(name), tensor)
@@ -216,7 +222,7 @@ def test_large_weights_are_sharded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "qwen2"}, "model_type is 'qwen2'"),
+        ({"model_type": "gpt2"}, "model_type is 'gpt2'"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rotary scaling 'yarn'"),

@@ -12,6 +12,8 @@ from nemo_steerlm.data import helpsteer, preprocessing, rated_text
 from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
 from nemo_steerlm.data.records import Record, read_records, write_records
 from nemo_steerlm.data.rejects import Rejects
+from nemo_steerlm.formats.checkpoint import check_checkpoint
+from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run
@@ -30,7 +32,10 @@ def prepare(run: Run) -> dict[str, Any]:
     spec = run.pipeline.spec
     tokenizer = run.folder / "tokenizer"
     tokens = spec.model.chat_tokens.tokens()
-    write_tokenizer_files(run.resolve(spec.model.base), tokenizer, tokens.markers)
+    base = run.resolve(spec.model.base)
+    if not is_nemo(str(base)):  # the trainings that come after would refuse it, hours later
+        check_checkpoint(base, values=True)
+    write_tokenizer_files(base, tokenizer, tokens.markers)
     schema = spec.attributes.schema_()
     rules = Rules(spec.model.max_sequence_length, tokens, spec.model.layout, schema)
     metrics: dict[str, Any] = {}
