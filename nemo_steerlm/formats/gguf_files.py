@@ -191,16 +191,17 @@ class GGUFFile:
 
 def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, path: Path) -> dict[str, Any]:
     """Llama 3's scaling, of which GGUF keeps only what it divides each frequency by. Raises ConfigError where it is another one."""
+    factor = float(divisors.max())
     scaling = {
         "rope_type": "llama3",
-        "factor": float(divisors.max()),
+        "factor": factor,
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
     wavelengths = 2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors))
     smooth = np.clip((8192 / wavelengths - 1.0) / 3.0, 0.0, 1.0)
-    if not np.allclose(divisors, 1 / ((1 - smooth) / scaling["factor"] + smooth), rtol=1e-3):
+    if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
         raise ConfigError(
             f"{path}: rope_freqs.weight is not Llama 3's scaling of rotary embeddings; convert the Hugging Face folder instead"
         )

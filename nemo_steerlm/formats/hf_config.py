@@ -51,7 +51,7 @@ def config_from_dict(config: dict[str, Any], source: str = "config.json") -> Mod
             how = f"quantized ({method})" if method else "quantized"
             raise ConfigError(f"{source}: {key}: the weights are {how}; take the model's checkpoint in bfloat16 or float32")
     family = family_of(config, source)
-    config = {**family.defaults, **{key: value for key, value in config.items() if value is not None}}
+    config = {key: value for key, value in {**family.defaults, **config}.items() if value is not None}
     family.check(config, source)
     sizes = {key: _size(config, key, source) for key in _SIZES}
     heads = sizes["num_attention_heads"]

@@ -109,3 +109,17 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         for name, count in {"gate_up": 2 * ffn}.items() if self.fused else {"gate": ffn, "up": ffn}.items():
             yield f"mlp.{name}_proj.weight", (count, hidden)
         yield "mlp.down_proj.weight", (hidden, ffn)
+
+
+class WindowedFamily(Family, frozen=True, kw_only=True):
+    """A family some of whose models attend to a sliding window, in all layers or in some.
+
+    No layer here masks what is outside the window. Texts that fit into it are computed exactly, so that is how long they may be.
+    """
+
+    def window(self, config: Mapping[str, Any]) -> int | None:
+        """See Family."""
+        if not config.get("use_sliding_window", True):
+            return None
+        window: int | None = config.get("sliding_window")
+        return window
