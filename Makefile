@@ -15,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 EXTRAS := nemo,serve,openvino,report,operator,dev
 INSTALLED := $(VENV)/.installed
-SOURCES := nemo_steerlm k8s charts tests examples
+SOURCES := nemo_steerlm k8s charts docs tests examples
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.

@@ -22,7 +22,7 @@ from nemo_steerlm.serving.page.session import Session
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
 from nemo_steerlm.serving.upstream import UpstreamError
 
-_STATUS: dict[type[SteerLMError], int] = {
+STATUSES: dict[type[SteerLMError], int] = {
     DataError: 400,
     UsageError: 400,
     # Not 504: the server is well, the request was too large for the time it may take.
@@ -32,6 +32,8 @@ _STATUS: dict[type[SteerLMError], int] = {
     UpstreamError: 502,
     DrainingError: 503,
 }
+HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
+"""Codes of what is refused before a route looks at it."""
 _RETRY_AFTER = {429: "1", 503: "5"}
 
 
@@ -82,7 +84,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_errors(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
         assert isinstance(error, SteerLMError)
-        status = _STATUS.get(type(error), 500)
+        status = STATUSES.get(type(error), 500)
         headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
         return _error(status, error.code, str(error), headers)
 
@@ -94,7 +96,7 @@ def _add_errors(app: FastAPI) -> None:
 
     async def http(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "invalid_request")
+        code = HTTP_CODES.get(error.status_code, "invalid_request")
         return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
     handlers: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {

@@ -12,7 +12,7 @@ class Metrics:
     """What ``/metrics`` shows. Each server has its own registry, so two in one process do not mix."""
 
     def __init__(self) -> None:
-        registry = self._registry = CollectorRegistry()
+        registry = self.registry = CollectorRegistry()
         self.waiting = Gauge("steerlm_waiting", "Rows and conversations that wait for the engine", registry=registry)
         self.running = Gauge("steerlm_running", "Rows being generated", registry=registry)
         self.generate_batch = Histogram("steerlm_generate_batch_rows", "Rows of a decoding step", buckets=_ROWS, registry=registry)
@@ -27,4 +27,4 @@ class Metrics:
 
     def text(self) -> bytes:
         """The exposition format."""
-        return generate_latest(self._registry)
+        return generate_latest(self.registry)
