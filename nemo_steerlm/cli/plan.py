@@ -15,7 +15,9 @@ from nemo_steerlm.pipeline import local
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.crd import dump
-from nemo_steerlm.pipeline.run_context import files_folder, input_hash
+from nemo_steerlm.pipeline.currency import StageState, identity_of
+from nemo_steerlm.pipeline.run_context import files_folder
+from nemo_steerlm.pipeline.stages.stage import digest
 
 RENDERERS = "nemo_steerlm.renderers"
 """Entry point group: name ``kubernetes`` is a function (manifest text, namespace, operator's configuration file) -> list of objects."""
@@ -64,22 +66,23 @@ def _print_stages(file: Path, workdir: Path) -> None:
     print(f"{pipeline.metadata.name}: {len(states)} stages, work directory {workdir}")
     width = max(len(state.stage.name) for state in states)
     for state in states:
-        print(f"  {state.stage.name:{width}}  {state.state:11}  {_hash(state, work, file):64}  {_needs(state)}".rstrip())
+        reason = f"  {state.reason}" if state.reason and state.state == "outdated" else ""
+        print(f"  {state.stage.name:{width}}  {state.state:11}  {_hash(state, work, file):64}  {_needs(state)}{reason}".rstrip())
     if pipeline.spec.serve.enabled:
         print(f"  {'serve':{width}}  stays")
 
 
-def _hash(state: local.StageState, work: WorkDirectory, file: Path) -> str:
+def _hash(state: StageState, work: WorkDirectory, file: Path) -> str:
     waits = [name for name in state.stage.after if work.success(name) is None]
     if waits:
         return f"known once {', '.join(waits)} is done"
     try:
-        return input_hash(state.stage, work, files_folder(file))
+        return digest(state.identity or identity_of(state.stage, work, files_folder(file)))
     except UsageError as error:  # a pipeline for a cluster is planned where its files are not
         return f"known where its files are: {str(error).split(': no such', maxsplit=1)[0]} is not here"
 
 
-def _needs(state: local.StageState) -> str:
+def _needs(state: StageState) -> str:
     stage = state.stage
     parts = [f"{stage.parallel.nodes} nodes x {stage.parallel.devices} devices"] if stage.training else []
     parts += [f"{stage.shards} shards"] if stage.shards > 1 else []

@@ -10,6 +10,7 @@ import typer
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.processes import Message
 from nemo_steerlm.pipeline import local
+from nemo_steerlm.pipeline.currency import StageState
 from nemo_steerlm.pipeline.stages import Stage
 
 
@@ -43,7 +44,12 @@ def print_plan(file: Path, work: Path) -> None:
             if width.devices * width.nodes > 1
             else ""
         )
-        print(f"{state.stage.name:20} {state.state:12} {took}  steerlm {' '.join(state.stage.command(str(file), str(work)))}{wide}")
+        command = " ".join(state.stage.command(str(file), str(work)))
+        print(f"{state.stage.name:20} {state.state:12} {took}  steerlm {command}{wide}{_why(state)}")
+
+
+def _why(state: StageState) -> str:
+    return f"  ({state.reason})" if state.reason and state.state == "outdated" else ""
 
 
 def _print_result(work: Path) -> None:

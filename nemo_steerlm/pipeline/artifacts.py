@@ -1,29 +1,39 @@
 """A pipeline's work directory: what each stage left there, and the ``_SUCCESS.json`` that says it is whole.
 
 ``W/<stage>/_SUCCESS.json`` is written last, by rename. A stage whose input hash it holds is not run again, whoever ran it.
-``W/<stage>/_RUNNING.json`` holds the hash of a run that began: the same hash continues it, another one starts from an empty folder.
+``W/<stage>/_RUNNING.json`` holds the hash of a run that began: the same hash continues it. What other fields or inputs led to is removed;
+what cannot be told to be other work, such as that of another version, is moved to ``W/superseded``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
+import itertools
+import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from nemo_steerlm.core.errors import TryAgainError, UsageError
+from nemo_steerlm.core.errors import ConfigError, TryAgainError, UsageError
 from nemo_steerlm.core.files import atomic_write, file_digest
 from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ModelRole, Stage
 
 SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"
+SUPERSEDED = "superseded"
+"""Where folders go whose work cannot be told to be other work than the wanted one."""
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+WHAT_TO_MOUNT = "mount Lustre with -o flock (not noflock), NFS of version 4 or with a lock daemon (not -o nolock)"
+
+logger = logging.getLogger(__name__)
 
 
 class Output(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +51,8 @@ class Success(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     stage: str
     input_hash: str
     outputs: dict[str, Output]
+    identity: dict[str, Any] = {}
+    """What ``input_hash`` is the hash of; empty in what version 0.1.0 wrote."""
     metrics: dict[str, Any] = {}
     versions: dict[str, str] = {}
     seconds: float = 0.0
@@ -48,6 +60,14 @@ class Success(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     def digests(self) -> dict[str, str]:
         """Output name to digest: what later stages hash."""
         return {name: output.digest for name, output in self.outputs.items()}
+
+
+class Begun(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """The work that a stage's folder holds, if it has not finished."""
+
+    input_hash: str
+    identity: dict[str, Any] = {}
+    """What it is the hash of; empty in what version 0.1.0 wrote."""
 
 
 class WorkDirectory:
@@ -67,50 +87,88 @@ class WorkDirectory:
 
     def success(self, stage: str) -> Success | None:
         """What the stage left if it finished and its outputs are still there, else None."""
+        success = self._success(stage)
+        folder = self.folder(stage)
+        return success if success and all((folder / name).exists() for name in success.outputs) else None
+
+    def _success(self, stage: str) -> Success | None:
         folder = self.folder(stage)
         try:
-            success = msgspec.json.decode((folder / SUCCESS).read_bytes(), type=Success)
+            return msgspec.json.decode((folder / SUCCESS).read_bytes(), type=Success)
         except FileNotFoundError:
             return None
         except msgspec.DecodeError as error:
             raise UsageError(f"{folder / SUCCESS}: {error}; remove the folder to run the stage again") from error
-        whole = all((folder / name).exists() for name in success.outputs)
-        return success if whole else None
 
-    def begin(self, stage: str, input_hash: str) -> Path:
-        """The stage's folder, ready to write: kept where the same work was interrupted, emptied where it was other work."""
+    def begun(self, stage: str) -> Begun | None:
+        """The work that was begun and not finished in the stage's folder, or None."""
+        try:
+            return msgspec.json.decode((self.folder(stage) / RUNNING).read_bytes(), type=Begun)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return None
+
+    def begin(self, stage: str, wanted: Begun, *, equal: Collection[str] = (), other: Callable[[Mapping[str, Any]], Sequence[str]]) -> Path:
+        """The stage's folder, ready to write.
+
+        Args:
+            stage: The stage.
+            wanted: The work to be done.
+            equal: Other hashes of the same work: an earlier version's.
+            other: What tells the identity of the work in the folder from the wanted one: fields and inputs, as phrases.
+
+        Returns:
+            The folder: kept if the same work was interrupted there, else empty. What was there is removed if a field or an input of it was
+            another, and moved to ``superseded`` if that cannot be told: an interrupted training may have taken days.
+        """
         folder = self.folder(stage)
         # Shards, and nodes that train together, begin side by side: one of them empties the folder, the others find it theirs.
         with self.lock(f"{stage}.begin"):
-            self._begin(folder, input_hash)
+            if any(folder.glob("[!.]*")):
+                self._make_room(stage, (wanted.input_hash, *equal), other)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SUCCESS).unlink(missing_ok=True)
+            with atomic_write(folder / RUNNING) as file:
+                file.write(msgspec.json.encode(wanted).decode() + "\n")
         return folder
 
-    @staticmethod
-    def _begin(folder: Path, input_hash: str) -> None:
-        marker = folder / RUNNING
-        started = input_hash if not any(folder.glob("[!.]*")) else None
-        with contextlib.suppress(FileNotFoundError, msgspec.DecodeError):
-            started = msgspec.json.decode(marker.read_bytes()).get("inputHash")
-        if started != input_hash:
-            shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / SUCCESS).unlink(missing_ok=True)
-        with atomic_write(marker) as file:
-            file.write(msgspec.json.encode({"inputHash": input_hash}).decode() + "\n")
+    def _make_room(self, stage: str, hashes: Collection[str], other: Callable[[Mapping[str, Any]], Sequence[str]]) -> None:
+        folder = self.folder(stage)
+        begun, finished = self.begun(stage), self._success(stage)
+        if begun and begun.input_hash in hashes:
+            return
+        if not begun and finished and finished.input_hash in hashes:  # somebody removed outputs of it
+            shutil.rmtree(folder)
+            return
+        there = begun or finished
+        if there and there.identity and (changed := other(there.identity)):
+            logger.warning("%s: removing what is there, it is of other work: %s", folder, "; ".join(changed))
+            shutil.rmtree(folder)
+            return
+        taken = (self.path / SUPERSEDED / f"{stage}-{number}" for number in itertools.count(1))
+        aside = next(path for path in taken if not path.exists())
+        aside.parent.mkdir(exist_ok=True)
+        logger.warning("%s: what is there was made by other rules, or by something else; it is moved to %s", folder, aside)
+        folder.rename(aside)
 
     @contextlib.contextmanager
     def lock(self, stage: str, *, shared: bool = False, wait: bool = True) -> Iterator[int]:
         """Hold the stage: a second process waits until the first and its children have ended. Yields the file descriptor.
 
-        ``shared`` is for shards, which write side by side. Raises TryAgainError where it is held and ``wait`` is False.
+        ``shared`` is for shards, which write side by side. Raises TryAgainError if it is held and ``wait`` is False,
+        ConfigError if the file system has no locks.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / f".{stage}.lock").open("w") as file:
+        # For reading and writing: on NFS a lock is a byte range's, a shared one needs the right to read and an exclusive one to write.
+        with (self.path / f".{stage}.lock").open("a+") as file:
             mode = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             try:
                 fcntl.flock(file, mode if wait else mode | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise TryAgainError(f"{self.path}: another process is running this pipeline here") from error
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise ConfigError(f"{self.path}: this file system has no locks ({error.strerror}); {WHAT_TO_MOUNT}") from error
             yield file.fileno()
 
     def forget(self, stage: str) -> None:
@@ -121,7 +179,7 @@ class WorkDirectory:
         """The log file of a stage or of one of its servers."""
         return self.path / "logs" / f"{name}.log"
 
-    def finish(self, stage: Stage, input_hash: str, *, metrics: Mapping[str, Any], versions: Mapping[str, str], seconds: float) -> Success:
+    def finish(self, stage: Stage, begun: Begun, *, metrics: Mapping[str, Any], versions: Mapping[str, str], seconds: float) -> Success:
         """Write ``_SUCCESS.json``. Raises UsageError where the stage did not write one of its outputs."""
         folder = self.folder(stage.name)
         missing = [name for name in stage.outputs if not (folder / name).exists()]
@@ -129,7 +187,8 @@ class WorkDirectory:
             raise UsageError(f"stage {stage.name} ended without writing {', '.join(missing)}")
         success = Success(
             stage=stage.name,
-            input_hash=input_hash,
+            input_hash=begun.input_hash,
+            identity=begun.identity,
             outputs={name: _describe(folder / name) for name in stage.outputs},
             metrics=dict(metrics),
             versions=dict(versions),

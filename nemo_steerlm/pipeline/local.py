@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import signal
 import sys
@@ -16,7 +15,9 @@ from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UsageEr
 from nemo_steerlm.core.processes import ChildProcess, Message
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
-from nemo_steerlm.pipeline.run_context import files_folder, input_hash
+from nemo_steerlm.pipeline.currency import StageState, examine
+from nemo_steerlm.pipeline.manifest import SteerLMPipeline
+from nemo_steerlm.pipeline.run_context import files_folder
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, find, stages
 
 STEERLM = (sys.executable, "-m", "nemo_steerlm.cli.main")
@@ -38,17 +39,6 @@ def _indented(text: str) -> str:
     return "\n".join(f"  | {line}" for line in text.splitlines())
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StageState:
-    """How far one stage is, for ``status`` and for a plan."""
-
-    stage: Stage
-    state: str
-    """``done``, ``outdated`` (its inputs changed), ``interrupted``, ``waiting``."""
-    seconds: float = 0.0
-    records: int | None = None
-
-
 class Listener:
     """What the executor tells whoever shows it. The base class shows nothing."""
 
@@ -63,21 +53,17 @@ class Listener:
 
 
 def plan(manifest: Path, workdir: Path) -> list[StageState]:
-    """The state of each stage, without running anything. Raises UsageError for a wrong manifest or a missing input file."""
+    """The state of each stage, without running anything. Raises UsageError for a wrong manifest."""
     pipeline = manifests.load(manifest)
     work = WorkDirectory(workdir)
     states: list[StageState] = []
-    fresh: set[str] = set()
     for stage in stages(pipeline):
-        success = work.success(stage.name)
-        state = "interrupted" if (work.folder(stage.name) / "_RUNNING.json").exists() else "waiting"
-        if success and fresh.issuperset(stage.after) and success.input_hash == input_hash(stage, work, files_folder(manifest)):
-            state = "done"
-            fresh.add(stage.name)
-        elif success:
-            state = "outdated"
-        records = sum(o.records or 0 for o in success.outputs.values()) if success and state == "done" else None
-        states.append(StageState(stage=stage, state=state, seconds=success.seconds if success else 0.0, records=records))
+        stale = [state.stage.name for state in states if state.state != "done"]
+        try:
+            states.append(examine(pipeline, stage, work, files_folder(manifest), stale=stale))
+        except UsageError as error:  # a pipeline for a cluster is planned where its files are not
+            success = work.success(stage.name)
+            states.append(StageState(stage=stage, state="outdated" if success else "waiting", reason=str(error), success=success))
     return states
 
 
@@ -102,13 +88,13 @@ def run_pipeline(
         for stage in graph[: last + 1]:
             if stage.name in again:
                 work.forget(stage.name)
-            _run_one(stage, work, manifest, listener or Listener())
+            _run_one(pipeline, stage, work, manifest, listener or Listener())
 
 
-def _run_one(stage: Stage, work: WorkDirectory, manifest: Path, listener: Listener) -> None:
-    done = work.success(stage.name)
-    if done and done.input_hash == input_hash(stage, work, files_folder(manifest)):
-        listener.finished(stage, done.seconds, cached=True)
+def _run_one(pipeline: SteerLMPipeline, stage: Stage, work: WorkDirectory, manifest: Path, listener: Listener) -> None:
+    found = examine(pipeline, stage, work, files_folder(manifest))
+    if found.state == "done":
+        listener.finished(stage, found.seconds, cached=True)
         return
     listener.started(stage)
     began = time.monotonic()

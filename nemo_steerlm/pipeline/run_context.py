@@ -81,17 +81,6 @@ def node_rank() -> int:
     return int(os.environ.get(environment.NODE_RANK, "0"))
 
 
-def input_hash(stage: Stage, work: WorkDirectory, folder: Path) -> str:
-    """The stage's input hash. Raises UsageError where an input is not there yet."""
-    done = {name: work.success(name) for name in stage.after}
-    missing = [name for name, success in done.items() if success is None]
-    if missing:
-        raise UsageError(f"stage {stage.name} reads the outputs of {', '.join(missing)}, which has not finished in {work.path}")
-    files = {r: r if r.startswith(REMOTE) else work.digest(resolve(r, folder)) for r in stage.files}
-    digests = {name: success.digests() for name, success in done.items() if success}
-    return stage.input_hash(files, digests, salt=os.environ.get(environment.SALT, ""))
-
-
 def part_name(stage: str) -> str:
     """The stage's name on the first or only node, ``train-value.node-1`` on the second: what each node locks and logs under."""
     return f"{stage}.node-{rank}" if (rank := node_rank()) else stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pkgutil
 import time
@@ -14,9 +15,13 @@ from nemo_steerlm.core.errors import UsageError, shown
 from nemo_steerlm.core.processes import exit_on_sigterm, report
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline import manifest as manifests
-from nemo_steerlm.pipeline.artifacts import Success, WorkDirectory
-from nemo_steerlm.pipeline.run_context import Run, files_folder, input_hash, part_name, versions
+from nemo_steerlm.pipeline.artifacts import Begun, Success, WorkDirectory
+from nemo_steerlm.pipeline.currency import differences, examine, hashes, identity_of
+from nemo_steerlm.pipeline.run_context import Run, files_folder, part_name, versions
 from nemo_steerlm.pipeline.stages import ModelRole, Stage, find, stages
+
+VISIBLE_SECONDS = 90.0
+"""How long a file that another machine wrote may stay unseen: NFS clients cache a folder's attributes for up to 60 s by default."""
 
 
 def run_stage(
@@ -36,15 +41,19 @@ def run_stage(
     pipeline = manifests.load(manifest)
     stage = find(stages(pipeline), name)
     work = WorkDirectory(workdir)
-    inputs = input_hash(stage, work, files_folder(manifest))
+    inputs_folder = files_folder(manifest)
+    _await_inputs(stage, work)
+    identity = identity_of(stage, work, inputs_folder)
+    wanted, *equal = hashes(pipeline, stage, identity)
+    begun = Begun(input_hash=wanted, identity=identity)
     # Nodes that train together hold a lock each: they run side by side, but never beside another attempt of themselves.
     with work.lock(part_name(name), shared=shard is not None) as lock:
-        done = work.success(name)
-        if done and done.input_hash == inputs:
-            _tell("cached", done)
-            return done
+        found = examine(pipeline, stage, work, inputs_folder)
+        if found.state == "done" and found.success:
+            _tell("cached", found.success)
+            return found.success
         started = time.monotonic()
-        work.begin(name, inputs)
+        work.begin(name, begun, equal=equal, other=lambda before: differences(before, identity))
         for need in () if merge else stage.servers:
             if not (servers or {}).get(need.role):
                 raise UsageError(f"stage {name} needs a server of {need.stage}: give --server {need.role}=URL")
@@ -52,9 +61,21 @@ def run_stage(
         metrics = _work_of(stage)(run)
         if metrics is None:
             return None
-        success = work.finish(stage, inputs, metrics=metrics, versions=versions(), seconds=time.monotonic() - started)
+        success = work.finish(stage, begun, metrics=metrics, versions=versions(), seconds=time.monotonic() - started)
     _tell("done", success)
     return success
+
+
+def _await_inputs(stage: Stage, work: WorkDirectory) -> None:
+    """Wait a while for the ``_SUCCESS.json`` of stages that are known to be done: another machine wrote them."""
+    if os.environ.get(environment.INPUTS_FINISHED) != "1":
+        return
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    while any(work.success(name) is None for name in stage.after) and time.monotonic() < deadline:
+        for name in stage.after:
+            with contextlib.suppress(OSError):
+                os.listdir(work.folder(name))  # makes an NFS client ask the server again
+        time.sleep(1)
 
 
 def _work_of(stage: Stage) -> Callable[[Run], dict[str, Any] | None]:

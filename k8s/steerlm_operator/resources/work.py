@@ -143,7 +143,7 @@ def _process(
         indexed = ["--shard", f"$(JOB_COMPLETION_INDEX)/{stage.shards}"]
     for role, url in sorted(servers.items()):
         args += ["--server", f"{role}={url}"]
-    env = {environment.TERMINATION_LOG: "/dev/termination-log", environment.FILES: pods.MOUNT}
+    env = {environment.TERMINATION_LOG: "/dev/termination-log", environment.FILES: pods.MOUNT, environment.INPUTS_FINISHED: "1"}
     if salt:
         env[environment.SALT] = salt
     fields = {}
