@@ -118,7 +118,8 @@ def _rules() -> dict[str, list[Schema]]:
             _rule(
                 f"{ranks} < {shards} || self.globalBatchSize % (self.microBatchSize * ({ranks} / ({shards}))) == 0",
                 "globalBatchSize must be a multiple of microBatchSize x data parallel size (nodes x devices / tensor / pipeline)",
-            )
+            ),
+            _rule("self.learningRate > self.minLearningRate", "learningRate must be above minLearningRate: raise it, or lower the other"),
         ],
         "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK)],
         "StorageSpec": [_rule("!(has(self.claimName) && has(self.claimTemplate))", "give claimName or claimTemplate, not both")],

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
 import yaml
 from pydantic import Field, model_validator
 
-from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
+from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema, preset
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
 from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
+from nemo_steerlm.pipeline.names import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
 
 API_VERSION = "steerlm.dev/v1alpha1"
@@ -22,6 +23,12 @@ KIND = "SteerLMPipeline"
 JudgeName = Annotated[str, Field(max_length=512, pattern=rf"^({'|'.join(NAMES)}|[A-Za-z_][A-Za-z0-9_.]*:.+)$")]
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
+
+
+if TYPE_CHECKING:
+    PresetName = str
+else:
+    PresetName = Literal[tuple(PRESETS)]
 
 
 class AttributeSpec(Spec):
@@ -42,7 +49,7 @@ class AttributeSpec(Spec):
 class AttributesSpec(Spec):
     """Which attributes are read and written: a preset, or a list of your own."""
 
-    preset: Literal["oasst", "helpsteer", "steerlm9", "nemotron", "paper"] | None = None
+    preset: PresetName | None = None
     """A ready-made schema: the tutorial's 12 and language, HelpSteer's 5, both together, Nemotron's 17, or the paper's 7 (0 to 9)."""
     custom: Annotated[tuple[AttributeSpec, ...], Field(max_length=64)] | None = None
     """A list of your own."""
@@ -152,7 +159,7 @@ class TrainSpec(Spec):
     micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 2
     """Samples per forward and backward on one rank."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 6e-6
-    """Peak learning rate."""
+    """Peak learning rate; above ``minLearningRate``."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-6
     """Learning rate at the end of the cosine."""
     warmup_steps: Count = 1
@@ -165,8 +172,8 @@ class TrainSpec(Spec):
     """Steps between validations, each followed by a checkpoint."""
     limit_validation_batches: Positive | None = None
     """Use so many validation batches of the global batch size; all by default."""
-    precision: Literal["bf16", "16", "32"] = "bf16"
-    """Arithmetic of GPUs. CPUs compute in 32, but for bf16 take matrix products in it where they have instructions for that."""
+    precision: Literal["bf16", "32"] = "bf16"
+    """Arithmetic of GPUs; fp16 is not supported. CPUs compute in 32, but with instructions for it take matrix products in bf16."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
     """Seed of the data order and of new weights."""
     parallel: ParallelSpec = ParallelSpec()
@@ -186,6 +193,13 @@ class TrainSpec(Spec):
                 f"globalBatchSize {self.global_batch_size} must be a multiple of microBatchSize x data parallel size "
                 f"({self.micro_batch_size} x {self.parallel.data})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _falls_to_the_minimum(self) -> TrainSpec:
+        if self.learning_rate <= self.min_learning_rate:
+            rates = f"learningRate {self.learning_rate:g} must be above minLearningRate {self.min_learning_rate:g}"
+            raise ValueError(f"{rates}: raise it, or lower the other")
         return self
 
 
@@ -214,7 +228,7 @@ class AnnotateSpec(Spec):
 class BootstrapSpec(Spec):
     """Rounds of sampling from the SteerLM model, labelling the samples and training again (paper section 3.4)."""
 
-    rounds: Annotated[int, Field(ge=0, le=32)] = 0
+    rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
     """How many rounds."""
     prompts: Positive = 512
     """Training prompts sampled in each round."""
