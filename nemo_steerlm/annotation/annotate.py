@@ -17,7 +17,7 @@ import msgspec
 
 from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
 from nemo_steerlm.annotation.progress import Progress
-from nemo_steerlm.annotation.results import ResultWriter, Summary, disk_errors, labelled_record, require_confidence
+from nemo_steerlm.annotation.results import ResultWriter, Summary, disk_errors, labelled, require_confidence
 from nemo_steerlm.client.announcement import Announcement
 from nemo_steerlm.client.http import async_client, client_key
 from nemo_steerlm.client.labelling import LabelFormat, Labelling, Turns, advance
@@ -30,7 +30,7 @@ from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where
 from nemo_steerlm.core.files import remove_leftovers
 from nemo_steerlm.core.template import Template
-from nemo_steerlm.data.records import parse_line, raw_lines
+from nemo_steerlm.data.records import parse_conversation, raw_lines
 from nemo_steerlm.data.rejects import OnError
 from nemo_steerlm.data.shard import Shard
 
@@ -147,7 +147,7 @@ class _Run:
 
     def _conversation(self, item: Item) -> Conversation:
         where = self._where(item)
-        return Conversation.from_record(parse_line(item.raw, where), where)
+        return parse_conversation(item.raw, where)
 
     def _survey(self) -> None:
         """Count the records and find the broken ones, before any server is asked."""
@@ -257,7 +257,6 @@ class _Run:
                 except DataError as error:
                     writer.reject(error, item.raw, unsure=True)
                     continue
-                record = parse_line(item.raw, where)
-                writer.write(labelled_record(record, entry.labels, source, confidence=self.options.confidence))
+                writer.write(labelled(self._conversation(item), entry.labels, source, confidence=self.options.confidence))
         seconds = time.monotonic() - self.began
         return writer.summary(model=source, total=self.total, resumed=resumed, seconds=seconds, schema=form.schema)

@@ -11,9 +11,9 @@ import msgspec
 
 from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, TryAgainError, Where
 from nemo_steerlm.core.files import atomic_write, json_line
-from nemo_steerlm.data.records import Record
 from nemo_steerlm.data.rejects import Rejects
 
 
@@ -48,25 +48,16 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
         return self.failed == 0
 
 
-def labelled_record(record: Record, labels: Sequence[TurnLabel], source: str, *, confidence: bool = False) -> Record:
-    """``record`` with predictions in ``label``, the human's label (if any) in ``gt_label``, and ``label_source`` in each labelled turn.
+def labelled(conversation: Conversation, labels: Sequence[TurnLabel], source: str, *, confidence: bool = False) -> Conversation:
+    """``conversation`` with predictions in ``label``, the human's label (if any) in ``gt_label``, and ``source`` in each labelled turn.
 
-    Other keys and their order stay. Upstream: attribute_annotate.py, which has no ``label_source``. In a record that was labelled
-    before, an earlier prediction is replaced and never taken for a human's label.
+    Upstream: attribute_annotate.py, which has no ``label_source``. In a conversation that was labelled before, an earlier prediction is
+    replaced and never taken for a human's label.
     """
-    turns = list(record["conversations"])
+    turns = list(conversation.turns)
     for found in labels:
-        turn = dict(turns[found.index])
-        human = turn.get("gt_label") if "label_source" in turn or "gt_label" in turn else turn.get("label")
-        turn["label"] = found.label
-        if human is not None:
-            turn["gt_label"] = human
-        turn["label_source"] = source
-        turn.pop("confidence", None)
-        if confidence:
-            turn["confidence"] = found.confidence
-        turns[found.index] = turn
-    return {**record, "conversations": turns}
+        turns[found.index] = turns[found.index].predicted(found.label, source, found.confidence if confidence else None)
+    return msgspec.structs.replace(conversation, turns=tuple(turns))
 
 
 def require_confidence(labels: Sequence[TurnLabel], least: float, where: Where) -> None:
@@ -100,12 +91,12 @@ class ResultWriter:
         with disk_errors(self.output):
             self._stack.__exit__(kind, error, trace)
 
-    def write(self, record: Record) -> None:
-        """Add a labelled record."""
+    def write(self, conversation: Conversation) -> None:
+        """Add a labelled conversation."""
         with disk_errors(self.output):
-            self._file.write(json_line(record))
+            self._file.write(json_line(conversation.to_record()))
         self.labelled += 1
-        self.turns += sum("label_source" in turn for turn in record["conversations"])
+        self.turns += sum(turn.label_source is not None for turn in conversation.turns)
 
     def reject(self, error: DataError, raw: bytes | str, *, unsure: bool = False) -> None:
         """Set a record aside with the reason why."""

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_steerlm.annotation.results import ResultWriter, Summary
+from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where
-from nemo_steerlm.data.records import Record, parse_line, raw_lines, read_lines
+from nemo_steerlm.data.records import parse_conversation, raw_lines, read_conversations, read_lines
 from nemo_steerlm.data.shard import Shard
 
 
@@ -22,18 +23,18 @@ class _Part:
         self.path = path
         rejects = Path(f"{path}.rejected.jsonl")
         self.rejected = {line.record["line"]: line.record for line in read_lines(rejects)} if rejects.exists() else {}
-        self.records: Iterator[Record] = (line.record for line in read_lines(path)) if path.stat().st_size else iter(())
+        self.conversations: Iterator[Conversation] = read_conversations(path) if path.stat().st_size else iter(())
 
-    def take(self, original: Record, where: Where) -> Record:
-        """The next record. Raises DataError where it is not ``original`` with labels."""
-        record = next(self.records, None)
-        if record is None or _texts(record) != _texts(original):
+    def take(self, original: Conversation, where: Where) -> Conversation:
+        """The next conversation. Raises DataError where it is not ``original`` with labels."""
+        found = next(self.conversations, None)
+        if found is None or _texts(found) != _texts(original):
             raise DataError(f"the next record of {self.path} is another", where=where, instead="label that shard again from this input")
-        return record
+        return found
 
 
-def _texts(record: Record) -> list[object]:
-    return [record.get("system"), *(turn.get("value") for turn in record["conversations"])]
+def _texts(conversation: Conversation) -> list[str]:
+    return [conversation.system, *(turn.text for turn in conversation.turns)]
 
 
 def merge(input_file: str | Path, output_file: str | Path, count: int) -> Summary:
@@ -53,11 +54,11 @@ def merge(input_file: str | Path, output_file: str | Path, count: int) -> Summar
                 error = DataError(why["reason"], where=Where(file=str(source), line=line, field=why["field"]), instead=why["instead"])
                 writer.reject(error, raw, unsure=why["reason"].endswith("below --min-confidence"))
                 continue
-            record = part.take(parse_line(raw, where), where)
-            models.update(turn["label_source"] for turn in record["conversations"] if "label_source" in turn)
-            writer.write(record)
+            found = part.take(parse_conversation(raw, where), where)
+            models.update(turn.label_source for turn in found.turns if turn.label_source is not None)
+            writer.write(found)
         for part in parts:
-            if part.rejected or next(part.records, None) is not None:
+            if part.rejected or next(part.conversations, None) is not None:
                 raise DataError(f"more records than {source} has", where=Where(file=str(part.path)), instead="label that shard again")
         if len(models) > 1:
             raise DataError(f"shards were labelled by different models: {', '.join(sorted(models))}", where=Where(file=str(output)))

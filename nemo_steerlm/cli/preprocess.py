@@ -64,6 +64,8 @@ def preprocess(
     print(f"lang values: {done.languages}")
     prefix = output_file_prefix
     print(f"{done.trees} trees: {done.train} records in {prefix}_train.jsonl, {done.validation} in {prefix}_val.jsonl")
+    for reason, count in done.left_out.items():
+        print(f"{count} branches end early: {reason}")
     report_rejected(done.rejected, f"{output_file_prefix}.rejected.jsonl")
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from nemo_steerlm.core.errors import UsageError
 
 if TYPE_CHECKING:
+    from nemo_steerlm.core.conversation import Conversation
     from nemo_steerlm.core.template import ChatTokens, Layout, Span
 
 
@@ -25,15 +26,12 @@ def render(
     label_start: str = typer.Option("", "--label_start", help="Control string; the model folder's or <extra_id_2> by default."),
 ) -> None:
     """Show the exact prompt of a record, as a model trains on it: learned spans are coloured, or in ⟦ ⟧ where there are no colours."""
-    from nemo_steerlm.core.errors import Where
     from nemo_steerlm.core.template import Template, text_of
     from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
-    from nemo_steerlm.data.records import check_record
 
     given = {"system_turn_start": system_turn_start, "turn_start": turn_start, "label_start": label_start}
     tokens, layout = _taught(tokenizer, {name: text for name, text in given.items() if text})
-    line, record = _record(file, index)
-    conversation = check_record(record, Where(file=file, line=line))
+    conversation = _conversation(file, index)
     loaded = load_tokenizer(tokenizer, tokens)
     spans = Template.of(loaded, tokens, layout).render(conversation)
     encoded = encode_spans(spans, loaded)
@@ -57,13 +55,15 @@ def _taught(tokenizer: str, given: dict[str, str]) -> tuple[ChatTokens, Layout]:
     return ChatTokens.from_shell(**given), "nemo-sft"
 
 
-def _record(file: str, index: int) -> tuple[int, dict[str, Any]]:
-    from nemo_steerlm.data.records import read_lines
+def _conversation(file: str, index: int) -> Conversation:
+    from nemo_steerlm.core.errors import Where
+    from nemo_steerlm.data.records import check_conversation, parse_conversation, raw_lines
 
     found = 0
-    for found, line in enumerate(read_lines(file), 1):
+    for found, (number, raw) in enumerate(raw_lines(file), 1):
         if found - 1 == index:
-            return line.number, line.record
+            where = Where(file=file, line=number)
+            return check_conversation(parse_conversation(raw, where), where)
     raise UsageError(f"--index {index}: {file} has {found} records, counted from 0")
 
 

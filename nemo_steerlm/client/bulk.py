@@ -96,7 +96,7 @@ def expected_values(
         DataError: If a server refuses a request.
     """
     batches = [conversations[i : i + batch] for i in range(0, len(conversations), batch)]
-    bodies = [{"conversations": [_record(c) for c in part], "turns": "unmasked"} for part in batches]
+    bodies = [{"conversations": [c.to_prompt_record() for c in part], "turns": "unmasked"} for part in batches]
     replies = run_until_signal(_post_all(urls, "/v1/attributes", bodies, lambda n: progress(min(n * batch, len(conversations)))))
     last_turns = [result["turns"][-1]["attributes"] for reply in replies for result in reply["results"]]
     return [{name: float(attribute["expected"]) for name, attribute in turn.items()} for turn in last_turns]
@@ -104,11 +104,6 @@ def expected_values(
 
 def _role(turn: Turn, conversation: Conversation) -> str:
     return "user" if turn.speaker == conversation.mask else "assistant"
-
-
-def _record(conversation: Conversation) -> dict[str, Any]:
-    turns = [{"value": turn.text, "from": turn.speaker} for turn in conversation.turns]
-    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "TEXT_TO_VALUE"}
 
 
 async def _post_all(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import httpx
 import msgspec
@@ -164,7 +164,7 @@ class _Scores(msgspec.Struct):
 
 async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
     form = work[0].form
-    body = {"conversations": [_record(item.conversation) for item in work], "turns": form.turns}
+    body = {"conversations": [item.conversation.to_prompt_record() for item in work], "turns": form.turns}
     raw = await send(client, client.build_request("POST", f"{server.url}/v1/attributes", json=body), policy.timeout)
     try:
         scores = msgspec.json.decode(raw, type=_Scores)
@@ -177,13 +177,6 @@ async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncC
     labels = [[_turn_label(turn, form.schema) for turn in result.turns] for result in scores.results]
     for item, found in zip(work, labels, strict=True):
         item.set_labels(found)
-
-
-def _record(conversation: Conversation) -> dict[str, Any]:
-    turns = [
-        {"from": turn.speaker, "value": turn.text} | ({} if turn.label is None else {"label": turn.label}) for turn in conversation.turns
-    ]
-    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask}
 
 
 def _turn_label(turn: _Turn, schema: AttributeSchema) -> TurnLabel:

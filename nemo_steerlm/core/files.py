@@ -56,12 +56,6 @@ def default_mode() -> int:
     return 0o666 & ~mask
 
 
-def open_binary(path: str | Path) -> IO[bytes]:
-    """``path`` for reading, unpacked where its name ends in ``.gz``."""
-    path = Path(path)
-    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
 def file_digest(path: str | Path) -> str:
     """``sha256:…`` of a file's bytes."""
     digest = hashlib.sha256()

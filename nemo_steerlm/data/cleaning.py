@@ -10,14 +10,14 @@ import collections
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
-from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.conversation import Conversation, Mode
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.core.files import atomic_write, json_line
 from nemo_steerlm.core.template import ChatTokens, Layout, Template, text_of
@@ -29,7 +29,7 @@ from nemo_steerlm.core.tokenization import (
     require_learned,
 )
 from nemo_steerlm.data.parallel import batches, ordered_map
-from nemo_steerlm.data.records import check_record, parse_line, raw_lines
+from nemo_steerlm.data.records import check_conversation, parse_conversation, raw_lines
 from nemo_steerlm.data.rejects import OnError, Rejects
 
 Library = Literal["huggingface", "sentencepiece"]
@@ -66,6 +66,8 @@ class Rules(NamedTuple):
     """Labels must fit it; not looked at where None."""
     shorten: AttributeSchema | None = None
     """Cut each conversation after the last turn that still fits ``seq_len`` when every turn has a label of this schema."""
+    mode: Mode | None = None
+    """What every record becomes, whatever its type was; as it is where None."""
 
 
 class Cleaned(NamedTuple):
@@ -88,14 +90,14 @@ class _Outcome(NamedTuple):
     error: DataError | None = None
     broken: bool = False
     where: Where = Where()
-    tree: object = None
+    tree: str | None = None
     """Which tree the line is a branch of, where it is of one."""
     cut: bool = False
     """Whether it lost turns."""
 
 
 def clean(
-    dataset_file: str | Path,
+    dataset_file: str | Path | Sequence[Path],
     output_file: str | Path,
     tokenizer: TokenizerChoice,
     rules: Rules | None = None,
@@ -104,15 +106,16 @@ def clean(
     on_error: OnError = "fail",
     details: str | Path | None = None,
 ) -> Cleaned:
-    """Copy to ``output_file`` the records of ``dataset_file`` that still have a learned token after truncation, in order.
+    """Copy to ``output_file`` the records of one file, or several, that still have a learned token after truncation, in order.
 
     A record with nothing to learn is removed and counted (upstream: ``removed``); ``details`` names a JSONL file that gets line,
     field and reason of each. A broken one (upstream removes it silently) raises DataError, or is set aside with ``on_error="skip"``.
-    Branches of a tree that are equal after ``rules.shorten`` are written once.
+    Branches of a tree that are equal after ``rules.shorten`` are written once. Raises DataError where no record is left.
     """
     rules = rules or Rules()
     if rules.seq_len < 1:
         raise UsageError(f"--seq_len {rules.seq_len}: use at least 1")
+    files = [dataset_file] if isinstance(dataset_file, str | Path) else list(dataset_file)
     kept = shortened = 0
     removed: collections.Counter[str] = collections.Counter()
     branches = _Branches()
@@ -120,7 +123,7 @@ def clean(
         rejects = stack.enter_context(Rejects(output_file, on_error))
         listing = stack.enter_context(atomic_write(details)) if details else None
         output = stack.enter_context(atomic_write(output_file))
-        for outcome in map(branches.once, _outcomes(str(dataset_file), tokenizer, rules, jobs)):
+        for outcome in map(branches.once, _outcomes(files, tokenizer, rules, jobs)):
             shortened += outcome.cut
             if outcome.error is None:
                 output.write(outcome.line)
@@ -132,14 +135,25 @@ def clean(
                 if listing:
                     where = outcome.error.where
                     listing.write(json_line({"line": where.line, "field": where.field, "reason": outcome.error.reason}))
+        if not kept:
+            rejects.save()
+            raise _nothing_left(files, removed, rejects)
         return Cleaned(kept, dict(removed), shortened, dict(rejects.counts))
+
+
+def _nothing_left(files: Sequence[str | Path], removed: collections.Counter[str], rejects: Rejects) -> DataError:
+    reasons = removed + rejects.counts
+    most = max(reasons, key=lambda reason: reasons[reason])
+    found = f"{reasons.total()} records, none of which can be used: {most} ({reasons[most]})"
+    instead = f"see {rejects.path}" if rejects.count else None
+    return DataError(found, where=Where(file=", ".join(map(str, files))), instead=instead)
 
 
 class _Branches:
     """The branches of the tree that is being written: shortened ones may be equal. Trees stand together in a file."""
 
     def __init__(self) -> None:
-        self._tree: object = None
+        self._tree: str | None = None
         self._written: set[bytes] = set()
 
     def once(self, outcome: _Outcome) -> _Outcome:
@@ -155,9 +169,9 @@ class _Branches:
         return outcome
 
 
-def _outcomes(dataset_file: str, tokenizer: TokenizerChoice, rules: Rules, jobs: int) -> Iterator[_Outcome]:
-    groups = batches(raw_lines(dataset_file), 32)
-    results = ordered_map(_work, groups, jobs=jobs, prepare=_prepare, settings=(dataset_file, tokenizer, rules))
+def _outcomes(files: Sequence[str | Path], tokenizer: TokenizerChoice, rules: Rules, jobs: int) -> Iterator[_Outcome]:
+    lines = ((str(file), number, raw) for file in files for number, raw in raw_lines(file))
+    results = ordered_map(_work, batches(lines, 32), jobs=jobs, prepare=_prepare, settings=(tokenizer, rules))
     return itertools.chain.from_iterable(results)
 
 
@@ -165,25 +179,25 @@ _worker: dict[str, Any] = {}
 """What this process works with, set once by ``_prepare``."""
 
 
-def _prepare(name: str, tokenizer: TokenizerChoice, rules: Rules) -> None:
+def _prepare(tokenizer: TokenizerChoice, rules: Rules) -> None:
     loaded = tokenizer.load(rules.tokens)
     template = Template.of(loaded, rules.tokens, rules.layout)
     label = _longest_label(rules.shorten, loaded) if rules.shorten else None
-    _worker.update(name=name, tokenizer=loaded, rules=rules, template=template, label=label)
+    _worker.update(tokenizer=loaded, rules=rules, template=template, label=label)
 
 
-def _work(group: list[tuple[int, bytes]]) -> list[_Outcome]:
-    return [_outcome(number, raw) for number, raw in group]
+def _work(group: list[tuple[str, int, bytes]]) -> list[_Outcome]:
+    return [_outcome(raw, Where(file=file, line=number)) for file, number, raw in group]
 
 
-def _outcome(number: int, raw: bytes) -> _Outcome:
+def _outcome(raw: bytes, where: Where) -> _Outcome:
     rules: Rules = _worker["rules"]
-    where = Where(file=_worker["name"], line=number)
     try:
-        record = parse_line(raw, where)
-        conversation = check_record(record, where, tokens=rules.tokens, schema=rules.schema)
+        conversation = check_conversation(parse_conversation(raw, where), where, tokens=rules.tokens, schema=rules.schema)
     except DataError as error:
         return _Outcome("", raw, error, broken=True)
+    if rules.mode is not None:
+        conversation = msgspec.structs.replace(conversation, mode=rules.mode)
     turns = len(conversation.turns)
     cut = False
     try:
@@ -194,10 +208,9 @@ def _outcome(number: int, raw: bytes) -> _Outcome:
             raise DataError(f"no answer left within {rules.seq_len} tokens")
         require_learned(encode_spans(_worker["template"].render(conversation), _worker["tokenizer"]), rules.seq_len)
     except DataError as error:
-        return _Outcome("", raw, error.located(file=_worker["name"], line=number), cut=cut)
-    if cut:
-        record = {**record, "conversations": record["conversations"][: len(conversation.turns)]}
-    return _Outcome(json_line(record), b"", where=where, tree=record.get("tree_id") if rules.shorten else None, cut=cut)
+        return _Outcome("", raw, error.located(file=where.file, line=where.line), cut=cut)
+    tree = conversation.tree_id if rules.shorten else None
+    return _Outcome(json_line(conversation.to_record()), b"", where=where, tree=tree, cut=cut)
 
 
 def _shortened(conversation: Conversation, label: str) -> Conversation:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import array
 import bisect
-import hashlib
 import heapq
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
-from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER, Mode
+from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER, Conversation, Mode, Turn
 from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
-from nemo_steerlm.core.files import atomic_write, json_line
 from nemo_steerlm.core.template import ChatTokens, first_marker
-from nemo_steerlm.data.records import Record
+from nemo_steerlm.data.chance import chance
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.tables import Row, cell, number_in, read_rows
 
 Part = Literal["train", "validation", "hidden_train", "hidden_validation"]
 """Teaching records, and those whose labels are hidden, each in two splits."""
-
-PARTS: tuple[Part, ...] = ("train", "validation", "hidden_train", "hidden_validation")
 
 
 class RatedFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +32,8 @@ class RatedFile(msgspec.Struct, frozen=True, kw_only=True):
     """What the User turn before each text says."""
     prompt_column: str | None = None
     """The column that says it instead, row by row."""
+    system_column: str | None = None
+    """The column with each row's system prompt; that of all rows where it is absent or empty."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (self.prompt_column is None):
@@ -111,7 +108,7 @@ class Placed(NamedTuple):
     """A record and the part it belongs to."""
 
     part: Part
-    record: Record
+    conversation: Conversation
 
 
 def read_rated_text(source: RatedText, schema: AttributeSchema, rejects: Rejects, *, tokens: ChatTokens | None = None) -> Iterator[Placed]:
@@ -130,19 +127,7 @@ def read_rated_text(source: RatedText, schema: AttributeSchema, rejects: Rejects
             rejects.add(example, row.raw)
         elif chosen.has(i, row.number):
             values = {name: levels[name].of(value) for name, value in example.values.items()}
-            yield Placed(_part(source, example.text), _record(source, i, row.number, example, schema.encode(values)))
-
-
-def split_records(placed: Iterable[Placed], paths: Mapping[Part, Path]) -> dict[Part, int]:
-    """Write each record to its part's file, all of them whole or none. Returns how many each got; parts without a path are dropped."""
-    counts = dict.fromkeys(paths, 0)
-    with ExitStack() as stack:
-        files = {part: stack.enter_context(atomic_write(path)) for part, path in paths.items()}
-        for part, record in placed:
-            if part in files:
-                files[part].write(json_line(record))
-                counts[part] += 1
-    return counts
+            yield Placed(_part(source, example.text), _conversation(source, i, row.number, example, schema.encode(values)))
 
 
 class _Example(NamedTuple):
@@ -150,6 +135,7 @@ class _Example(NamedTuple):
 
     prompt: str
     text: str
+    system: str
     values: dict[str, float]
     """Ratings and measures by attribute, not yet levels."""
 
@@ -173,9 +159,12 @@ def _example(source: RatedText, file: RatedFile, row: Row, where: Where, tokens:
     if source.remove is not None:
         text = re.sub(source.remove, "", text).strip()
     prompt = _text(row, file.prompt_column, where, tokens) if file.prompt_column else file.prompt or ""
+    system = source.system
+    if file.system_column and str(cell(row, file.system_column, where) or "").strip():
+        system = _text(row, file.system_column, where, tokens)
     values: dict[str, float] = {name: number_in(row, rating.column, where) for name, rating in source.ratings.items()}
     values |= {name: computed.of(text) for name, computed in source.computed.items()}
-    return _Example(prompt, text, values)
+    return _Example(prompt, text, system, values)
 
 
 def _text(row: Row, column: str, where: Where, tokens: ChatTokens | None) -> str:
@@ -188,29 +177,20 @@ def _text(row: Row, column: str, where: Where, tokens: ChatTokens | None) -> str
     return value.strip()
 
 
-def _record(source: RatedText, file: int, number: int, example: _Example, label: str) -> Record:
-    key = "gt_label" if _part(source, example.text).startswith("hidden") else "label"
-    return {
-        "conversations": [
-            {"value": example.prompt, "from": USER},
-            {"value": example.text, "from": ASSISTANT, key: label},
-        ],
-        "tree_id": f"{Path(source.files[file].path).name}:{number}",
-        "system": source.system,
-        "mask": USER,
-        "type": source.mode,
-    }
-
-
-def _chance(*key: object) -> float:
-    """A number in [0, 1) that depends on ``key`` alone."""
-    digest = hashlib.blake2b("\0".join(map(str, key)).encode("utf-8", "surrogatepass"), digest_size=7).digest()
-    return int.from_bytes(digest, "big") / 2**56
+def _conversation(source: RatedText, file: int, number: int, example: _Example, label: str) -> Conversation:
+    hidden = _part(source, example.text).startswith("hidden")
+    answer = Turn(speaker=ASSISTANT, text=example.text, label=None if hidden else label, gt_label=label if hidden else None)
+    return Conversation(
+        turns=(Turn(speaker=USER, text=example.prompt), answer),
+        tree_id=f"{Path(source.files[file].path).name}:{number}",
+        system=example.system,
+        mode=source.mode,
+    )
 
 
 def _part(source: RatedText, text: str) -> Part:
-    split: Literal["train", "validation"] = "train" if _chance(source.seed, "split", text) < source.split_ratio else "validation"
-    if _chance(source.seed, "hidden", text) >= source.hidden:
+    split: Literal["train", "validation"] = "train" if chance(source.seed, "split", text) < source.split_ratio else "validation"
+    if chance(source.seed, "hidden", text) >= source.hidden:
         return split
     return "hidden_train" if split == "train" else "hidden_validation"
 
@@ -222,7 +202,7 @@ class _Sample(NamedTuple):
     thresholds: list[float]
 
     def has(self, file: int, number: int) -> bool:
-        return _chance(self.seed, "sample", file, number) <= self.thresholds[file]
+        return chance(self.seed, "sample", file, number) <= self.thresholds[file]
 
 
 def _sampled(source: RatedText, tokens: ChatTokens | None) -> _Sample:
@@ -232,8 +212,8 @@ def _sampled(source: RatedText, tokens: ChatTokens | None) -> _Sample:
     for i, row, example in _examples(source, tokens):
         if isinstance(example, _Example):
             # A heap of negatives keeps the `limit` lowest chances of each file.
-            chance = -_chance(source.seed, "sample", i, row.number)
-            (heapq.heappush if len(lowest[i]) < source.limit else heapq.heappushpop)(lowest[i], chance)
+            place = -chance(source.seed, "sample", i, row.number)
+            (heapq.heappush if len(lowest[i]) < source.limit else heapq.heappushpop)(lowest[i], place)
     thresholds = [-1.0] * len(source.files)
     left = source.limit
     by_size = sorted(range(len(lowest)), key=lambda i: len(lowest[i]))
@@ -241,7 +221,7 @@ def _sampled(source: RatedText, tokens: ChatTokens | None) -> _Sample:
         quota = min(len(lowest[i]), left // (len(by_size) - rank))
         left -= quota
         if quota:
-            thresholds[i] = sorted(-chance for chance in lowest[i])[quota - 1]
+            thresholds[i] = sorted(-place for place in lowest[i])[quota - 1]
     return _Sample(source.seed, thresholds)
 
 

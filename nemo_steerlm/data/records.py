@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +12,9 @@ import msgspec
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation
 from nemo_steerlm.core.errors import DataError, Where, shown
-from nemo_steerlm.core.files import atomic_write, json_line, open_binary
+from nemo_steerlm.core.files import atomic_write, json_line
 from nemo_steerlm.core.template import ChatTokens, check_typed_text
+from nemo_steerlm.core.text_files import BOM, READ_ERRORS, open_text, unreadable
 from nemo_steerlm.data.rejects import Rejects
 
 Record = dict[str, Any]
@@ -28,18 +30,37 @@ class Line(NamedTuple):
 
 def parse_line(raw: bytes, where: Where) -> Record:
     """The JSON object in one line. Raises DataError for broken UTF-8, broken JSON, or JSON that is not an object."""
+    raw = raw.removeprefix(BOM)  # of each file where several were put together
     try:
         # Checked first: the decoder looks no further than the strings it keeps.
         raw.decode("utf-8")
         record = msgspec.json.decode(raw)
     except msgspec.DecodeError as error:
-        raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object a line") from error
+        record = _parse_nan(raw)
+        if record is None:
+            raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object a line") from error
     except UnicodeDecodeError as error:
         raise DataError(f"invalid UTF-8 at byte {error.start}", where=where, instead="save the file as UTF-8") from error
     except RecursionError:
         record = _parse_deep(raw, where)
     if not isinstance(record, dict):
-        raise DataError(f"not an object: {shown(record)}", where=where, instead="write one JSON object a line")
+        what = "a JSON array, not an object" if isinstance(record, list) else f"not an object: {shown(record)}"
+        raise DataError(what, where=where, instead="write one JSON object a line")
+    return record
+
+
+def _parse_nan(raw: bytes) -> Any:
+    """``raw`` with Python's NaN read as null; None where that is not what ails it."""
+
+    def null(name: str) -> None:
+        if name != "NaN":
+            raise ValueError(name)
+
+    try:
+        record = json.loads(raw, parse_constant=null)
+        msgspec.json.encode(record)  # raises on half a surrogate pair
+    except (ValueError, RecursionError):
+        return None
     return record
 
 
@@ -57,16 +78,20 @@ def _parse_deep(raw: bytes, where: Where) -> Any:
     return builder.value
 
 
-def check_record(
-    record: Record, where: Where | None = None, *, tokens: ChatTokens | None = None, schema: AttributeSchema | None = None
-) -> Conversation:
-    """The conversation in ``record``, once everything that makes it useless for training has been looked for.
+def parse_conversation(raw: bytes, where: Where) -> Conversation:
+    """The conversation in one line. Raises DataError as ``parse_line`` and ``Conversation.from_record`` do."""
+    return Conversation.from_record(parse_line(raw, where), where)
 
-    Raises DataError where a key is missing or of the wrong kind, the mask role is absent, the assistant speaks first, somebody typed
-    one of ``tokens``' markers, or a label does not fit ``schema``. The last two are checked only where given.
+
+def check_conversation(
+    conversation: Conversation, where: Where | None = None, *, tokens: ChatTokens | None = None, schema: AttributeSchema | None = None
+) -> Conversation:
+    """``conversation``, once everything that makes it useless for training has been looked for.
+
+    Raises DataError where the assistant speaks first, somebody typed one of ``tokens``' markers, or a label does not fit ``schema``.
+    The last two are checked only where given.
     """
     where = where or Where()
-    conversation = Conversation.from_record(record, where)
     if conversation.turns[0].speaker == ASSISTANT:
         at = where.at("conversations[0].from")
         raise DataError("the conversation starts with the assistant", where=at, instead="begin with the user's turn")
@@ -88,18 +113,16 @@ def _check_label(label: str | None, schema: AttributeSchema, where: Where) -> No
 
 
 def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines of a (possibly gzipped) file, blank ones left out. Raises DataError where it is empty or torn."""
+    """Numbered lines of a file, packed or not, blank ones left out. Raises DataError where it is empty, torn or no text."""
     number = found = 0
     try:
-        with open_binary(path) as file:
+        with open_text(path) as file:
             for number, raw in enumerate(file, 1):
                 if raw.strip():
                     found += 1
                     yield number, raw
-    except (EOFError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise DataError(f"cannot be read: {error.strerror}", where=Where(file=str(path))) from error
-        raise DataError(f"broken gzip: {error}", where=Where(file=str(path), line=number or None)) from error
+    except READ_ERRORS as error:
+        raise unreadable(error, path, number or None) from error
     if not found:
         raise DataError("empty file", where=Where(file=str(path)), instead="write one JSON object a line")
 
@@ -110,16 +133,25 @@ def read_lines(path: str | Path) -> Iterator[Line]:
         yield Line(number, raw, parse_line(raw, Where(file=str(path), line=number)))
 
 
-def read_records(
+def read_conversations(path: str | Path) -> Iterator[Conversation]:
+    """Every conversation of a JSONL file, in order. Raises DataError with file, line and field."""
+    for number, raw in raw_lines(path):
+        yield parse_conversation(raw, Where(file=str(path), line=number))
+
+
+def read_checked(
     path: str | Path, rejects: Rejects, *, tokens: ChatTokens | None = None, schema: AttributeSchema | None = None
-) -> Iterator[Record]:
-    """Ready-made records, each checked as ``check_record`` does. Bad ones go to ``rejects``, which raises by default."""
+) -> Iterator[Conversation]:
+    """Every conversation, each checked as ``check_conversation`` does. Bad ones go to ``rejects``, which raises by default."""
     for number, raw in raw_lines(path):
         where = Where(file=str(path), line=number)
         with rejects.catch(raw):
-            record = parse_line(raw, where)
-            check_record(record, where, tokens=tokens, schema=schema)
-            yield record
+            yield check_conversation(parse_conversation(raw, where), where, tokens=tokens, schema=schema)
+
+
+def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> int:
+    """Write ``conversations`` to ``path``, whole or not at all. Returns how many there were."""
+    return write_records(path, (conversation.to_record() for conversation in conversations))
 
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:

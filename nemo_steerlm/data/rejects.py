@@ -34,7 +34,7 @@ class Rejects:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
-            self._save()
+            self.save()
         if self._lines:
             self._lines.close()
 
@@ -63,7 +63,8 @@ class Rejects:
         line = {"file": where.file, "line": where.line, "field": where.field, "reason": error.reason, "instead": error.instead}
         self._lines.write(json_line({**line, "text": text.rstrip("\r\n")}))
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write what was set aside, or remove an older file. Done when the block ends well; earlier by whoever ends it otherwise."""
         if self._lines is None:
             self.path.unlink(missing_ok=True)
             return

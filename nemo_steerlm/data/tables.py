@@ -6,13 +6,15 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
-from nemo_steerlm.core.files import open_binary
+from nemo_steerlm.core.text_files import READ_ERRORS, open_binary, open_text, unreadable
 from nemo_steerlm.data.records import parse_line, raw_lines
 
 csv.field_size_limit(1 << 30)
+
+_PACKED = (".gz", ".zst", ".bz2", ".xz")
 
 
 class Row(NamedTuple):
@@ -27,18 +29,18 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str | Path, *, header: bool = True, encoding: str = "utf-8") -> Iterator[Row]:
-    """The rows of a ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` (tab-separated, without quoting) file, possibly ``.gz``.
+    """The rows of a ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` (tab-separated, without quoting) file, packed or not.
 
     A row that cannot be read comes with its error instead of its cells. Raises DataError where the file is empty or absent,
     UsageError where its name says none of these kinds.
     """
-    kind = Path(str(path).removesuffix(".gz")).suffix.lower()
+    kind = next((suffix for suffix in reversed(Path(path).suffixes) if suffix.lower() not in _PACKED), "").lower()
     if kind == ".jsonl":
         yield from _objects(path)
     elif kind in (".csv", ".tsv", ".txt"):
         yield from _cells(path, kind, header=header, encoding=encoding)
     else:
-        raise UsageError(f"{path}: name it .csv, .tsv, .txt (tab-separated) or .jsonl, or one of these with .gz")
+        raise UsageError(f"{path}: name it .csv, .tsv, .txt (tab-separated) or .jsonl, or one of these with .gz or .zst")
 
 
 def cell(row: Row, column: str, where: Where) -> Any:
@@ -78,22 +80,29 @@ def _cells(path: str | Path, kind: str, *, header: bool, encoding: str) -> Itera
     found = False
     try:
         # Undecodable bytes become surrogates, so that one bad row is one error.
-        with open_binary(path) as file, io.TextIOWrapper(file, encoding, "surrogateescape", newline="") as text:
+        with _opened(path, encoding) as file, io.TextIOWrapper(file, encoding, "surrogateescape", newline="") as text:
             reader = csv.reader(text) if kind == ".csv" else csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
             for values in reader:
                 if not values:
                     continue
                 if header and names is None:
-                    names = [value.removeprefix("\ufeff").strip() for value in values]
+                    names = [value.strip() for value in values]
                     continue
                 found = True
                 yield _row(reader.line_num, values, names, where, encoding)
     except LookupError as error:
         raise UsageError(f"{path}: unknown encoding {shown(encoding)}") from error
-    except (EOFError, OSError, csv.Error) as error:
+    except READ_ERRORS as error:
+        raise unreadable(error, path) from error
+    except csv.Error as error:
         raise DataError(f"cannot be read: {error}", where=where) from error
     if not found:
         raise DataError("empty file" if names is None else "no rows below the header", where=where, instead="write one text a row")
+
+
+def _opened(path: str | Path, encoding: str) -> IO[bytes]:
+    utf8 = encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf8sig")
+    return open_text(path) if utf8 else open_binary(path)
 
 
 def _row(number: int, values: list[str], names: list[str] | None, where: Where, encoding: str) -> Row:

@@ -15,7 +15,7 @@ from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.labels import LANGUAGE_KEY, split
-from nemo_steerlm.data.records import read_lines
+from nemo_steerlm.data.records import read_conversations
 from nemo_steerlm.evaluation.rated_turns import places
 
 Counts = npt.NDArray[np.int64]
@@ -105,12 +105,11 @@ def agreement_of(labelled: str | Path, schema: AttributeSchema) -> dict[str, dic
     """
     counted = Agreement(schema)
     seen: set[int] = set()
-    for line in read_lines(labelled):
-        turns = line.record["conversations"]
-        for turn, place in zip(turns, places(turn["value"] for turn in turns), strict=True):
-            if place not in seen and "label_source" in turn and isinstance(human := turn.get("gt_label"), str):
+    for conversation in read_conversations(labelled):
+        for turn, place in zip(conversation.turns, places(turn.text for turn in conversation.turns), strict=True):
+            if place not in seen and turn.label_source is not None and turn.gt_label is not None and turn.label is not None:
                 seen.add(place)
-                counted.add(human, turn["label"])
+                counted.add(turn.gt_label, turn.label)
     return counted.figures()
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
-from nemo_steerlm.core.conversation import Conversation
-from nemo_steerlm.core.errors import Where
-from nemo_steerlm.data.records import read_lines
+from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.data.records import read_conversations
 
 
 class RatedText(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,26 +36,23 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
 def rated_turns(teaching: Path, labelled: Iterable[Path], schema: AttributeSchema) -> Turns:
     """The rated turns of ``teaching``, and those of the ``labelled`` files that are not among them."""
     taught: dict[int, RatedText] = {}
-    for line in read_lines(teaching):
-        conversation = Conversation.from_record(line.record, Where(file=str(teaching), line=line.number))
+    for conversation in read_conversations(teaching):
         for turn, place in zip(conversation.turns, places(turn.text for turn in conversation.turns), strict=True):
             if turn.label is not None and turn.speaker != conversation.mask:
                 taught.setdefault(place, RatedText(text=turn.text, values=schema.parse(turn.label).values))
     turns = Turns(taught=list(taught.values()), held_out=[], predicted=[], conversations=[])
     seen = set(taught)
     for path in labelled:
-        for line in read_lines(path):
-            conversation = Conversation.from_record(line.record, Where(file=str(path), line=line.number))
+        for conversation in read_conversations(path):
             for i, place in enumerate(places(turn.text for turn in conversation.turns)):
-                turn, record = conversation.turns[i], line.record["conversations"][i]
-                human = record.get("gt_label")
-                if human is None or turn.label is None or turn.speaker == conversation.mask or place in seen:
+                turn = conversation.turns[i]
+                if turn.gt_label is None or turn.label is None or turn.speaker == conversation.mask or place in seen:
                     continue
                 seen.add(place)
-                turns.held_out.append(RatedText(text=turn.text, values=schema.parse(human).values))
+                turns.held_out.append(RatedText(text=turn.text, values=schema.parse(turn.gt_label).values))
                 turns.predicted.append(schema.parse(turn.label).values)
-                before = tuple(msgspec.structs.replace(t, label=None) for t in conversation.turns[: i + 1])
-                turns.conversations.append(msgspec.structs.replace(conversation, turns=before))
+                before = tuple(Turn(speaker=t.speaker, text=t.text) for t in conversation.turns[: i + 1])
+                turns.conversations.append(Conversation(turns=before, system=conversation.system, mask=conversation.mask))
     return turns
 
 

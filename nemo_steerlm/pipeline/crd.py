@@ -7,6 +7,7 @@ with a sentence that says what to write instead.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -14,10 +15,11 @@ from pydantic.alias_generators import to_camel
 
 from nemo_steerlm.core.attributes import PRESETS
 from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.data.sources import SOURCES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 from nemo_steerlm.pipeline.manifest import API_VERSION, KIND, WHO_MAY_ASK, AnnotateSpec, PipelineSpec, SteerLMPipeline
-from nemo_steerlm.pipeline.sources import DataSource
+from nemo_steerlm.pipeline.sources import DataSource, nothing_shared
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "steerlmpipelines"
@@ -56,6 +58,16 @@ def _names_rule(field: str, known: str) -> Schema:
     )
 
 
+def _rated_rule(kind: str, rated: Mapping[str, tuple[str, ...]], flag: str, known: str) -> Schema:
+    """A source has to have ratings of one attribute at least; ``flag`` is the yes-or-no field under which it has those."""
+    path = f"self.data.{kind}"
+    flags = (f"{path}.{to_camel(flag)}",) if flag else tuple(f"!{path}.{to_camel(other)}" for other in rated if other)
+    present = " && ".join((f"has({path})", *flags))
+    chosen = "has(self.attributes.custom) == has(self.attributes.preset)"
+    shared = f"{list(rated[flag])}.exists(n, n in {known})"
+    return _rule(f"{chosen} || !({present}) || {shared}", f"data.{kind}: {nothing_shared(rated[flag])}")
+
+
 def _rules() -> dict[str, list[Schema]]:
     """CEL by model: what its ``model_validator`` checks locally, and what only an update can break."""
     known = _known_attributes()
@@ -81,10 +93,10 @@ def _rules() -> dict[str, list[Schema]]:
                     "evaluate.base",
                     "evaluate.judges",
                     "bootstrap.require",
-                    "data.ratedText.ratings",
-                    "data.ratedText.computed",
+                    *(f"data.{to_camel(kind)}.{to_camel(field)}" for kind, source in SOURCES.items() for field in source.attribute_fields),
                 )
             ),
+            *(_rated_rule(to_camel(kind), source.rated, flag, known) for kind, source in SOURCES.items() for flag in source.rated),
             _rule(
                 f"oldSelf.suspend || ({frozen})",
                 f"{', '.join(_frozen())} may change only while the pipeline is suspended: "
@@ -107,6 +119,14 @@ def _rules() -> dict[str, list[Schema]]:
                 f"[{', '.join(f'has(self.{kind})' for kind in kinds)}].filter(x, x).size() == 1",
                 f"name exactly one of {', '.join(kinds)}",
             )
+        ],
+        "RatedFile": [_rule("has(self.prompt) != has(self.promptColumn)", "give exactly one of prompt and promptColumn")],
+        "RatedTextSource": [
+            _rule("has(self.ratings) || has(self.computed)", f"data.ratedText: {nothing_shared(())}"),
+            _rule(
+                "!has(self.ratings) || !has(self.computed) || !self.ratings.exists(n, n in self.computed)",
+                "an attribute is either rated or computed, not both",
+            ),
         ],
         "ParallelSpec": [
             _rule(

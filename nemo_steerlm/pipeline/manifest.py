@@ -322,19 +322,17 @@ class PipelineSpec(ClusterFields):
     @model_validator(mode="after")
     def _names_exist(self) -> PipelineSpec:
         schema = self.attributes.schema_()
-        rated = self.data.rated_text
         uses = {
             "evaluate.attributes": self.evaluate.attributes or (),
             "evaluate.base": self.evaluate.base,
             "evaluate.judges": self.evaluate.judges,
             "bootstrap.require": self.bootstrap.require,
-            "data.ratedText.ratings": rated.ratings if rated else (),
-            "data.ratedText.computed": rated.computed if rated else (),
         }
         for field, names in uses.items():
             for name in names:
                 if name not in schema.names:
                     raise ValueError(f"{field}: unknown attribute {name!r}; {nearest(name, schema.names)}known: {', '.join(schema.names)}")
+        self.data.check(schema)
         for field, values in (("evaluate.base", self.evaluate.base), ("bootstrap.require", self.bootstrap.require)):
             try:
                 schema.check(values)

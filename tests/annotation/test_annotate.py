@@ -12,9 +12,10 @@ import pytest
 
 from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.results import labelled_record
+from nemo_steerlm.annotation.results import labelled
 from nemo_steerlm.client.chat import Chat
 from nemo_steerlm.client.retry import RetryPolicy
+from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import ConfigError, DataError, UnavailableError, UsageError
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.evaluation.agreement import agreement_of
@@ -412,17 +413,20 @@ def test_confidence_is_written_and_filters_when_asked_for(source: Path, tmp_path
 def test_a_second_annotation_never_takes_a_prediction_for_a_human_label() -> None:
     from nemo_steerlm.client.labelling import TurnLabel
 
-    record = {"conversations": [{"from": "A", "label": "quality:1", "value": "x"}], "type": "T"}
-    once = labelled_record(record, [TurnLabel(index=0, label="quality:2")], "m1")
-    twice = labelled_record(once, [TurnLabel(index=0, label="quality:3")], "m2")
-    assert twice == {
-        "conversations": [{"from": "A", "label": "quality:3", "value": "x", "gt_label": "quality:1", "label_source": "m2"}],
-        "type": "T",
-    }
-    assert record["conversations"][0]["label"] == "quality:1", "the input is not changed"
-    unlabelled = labelled_record({"conversations": [{"from": "A", "value": "x"}]}, [TurnLabel(index=0, label="quality:2")], "m1")
-    again = labelled_record(unlabelled, [TurnLabel(index=0, label="quality:3")], "m2")
-    assert "gt_label" not in again["conversations"][0]
+    def said(*turns: dict[str, object]) -> dict[str, object]:
+        return {"conversations": list(turns), "system": "", "mask": "A", "extra": [1]}
+
+    record = said({"from": "A", "label": "quality:1", "value": "x"})
+    once = labelled(Conversation.from_record(record), [TurnLabel(index=0, label="quality:2")], "m1")
+    twice = labelled(once, [TurnLabel(index=0, label="quality:3", confidence={"quality": 0.5})], "m2", confidence=True)
+    expected = {"from": "A", "label": "quality:3", "value": "x", "gt_label": "quality:1", "label_source": "m2"}
+    assert twice.to_record() == said({**expected, "confidence": {"quality": 0.5}})
+    assert list(twice.to_record()["conversations"][0]) == [*expected, "confidence"], "keys stay where they stood"
+    assert record["conversations"][0]["label"] == "quality:1", "the input is not changed"  # type: ignore[index]
+    again = labelled(twice, [TurnLabel(index=0, label="quality:4")], "m3").to_record()["conversations"][0]
+    assert again == {**expected, "label": "quality:4", "label_source": "m3"}, "the probabilities of an earlier label go with it"
+    unlabelled = labelled(Conversation.from_record(said({"from": "A", "value": "x"})), [TurnLabel(index=0, label="quality:2")], "m1")
+    assert labelled(unlabelled, [TurnLabel(index=0, label="quality:3")], "m2").turns[0].gt_label is None
 
 
 def test_the_key_is_sent_and_its_absence_is_a_sentence(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

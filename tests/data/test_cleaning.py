@@ -11,8 +11,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from nemo_steerlm.core.attributes import preset
-from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
+from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import encode_spans
@@ -75,6 +75,10 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
     def compare(records, length):
         source, output = write(folder / "in.jsonl", records), folder / "out.jsonl"
         expected = [json.dumps(r, ensure_ascii=False) + "\n" for r in records if has_something_to_learn(r, length)]
+        if not expected:
+            with pytest.raises(DataError, match=f"{len(records)} records, none of which can be used"):
+                clean(source, output, choice, Rules(seq_len=length, tokens=tokens))
+            return
         done = clean(source, output, choice, Rules(seq_len=length, tokens=tokens))
         assert output.read_text("utf-8") == "".join(expected)
         assert (done.kept, sum(done.removed.values())) == (len(expected), len(records) - len(expected))
@@ -87,7 +91,9 @@ def test_a_learned_token_may_be_the_last_of_length_plus_one(tmp_path, choice):
     _, mask = upstream(record(), lambda text: choice.load(ChatTokens()).encode(text), TOKENS_IN_ORDER)
     first = mask.index(1)
     assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first)).kept == 1
-    assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first - 1)).kept == 0
+    with pytest.raises(DataError, match=f"nothing to learn within {first - 1} tokens"):
+        clean(source, tmp_path / "other.jsonl", choice, Rules(seq_len=first - 1))
+    assert not (tmp_path / "other.jsonl").exists()
 
 
 def test_the_script_with_the_tutorials_flags(tmp_path):
@@ -150,6 +156,42 @@ def test_a_shortened_conversation_is_one_that_a_server_can_label(tmp_path, choic
             f"no answer left within {rules.seq_len} tokens": 1,
         }
     assert clean(source, tmp_path / "out.jsonl", choice, rules._replace(shorten=None)).shortened == 0
+
+
+def test_equal_branches_that_were_not_cut_all_stay(tmp_path, choice):
+    source = write(tmp_path / "in.jsonl", [record(tree_id="t"), record(tree_id="t")])
+    done = clean(source, tmp_path / "out.jsonl", choice, Rules(shorten=preset("oasst")))
+    assert (done.kept, done.shortened, done.removed) == (2, 0, {})
+
+
+def test_room_is_left_for_the_longest_value_of_each_attribute(tmp_path, choice):
+    """From -3 to 2, the longest is -3 and not the highest."""
+    schema = AttributeSchema(attributes=(Attribute(name="quality", low=-3, high=2),))
+    item = record(conversations=turns(4, label="quality:2"))
+    tokenizer = choice.load(ChatTokens())
+
+    def length(value):
+        turns_of = tuple(Turn(speaker=t["from"], text=t["value"], label=f"quality:{value}") for t in item["conversations"])
+        spans = Template.of(tokenizer, ChatTokens(), "nemo-sft").render(
+            Conversation(turns=turns_of, system=item["system"]), "TEXT_TO_VALUE"
+        )
+        return len(encode_spans(spans, tokenizer).ids)
+
+    assert length(-3) > length(2)
+    source = write(tmp_path / "in.jsonl", [item])
+    for size, left in ((length(-3), 4), (length(2), 3)):
+        clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=size, shorten=schema))
+        assert len(json.loads((tmp_path / "out.jsonl").read_text())["conversations"]) == left
+
+
+def test_several_files_become_one_and_every_record_gets_the_type_that_is_wanted(tmp_path, choice):
+    first = write(tmp_path / "a.jsonl", [record(tree_id="a")])
+    second = write(tmp_path / "b.jsonl", [record(tree_id="b", type="TEXT_TO_VALUE"), "{"])
+    done = clean([first, second], tmp_path / "out.jsonl", choice, Rules(mode="VALUE_TO_TEXT"), on_error="skip")
+    kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
+    assert kept == [record(tree_id="a"), record(tree_id="b")]
+    [rejected] = (json.loads(line) for line in (tmp_path / "out.jsonl.rejected.jsonl").read_text().splitlines())
+    assert (done.kept, rejected["file"], rejected["line"]) == (2, str(second), 2)
 
 
 BAD = {

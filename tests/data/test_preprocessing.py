@@ -38,8 +38,13 @@ def script(*arguments: object, **more: object) -> subprocess.CompletedProcess[st
 def test_output_equals_upstreams(tmp_path_factory, forest, mask, kind, ratio, seed):
     folder = tmp_path_factory.mktemp("run")
     source = write(folder / "in.jsonl", forest)
-    done = preprocess(source, folder / "out", Rules(mask_role=mask, mode=kind, split_ratio=ratio, seed=seed))
     train, val = oasst_model.outputs(source.read_text("utf-8").split("\n")[:-1], mask, kind, ratio, seed)
+    rules = Rules(mask_role=mask, mode=kind, split_ratio=ratio, seed=seed)
+    if not train + val:
+        with pytest.raises(DataError, match="no prompt has a reply"):
+            preprocess(source, folder / "out", rules)
+        return
+    done = preprocess(source, folder / "out", rules)
     assert (folder / "out_train.jsonl").read_text("utf-8") == "".join(train)
     assert (folder / "out_val.jsonl").read_text("utf-8") == "".join(val)
     assert (done.train, done.validation) == (len(train), len(val))
@@ -124,9 +129,14 @@ def broken(change) -> dict[str, object]:
 
 BAD = {
     "json": ('{"message_tree_id": "t1", ', "broken JSON"),
-    "array": ("[1, 2]", "not an object"),
-    "labels": (broken(lambda t: t["prompt"].pop("labels")), "prompt.labels: missing key 'labels'"),
-    "replies": (broken(lambda t: t["prompt"]["replies"][1].pop("replies")), "prompt.replies[1].replies: missing key 'replies'"),
+    "array": ("[1, 2]", "a JSON array, not an object"),
+    "word": ("3", "not an object: 3"),
+    "labels": (broken(lambda t: t["prompt"].update(labels=[])), "prompt.labels: labels is []; write an object"),
+    "replies": (broken(lambda t: t["prompt"]["replies"][1].update(replies={})), "prompt.replies[1].replies: replies is {}; write a list"),
+    "lists": (
+        broken(lambda t: t["prompt"].update(labels={"name": ["quality"], "value": []})),
+        "prompt.labels: name and value are not lists of one length",
+    ),
     "value": (broken(lambda t: t["prompt"]["labels"]["quality"].pop("value")), "prompt.labels.quality.value: missing key 'value'"),
     "text": (broken(lambda t: t["prompt"].pop("text")), "prompt.text: missing key 'text'"),
     "prompt": ({"message_tree_id": "t1"}, "prompt: missing key 'prompt'"),
@@ -188,14 +198,15 @@ def test_the_script_ends_with_the_exit_code_of_the_error(tmp_path):
     assert done.stderr.startswith(f"preprocessing.py: {source}:1: broken JSON")
     assert len(done.stderr.splitlines()) == 1
     done = script("--input_file", source, "--output_file_prefix", tmp_path / "out", "--on-error=skip")
-    assert (done.returncode, (tmp_path / "out_train.jsonl").read_text()) == (0, "")
-    assert "1 rejected" in done.stderr
+    assert (done.returncode, (tmp_path / "out_train.jsonl").exists()) == (65, False)
+    assert "no conversation in 1 trees: broken JSON" in done.stderr
+    assert (tmp_path / "out.rejected.jsonl").read_text()
     assert script("--input_file", source, "--type=TEXT").returncode == 2
 
 
 def test_a_repaired_run_leaves_no_old_rejects(tmp_path):
     source = tmp_path / "in.jsonl"
-    source.write_text("{\n")
+    source.write_text("{\n" + json.dumps(tree()) + "\n")
     preprocess(source, tmp_path / "out", on_error="skip")
     assert (tmp_path / "out.rejected.jsonl").exists()
     write(source, [tree()])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.template import ChatTokens
-from nemo_steerlm.data.rated_text import PARTS, RatedText, read_rated_text, split_records
+from nemo_steerlm.data.rated_text import RatedText, read_rated_text
 from nemo_steerlm.data.rejects import Rejects
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="positivity"), Attribute(name="verbosity")))
@@ -23,7 +23,8 @@ SCHEMA = AttributeSchema(attributes=(Attribute(name="positivity"), Attribute(nam
 
 def read(source: dict[str, object], folder: Path, on_error="fail", schema=SCHEMA, tokens=None):
     with Rejects(folder / "out", on_error) as rejects:
-        return list(read_rated_text(RatedText.from_dict(source), schema, rejects, tokens=tokens))
+        placed = read_rated_text(RatedText.from_dict(source), schema, rejects, tokens=tokens)
+        return [(part, conversation.to_record()) for part, conversation in placed]
 
 
 def table(folder: Path, rows: int = 400, name: str = "t.tsv") -> Path:
@@ -93,11 +94,8 @@ def test_hidden_labels_are_hidden_and_equal_texts_stay_together(tmp_path):
         parts[turn["value"]].add(part)
         assert ("gt_label" in turn, "label" in turn) == (part.startswith("hidden"), not part.startswith("hidden"))
     assert all(len(found) == 1 for found in parts.values())
-    assert {part for found in parts.values() for part in found} == set(PARTS)
-    paths = {part: tmp_path / f"{part}.jsonl" for part in PARTS}
-    counts = split_records(placed, paths)
-    assert counts == collections.Counter(part for part, _ in placed)
-    assert sum(len(path.read_text().splitlines()) for path in paths.values()) == 1000
+    assert {part for found in parts.values() for part in found} == {"train", "validation", "hidden_train", "hidden_validation"}
+    assert len(placed) == 1000
 
 
 def test_what_is_removed_is_neither_learned_nor_measured(tmp_path):
@@ -187,7 +185,7 @@ def test_latin_1_is_read_where_it_is_named(tmp_path):
         "ratings": {"positivity": {"column": "score", "range": [0, 4]}},
         "encoding": "latin-1",
     }
-    assert read(source, tmp_path)[0].record["conversations"][1]["value"] == "schön"
+    assert read(source, tmp_path)[0][1]["conversations"][1]["value"] == "schön"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,11 @@ import json
 import subprocess
 import sys
 
+import pytest
 import yaml
 
+from nemo_steerlm.core.attributes import PRESETS
+from tests.data.trees import message, tree
 from tests.inputs import STORIES
 from tests.pipeline.manifests import with_field
 
@@ -66,6 +69,55 @@ def test_helpsteer2_preference(tmp_path):
     found, _ = prepare(tmp_path, attributes, {"helpsteer": {"path": "hs", "preference": True}})
     assert [t[2] for t in told(found["value_train"])] == [("Assistant", "A.", "quality:-2"), ("Assistant", "B.", "quality:-2")]
     assert [t[2] for t in told(found["annotate_val"])] == [("Assistant", "A.", "quality:3"), ("Assistant", "B.", "quality:3")]
+
+
+OASST_LABELS = {
+    # Of the answer in the tree below: quality .75, toxicity 0, humor .5, helpfulness 1; nobody rated anything else.
+    "oasst": "quality:3,toxicity:0,humor:2,helpfulness:4,lang:en",
+    "helpsteer": "helpfulness:4",
+    "steerlm9": "quality:3,toxicity:0,humor:2,helpfulness:4",
+    "nemotron": "quality:3,toxicity:0,humor:2,helpfulness:4,lang:en",
+    "paper": "quality:7,toxicity:0,humor:4,helpfulness:9",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_oasst_under_every_preset(tmp_path, name):
+    """Labels have the preset's names, order, scale and language field; what nobody rated is absent, never zero, and named."""
+    labels = {
+        key: {"value": value} for key, value in {"quality": 0.75, "toxicity": 0.0, "humor": 0.5, "helpfulness": 1.0, "spam": 1.0}.items()
+    }
+    answer = message("Hello.", "assistant", labels=labels)
+    write(tmp_path / "trees.jsonl", [tree(f"t{i}", message("Hi?", labels={}, replies=[answer])) for i in range(4)])
+    found, metrics = prepare(tmp_path, {"preset": name}, {"oasst": {"path": "trees.jsonl", "splitRatio": 0.5}})
+    for part in ("value_train", "value_val", "annotate_train", "annotate_val"):
+        assert {turn["label"] for record in found[part] for turn in record["conversations"] if turn["from"] == "Assistant"} == {
+            OASST_LABELS[name]
+        }
+        assert len(found[part]) == 2
+    rated = {field.partition(":")[0] for field in OASST_LABELS[name].split(",")} - {"lang"}
+    assert metrics["rated"] == dict.fromkeys(rated, 4)
+    assert metrics["unrated"] == [attribute for attribute in PRESETS[name].names if attribute not in rated]
+
+
+def test_oasst_under_a_list_of_ones_own(tmp_path):
+    answer = message("Hello.", "assistant", labels={"quality": {"value": 0.75}, "humor": {"value": 0.5}})
+    write(tmp_path / "trees.jsonl", [tree(f"t{i}", message("Hi?", replies=[answer])) for i in range(2)])
+    custom = {"custom": [{"name": "wit"}, {"name": "quality", "low": -2, "high": 2}]}
+    found, metrics = prepare(tmp_path, custom, {"oasst": {"path": "trees.jsonl", "splitRatio": 0.5}})
+    assert found["value_train"][0]["conversations"][1]["label"] == "quality:1"
+    assert metrics["unrated"] == ["wit"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_helpsteer_under_every_preset(tmp_path, name):
+    for split in ("train", "validation"):
+        write(tmp_path / "hs" / f"{split}.jsonl", [RATED])
+    found, metrics = prepare(tmp_path, {"preset": name}, {"helpsteer": {"path": "hs"}})
+    rated = {attribute: RATED[attribute] for attribute in PRESETS[name].names if attribute in RATED}
+    assert metrics["unrated"] == [attribute for attribute in PRESETS[name].names if attribute not in RATED]
+    scale = {attribute: round(value * PRESETS[name][attribute].high / 4) for attribute, value in rated.items()}
+    assert found["value_train"][0]["conversations"][1]["label"] == ",".join(f"{key}:{value}" for key, value in scale.items())
 
 
 def test_rated_text_is_labelled_whole_and_half_of_it_teaches(tmp_path):

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.pipeline.manifest import ParallelSpec, PipelineSpec, TrainSpec
 from nemo_steerlm.pipeline.names import ModelRole
 from nemo_steerlm.pipeline.sources import Spec
@@ -16,10 +17,7 @@ Kind = Literal["prepare", "train", "annotate", "sample", "evaluate"]
 Image = Literal["worker", "train"]
 Amount = Literal["prepare", "train", "annotate", "evaluate"]
 Credential = Literal["hugging_face", "wandb"]
-Split = Literal["train", "val"]
 
-SPLITS: tuple[Split, ...] = ("train", "val")
-"""The two parts of every data set: one to learn from, one to check on."""
 MODEL_FOLDER = "hf"
 """Where a training stage puts the exported model, inside its own folder."""
 CHECKPOINT = "model.nemo"

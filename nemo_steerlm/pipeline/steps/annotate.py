@@ -12,14 +12,15 @@ from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import Options
 from nemo_steerlm.annotation.annotate import annotate as label
 from nemo_steerlm.annotation.results import Summary
+from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.data.cleaning import Rules, clean
-from nemo_steerlm.data.records import Record, read_lines, write_records
+from nemo_steerlm.data.records import read_conversations, read_lines, write_conversations
 from nemo_steerlm.data.shard import Shard
+from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.evaluation.agreement import agreement_of
 from nemo_steerlm.pipeline.run_context import Run
-from nemo_steerlm.pipeline.stages import SPLITS
 from nemo_steerlm.pipeline.steps.prepare import tokenizer_choice
 
 IN_FLIGHT = 64
@@ -88,21 +89,18 @@ def _finish(run: Run, name: str) -> dict[str, Any]:
     spec = run.pipeline.spec
     rules = Rules(spec.model.max_sequence_length, spec.model.chat_tokens.tokens(), spec.model.layout, spec.attributes.schema_())
     labelled, ready = run.folder / f"labelled_{name}.jsonl", run.folder / f".ready_{name}.jsonl"
-    write_records(ready, _without_unread_labels(labelled))
+    write_conversations(ready, _without_unread_labels(labelled))
     cleaned = clean(ready, run.folder / f"{name}.jsonl", tokenizer_choice(run.input("prepare", "tokenizer")), rules)
     ready.unlink()
     labelled.unlink()
     return {"records": cleaned.kept, "removed": cleaned.removed}
 
 
-def _without_unread_labels(path: Path) -> Iterator[Record]:
+def _without_unread_labels(path: Path) -> Iterator[Conversation]:
     """Records whose labels are all predictions: a person's label on a turn that was not read moves to ``gt_label``.
 
     Nobody labels the user's turns when the model is asked, so it must not learn to expect that.
     """
-    for line in read_lines(path):
-        turns = [dict(turn) for turn in line.record["conversations"]]
-        for turn in turns:
-            if "label" in turn and "label_source" not in turn:
-                turn.setdefault("gt_label", turn.pop("label"))
-        yield {**line.record, "conversations": turns}
+    for conversation in read_conversations(path):
+        turns = tuple(turn.without_human_label() for turn in conversation.turns)
+        yield msgspec.structs.replace(conversation, turns=turns)

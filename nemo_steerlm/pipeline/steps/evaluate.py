@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,12 +10,13 @@ import msgspec
 from nemo_steerlm.client.bulk import AnswerRequest, GenerationOptions, expected_values, generate_answers
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
-from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
-from nemo_steerlm.data.records import read_lines, write_records
+from nemo_steerlm.data.records import read_conversations, write_records
+from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.evaluation.control import control
 from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.evaluation.rated_turns import rated_turns
@@ -26,7 +26,7 @@ from nemo_steerlm.evaluation.summary import summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_model
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run, versions
-from nemo_steerlm.pipeline.stages import SPLITS, stages
+from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.steps.train import losses
 
 
@@ -54,11 +54,6 @@ def _value_model(run: Run, schema: AttributeSchema) -> dict[str, AttributeCheck]
     return check_value_model(turns.taught, turns.held_out, turns.predicted, schema)
 
 
-def _conversations(path: Path) -> Iterator[Conversation]:
-    for line in read_lines(path):
-        yield Conversation.from_record(line.record, Where(file=str(path), line=line.number))
-
-
 def question(conversation: Conversation) -> Conversation | None:
     """The conversation up to its first answer, unlabelled; None where it has none."""
     for i, turn in enumerate(conversation.turns):
@@ -70,7 +65,7 @@ def question(conversation: Conversation) -> Conversation | None:
 
 def _questions(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Conversation]:
     """The manifest's prompts, or those of the validation records that leave room for an answer, each once."""
-    validation = list(_conversations(run.input("prepare", "annotate_val.jsonl")))
+    validation = list(read_conversations(run.input("prepare", "annotate_val.jsonl")))
     if spec.evaluate.prompts:
         turns = [(Turn(speaker=validation[0].mask, text=text),) for text in spec.evaluate.prompts]
         return [Conversation(turns=t, system=validation[0].system, mask=validation[0].mask) for t in turns]

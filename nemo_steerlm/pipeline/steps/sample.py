@@ -10,8 +10,8 @@ from typing import Any
 from nemo_steerlm.client.bulk import AnswerRequest, GenerationOptions, generate_answers
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
-from nemo_steerlm.core.errors import DataError, Where
-from nemo_steerlm.data.records import Record, read_lines, write_records
+from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.data.records import read_conversations, write_conversations
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.steps.annotate import label_and_clean
 from nemo_steerlm.pipeline.steps.evaluate import question
@@ -22,7 +22,7 @@ def sample(run: Run) -> dict[str, Any]:
     spec = run.pipeline.spec
     how = spec.bootstrap
     train = run.input("annotate", "train.jsonl")
-    conversations = [Conversation.from_record(line.record, Where(file=str(train), line=line.number)) for line in read_lines(train)]
+    conversations = list(read_conversations(train))
     combinations = sorted({label for c in conversations for label in good_labels(c, how.require, spec.attributes.schema_())})
     if not combinations:
         wanted = ", ".join(f"{name}:{value}" for name, value in how.require.items())
@@ -39,7 +39,7 @@ def sample(run: Run) -> dict[str, Any]:
     options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
     texts = generate_answers(run.servers["steer"], requests, options, lambda n: run.progress(n, len(requests), phase="sampling"))
     drawn = run.folder / "sampled.jsonl"
-    count = write_records(drawn, (_record(request, text) for request, text in zip(requests, texts, strict=True) if text.strip()))
+    count = write_conversations(drawn, (_answered(request, text) for request, text in zip(requests, texts, strict=True) if text.strip()))
     if not count:
         raise DataError("the model answered every prompt with nothing", instead="train it longer, or raise bootstrap.maxTokens")
     metrics = label_and_clean(run, {"train": drawn}) or {}
@@ -58,8 +58,7 @@ def good_labels(conversation: Conversation, require: dict[str, int], schema: Att
             yield schema.encode(values, parsed.language)
 
 
-def _record(request: AnswerRequest, text: str) -> Record:
-    conversation = request.conversation
-    answer = Turn(speaker=ASSISTANT, text=text)
-    turns = [{"value": turn.text, "from": turn.speaker} for turn in (*conversation.turns, answer)]
-    return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}
+def _answered(request: AnswerRequest, text: str) -> Conversation:
+    asked = request.conversation
+    turns = (*asked.turns, Turn(speaker=ASSISTANT, text=text))
+    return Conversation(turns=turns, system=asked.system, mask=asked.mask, mode="VALUE_TO_TEXT")

@@ -1,0 +1,17 @@
+"""Where rated data comes from: one class a source, one file each. A new one is listed here; manifest and schema follow."""
+
+from __future__ import annotations
+
+from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
+from nemo_steerlm.data.sources.oasst import OasstSource
+from nemo_steerlm.data.sources.rated_text import RatedTextSource
+from nemo_steerlm.data.sources.records import RecordsSource
+from nemo_steerlm.data.sources.source import Source
+
+SOURCES: dict[str, type[Source]] = {
+    "oasst": OasstSource,
+    "helpsteer": HelpSteerSource,
+    "rated_text": RatedTextSource,
+    "records": RecordsSource,
+}
+"""By the field of ``spec.data`` that describes one (in snake case)."""
