@@ -19,6 +19,8 @@ from nemo_steerlm.pipeline.stages.stage import Training
 from nemo_steerlm.pipeline.steps.child import call
 
 TRAINER = "nemo_steerlm.training.train"
+LAUNCHER = "nemo_steerlm.training.launch"
+"""torchrun, with the exit code and the sentence of the rank that failed."""
 EXPERIMENT = "experiment"
 """Name and log folder of the training: TensorBoard's files and, while it runs, checkpoints."""
 
@@ -59,7 +61,7 @@ def launcher(parallel: ParallelSpec) -> list[str]:
     if parallel.nodes * parallel.devices == 1:
         return [TRAINER]
     rendezvous = ["--standalone"] if parallel.nodes == 1 else [f"--nnodes={parallel.nodes}"]
-    return ["torch.distributed.run", *rendezvous, f"--nproc-per-node={parallel.devices}", "-m", TRAINER]
+    return [LAUNCHER, *rendezvous, f"--nproc-per-node={parallel.devices}", "-m", TRAINER]
 
 
 def overrides(run: Run, training: Training, info: Path) -> list[str]:
