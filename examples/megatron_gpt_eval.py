@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from nemo_steerlm.cli.serve import serve_with_nemo_flags
+from nemo_steerlm.cli.nemo_flags import serve_with_nemo_flags
 from nemo_steerlm.core.exits import run_and_exit
 
 if __name__ == "__main__":

@@ -1,19 +1,37 @@
-"""The embedded engine: an exported model folder, run by transformers on CPU (in fp32, or bf16 where model and CPU have it) or one GPU."""
+"""The embedded engine: an exported model folder, run by transformers on a GPU or a CPU (there in bf16 if model and CPU support it)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.inference.batching import BatchedEngine
 from nemo_steerlm.inference.causal_model import CausalModel
+from nemo_steerlm.inference.registry import EngineOptions
 
 
 class HuggingFaceEngine(BatchedEngine):
     """See ``Engine``."""
 
     def __init__(self, folder: Path, *, device: str | None = None, max_rows: int = 32) -> None:
-        """Load ``folder``. Raises UsageError where it is no exported model, ConfigError where its labels cannot be scored."""
+        """Load an exported model.
+
+        Raises:
+            UsageError: If ``folder`` is no exported model.
+            ConfigError: If it is a value model whose labels cannot be scored.
+        """
         info = ModelInfo.load(folder)
         super().__init__(info, load_tokenizer(folder), CausalModel(folder, device=device), max_rows=max_rows)
+
+
+def load_engine(path: Path, options: EngineOptions) -> HuggingFaceEngine:
+    """See ``registry.Loader``.
+
+    Raises:
+        ConfigError: If ``options`` spread the model over several processes.
+    """
+    if max(options.tensor, options.pipeline, options.devices, options.nodes) > 1:
+        raise ConfigError(f"{path}: a model folder is served by one process; give the .nemo for tensor and pipeline parallelism")
+    return HuggingFaceEngine(path, device=options.device, max_rows=options.max_rows)

@@ -17,6 +17,7 @@ from nemo_steerlm.formats.nemo_archive import nemo_archive
 from nemo_steerlm.inference.batching import BatchedEngine
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
 from nemo_steerlm.inference.ranks import Ranks, require_devices
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.model_config import Parallelism, check_architecture
 
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 
 class MegatronEngine(BatchedEngine):
-    """See ``Engine``. Lives on rank 0, which gives the other ranks their orders."""
+    """See ``Engine``. Runs on rank 0, which tells the other ranks what to do."""
 
     def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: ServingModel, ranks: Ranks, *, max_rows: int = 32) -> None:
-        """Raises ConfigError where a value model's labels cannot be scored."""
+        """Raises ConfigError if the labels of a value model cannot be scored."""
         super().__init__(info, tokenizer, model, max_rows=max_rows)
         self._megatron = model
         self._ranks = ranks
@@ -39,45 +40,37 @@ class MegatronEngine(BatchedEngine):
         self._ranks.close()
 
 
-def load_megatron_engine(
-    path: str | Path,
-    *,
-    tensor: int = 1,
-    pipeline: int = 1,
-    devices: int = 1,
-    nodes: int = 1,
-    max_rows: int = 32,
-    device: str | None = None,
-) -> BatchedEngine:
+def load_engine(path: Path, options: EngineOptions) -> BatchedEngine:
     """The engine for a ``.nemo`` saved under any layout, over ``devices * nodes`` processes; starts those that no launcher started.
 
-    Sizes below 0 are the checkpoint's. On ranks other than 0 this does not return: they exit when rank 0 closes its engine. What one
-    process serves is converted: transformers' layers decode faster on a CPU, and the server stays free of NeMo. ``device`` is for that.
+    On ranks other than 0 this does not return: they exit when rank 0 closes its engine. For a single process the file is converted to
+    a model folder: transformers' layers decode faster on a CPU, and the server imports no NeMo. Only then ``options.device`` counts.
 
-    Raises UsageError where the file is no ``.nemo`` of this project, ConfigError where sizes and devices do not fit.
+    Raises:
+        UsageError: If the file is no ``.nemo`` of this project.
+        ConfigError: If parallel sizes and devices do not fit each other or the model.
     """
-    path = Path(path)
+    tensor, pipeline, devices, nodes = options.tensor, options.pipeline, options.devices, options.nodes
     if min(tensor, pipeline) < 0:
         cfg, _ = nemo_archive(path)
         tensor = tensor if tensor > 0 else cfg.get("tensor_model_parallel_size", 1)
         pipeline = pipeline if pipeline > 0 else cfg.get("pipeline_model_parallel_size", 1)
     require_devices(devices, nodes, tensor, pipeline)
     if devices * nodes == 1:
-        return _converted(path, max_rows=max_rows, device=device)
+        return _converted(path, max_rows=options.max_rows, device=options.device)
     layout = Parallelism(world_size=devices * nodes, tensor=tensor, pipeline=pipeline)
-    return restore_megatron_engine(path, layout, nodes=nodes, max_rows=max_rows)
+    return restore_megatron_engine(path, layout, nodes=nodes, max_rows=options.max_rows)
 
 
 def restore_megatron_engine(path: Path, layout: Parallelism, *, nodes: int = 1, max_rows: int = 32) -> MegatronEngine:
-    """As ``load_megatron_engine``, always with Megatron's layers."""
+    """As ``load_engine``, always with Megatron's layers."""
     cfg, tokenizer = nemo_archive(path)
     if cfg.get("steerlm") is None:
         raise UsageError(f"{path}: its config has no steerlm section; is this a model that nemo_steerlm trained?")
     info = ModelInfo.from_dict(OmegaConf.to_container(cfg.steerlm, resolve=True), str(path))
     check_architecture(cfg, layout)
     ranks = Ranks(devices=layout.world_size // nodes, nodes=nodes)
-    # NeMo takes seconds to import; it comes when the other ranks are on their way.
-
+    # NeMo takes seconds to import: the other ranks start first.
     with compat.importing_nemo():
         from nemo_steerlm.inference.megatron_model import load_serving_model
 

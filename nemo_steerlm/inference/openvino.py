@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache
 
-# Its converter tells Intel of every import and conversion unless someone opts out beforehand. It does without this package.
+# Its converter reports every import and conversion to Intel unless the telemetry package is missing. It works without that package.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 import openvino  # noqa: E402
 
@@ -23,14 +23,25 @@ from nemo_steerlm.core.tokenization import load_tokenizer  # noqa: E402
 from nemo_steerlm.inference.batching import BatchedEngine  # noqa: E402
 from nemo_steerlm.inference.blocks import Block, RowCache  # noqa: E402
 from nemo_steerlm.inference.causal_model import CausalModel  # noqa: E402
+from nemo_steerlm.inference.registry import EngineOptions  # noqa: E402
 
 
 class OpenVINOEngine(BatchedEngine):
     """See ``Engine``."""
 
     def __init__(self, folder: Path, *, max_rows: int = 32) -> None:
-        """Load and compile ``folder``. Raises UsageError where it is no exported model, ConfigError where its labels cannot be scored."""
+        """Load and compile an exported model.
+
+        Raises:
+            UsageError: If ``folder`` is no exported model.
+            ConfigError: If it is a value model whose labels cannot be scored.
+        """
         super().__init__(ModelInfo.load(folder), load_tokenizer(folder), OpenVINOModel(folder), max_rows=max_rows)
+
+
+def load_engine(path: Path, options: EngineOptions) -> OpenVINOEngine:
+    """See ``registry.Loader``."""
+    return OpenVINOEngine(path, max_rows=options.max_rows)
 
 
 class OpenVINOModel(CausalModel):

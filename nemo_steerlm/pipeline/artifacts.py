@@ -70,6 +70,22 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """What it is the hash of; empty in what version 0.1.0 wrote."""
 
 
+def served_model(path: Path) -> Path:
+    """The model that a server of ``path`` serves: ``path`` itself, or the last steer model of the work directory that it is.
+
+    Raises:
+        UsageError: If there is nothing at ``path``, or it is the work directory of a pipeline without a steer model.
+    """
+    if not path.exists():
+        raise UsageError(f"{path}: no such file or folder")
+    work = WorkDirectory(path)
+    if steer := work.model("steer"):
+        return steer
+    if value := work.model("value"):
+        raise UsageError(f"{path}: the pipeline has no steer model yet; run it to its end, or serve {value}")
+    return path
+
+
 class WorkDirectory:
     """The folder ``W`` of one pipeline."""
 

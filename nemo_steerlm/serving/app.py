@@ -19,8 +19,8 @@ from nemo_steerlm.serving.limits import Framing, Gate
 from nemo_steerlm.serving.model import QueueFullError
 from nemo_steerlm.serving.page import routes as page_routes
 from nemo_steerlm.serving.page.session import Session
+from nemo_steerlm.serving.remote import RemoteError
 from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
-from nemo_steerlm.serving.upstream import UpstreamError
 
 STATUSES: dict[type[SteerLMError], int] = {
     DataError: 400,
@@ -29,7 +29,7 @@ STATUSES: dict[type[SteerLMError], int] = {
     TimedOutError: 408,
     QueueFullError: 429,
     ClientGoneError: 499,
-    UpstreamError: 502,
+    RemoteError: 502,
     DrainingError: 503,
 }
 HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}

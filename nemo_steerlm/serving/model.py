@@ -61,7 +61,7 @@ class Generation:
 
 
 class Model(Protocol):
-    """A model being served: a ``Scheduler`` around an engine of this process, or another server (``Upstream``)."""
+    """A model being served: a ``Scheduler`` around an engine of this process, or another server (``RemoteModel``)."""
 
     info: ModelInfo
     tokenizer: TextTokenizer

@@ -1,4 +1,4 @@
-"""A value model behind another server, which reads for the steer model that this one serves. Its token stays here."""
+"""A remote value model, which reads for the steer model of this server. Its token never leaves this process."""
 
 from __future__ import annotations
 
@@ -7,41 +7,53 @@ from typing import Any
 import httpx
 import msgspec
 
+from nemo_steerlm.client.http import async_client
 from nemo_steerlm.core.errors import DataError, UsageError, shown
 from nemo_steerlm.serving.model import QueueFullError
-from nemo_steerlm.serving.upstream import UpstreamError
+from nemo_steerlm.serving.remote import RemoteError
 
 
 class RemoteReader:
-    """Asks ``url`` what ``POST /v1/attributes`` is asked here."""
+    """Forwards ``POST /v1/attributes`` to another server."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Raises UsageError where ``url`` is none."""
+        """Take the server's address and bearer token. Raises UsageError if ``url`` is no address."""
         try:
             httpx.URL(url)
         except httpx.InvalidURL as error:
             raise UsageError(f"--reader {shown(url)}: {error}; write http://HOST:PORT") from error
         self._url = url.rstrip("/").removesuffix("/v1")
-        self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+        self._key = api_key
 
     async def read(self, body: bytes) -> dict[str, Any]:
-        """The other server's answer to a body as it came; how long it may take is the caller's to say.
+        """Forward a request. There is no time limit but the caller's.
 
-        Raises DataError where it refuses the conversation, QueueFullError where it is busy, UpstreamError where it does not answer.
+        Args:
+            body: The request's body, as it came.
+
+        Returns:
+            The other server's answer.
+
+        Raises:
+            DataError: If the other server refuses the conversation.
+            QueueFullError: If it is busy.
+            RemoteError: If it does not answer, or not with a JSON object.
         """
+        timeout = httpx.Timeout(None, connect=10.0)
         try:
-            # One client a request: readings are few, and a connection that the other server has closed meanwhile costs an answer.
-            async with httpx.AsyncClient(timeout=httpx.Timeout(None, connect=10.0), headers=self._headers) as client:
-                response = await client.post(f"{self._url}/v1/attributes", content=body)
+            # One client per request: readings are few, and the other server may have closed an idle connection.
+            async with async_client([self._url], timeout=timeout, key=self._key) as client:
+                headers = {"Content-Type": "application/json"}
+                response = await client.post(f"{self._url}/v1/attributes", content=body, headers=headers)
         except httpx.HTTPError as error:
-            raise UpstreamError(f"the value server {self._url} does not answer ({type(error).__name__})") from error
+            raise RemoteError(f"the value server {self._url} does not answer ({type(error).__name__})") from error
         try:
             answer = msgspec.json.decode(response.content, type=dict[str, Any])
         except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise UpstreamError(f"{self._url}/v1/attributes answered HTTP {response.status_code} and no JSON object") from error
+            raise RemoteError(f"{self._url}/v1/attributes answered HTTP {response.status_code} and no JSON object") from error
         if response.status_code == 200:
             return answer
-        told = answer.get("error")
-        reason = (told.get("message") if isinstance(told, dict) else None) or "no reason given"
+        error_body = answer.get("error")
+        reason = (error_body.get("message") if isinstance(error_body, dict) else None) or "no reason given"
         message = f"the value server answered HTTP {response.status_code}: {reason}"
-        raise {400: DataError, 429: QueueFullError}.get(response.status_code, UpstreamError)(message)
+        raise {400: DataError, 429: QueueFullError}.get(response.status_code, RemoteError)(message)

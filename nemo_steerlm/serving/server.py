@@ -16,6 +16,7 @@ import uvicorn
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.serving.app import create_app
+from nemo_steerlm.serving.logs import configure_logs
 from nemo_steerlm.serving.service import Service
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,18 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+def listen(host: str, port: int, api_key: str | None, *, insecure: bool) -> socket.socket:
+    """Configure the log and bind the server's address.
+
+    Raises:
+        UsageError: If the address cannot be bound, or other machines reach it and neither ``api_key`` nor ``insecure`` is given.
+    """
+    configure_logs()
+    listener = bind(host, port)
+    require_token(listener, api_key, insecure=insecure)
+    return listener
 
 
 def bind(host: str, port: int) -> socket.socket:

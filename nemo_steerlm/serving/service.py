@@ -16,7 +16,7 @@ from nemo_steerlm.core.labels import Label
 from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Model
 from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.remote_reader import RemoteReader
-from nemo_steerlm.serving.tasks import ended
+from nemo_steerlm.serving.tasks import cancel_and_wait
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class Service:
                 open_answers -= step.finish is not None
         finally:
             timer.cancel()
-            await ended(tasks)
+            await cancel_and_wait(tasks)
 
     async def within(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which is cancelled when time is up or the client hangs up. Raises TimedOutError, ClientGoneError."""
@@ -139,7 +139,7 @@ class Service:
                 raise ClientGoneError("the client hung up")
             raise TimedOutError(f"no answer within {self.settings.request_timeout:g} s")
         finally:
-            await ended((task, gone))
+            await cancel_and_wait((task, gone))
 
 
 async def _disconnected(request: Request) -> None:

@@ -1,4 +1,4 @@
-"""Ending tasks, so that nothing they hold stays open."""
+"""Cancelling tasks so that nothing they hold stays open."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 import anyio
 
 
-async def ended(tasks: Collection[asyncio.Future[Any]]) -> None:
-    """Cancel tasks and wait until they have ended, whatever comes of them.
+async def cancel_and_wait(tasks: Collection[asyncio.Future[Any]]) -> None:
+    """Cancel ``tasks`` and wait until they have ended; their exceptions are dropped.
 
-    The shield matters. Where a client hangs up, anyio cancels whoever waits here again and again; awaited directly, the tasks would be
-    cancelled again with it, in the middle of closing their connections, which would stay open.
+    The shield matters. When a client hangs up, anyio cancels the waiting task again and again. Without the shield each cancellation would
+    reach ``tasks`` too, in the middle of closing their connections, which would then stay open.
     """
     for task in tasks:
         task.cancel()
@@ -21,4 +21,4 @@ async def ended(tasks: Collection[asyncio.Future[Any]]) -> None:
         await asyncio.wait(tasks)
     for task in tasks:
         if not task.cancelled():
-            task.exception()  # or asyncio logs that nobody looked at it
+            task.exception()  # asyncio logs exceptions that nobody retrieves

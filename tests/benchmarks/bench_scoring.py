@@ -20,7 +20,6 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.cli.serve import load_engine
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.model_info import ModelInfo
@@ -28,6 +27,8 @@ from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling, ScoreRequest
+from nemo_steerlm.inference.loading import load_engine
+from nemo_steerlm.inference.registry import EngineOptions
 from tests.inputs import OASST, SMOLLM2, STORIES
 from tests.serving.servers import running
 from tests.serving.tiny_models import model_folder
@@ -37,7 +38,7 @@ class Bench:
     """One model, three ways to get labels out of it."""
 
     def __init__(self, folder: Path, engine: str) -> None:
-        self.engine = load_engine(folder, max_rows=64, device="cpu", openvino=engine == "openvino")
+        self.engine = load_engine(folder, EngineOptions(max_rows=64, device="cpu"), engine=engine)
         self.plain_model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
         self.template = self.engine.info.template(self.engine.tokenizer)
 

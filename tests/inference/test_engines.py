@@ -228,9 +228,9 @@ def test_chat_under_attributes_reaches_the_engine(pair):
 def test_an_upstream_without_token_ids_for_its_choices_is_asked_to_echo(value_folder, value_server, monkeypatch):
     import asyncio
 
-    from nemo_steerlm.serving.upstream import Upstream
+    from nemo_steerlm.serving.remote import RemoteModel
 
-    upstream, slow = (Upstream(value_folder, value_server.url) for _ in range(2))
+    upstream, slow = (RemoteModel(value_folder, value_server.url) for _ in range(2))
     assert upstream._selects
     slow._selects = False
     [request] = requests(1)

@@ -78,11 +78,12 @@ def test_an_import_that_fails_leaves_all_as_it_was() -> None:
 
 LOADING = """
 import gc, pathlib, sys
-from nemo_steerlm.cli.serve import load_engine
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.inference.loading import load_engine
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.megatron.imports import OPTIONAL
 try:
-    load_engine(pathlib.Path("absent"), max_rows=1, device=None)
+    load_engine(pathlib.Path("absent"), EngineOptions())
 except UsageError:
     print(gc.isenabled(), gc.get_freeze_count() > 100_000, [name for name in OPTIONAL["transformers"] if name in sys.modules])
 """

@@ -1,10 +1,10 @@
-"""A model whose weights another server has: vLLM, or any that speaks OpenAI's ``/v1/completions`` with token ids as vLLM does.
+"""A remote model: its weights are on another server, vLLM or any that speaks OpenAI's ``/v1/completions`` with token ids as vLLM does.
 
-This process keeps template, tokenizer and schema, so attributes become the prompt here and prompts travel as token ids. Answers come
-back as ``token_id:N`` in ``logprobs`` (``return_tokens_as_token_ids``); what a request asks of its text is done here, as with an engine
-of our own. Scoring asks for one token a field with ``logprob_token_ids``, the log-probabilities of exactly the allowed values; the
-upstream's prefix cache keeps it from reading the conversation again. One that ignores ``logprob_token_ids`` is asked to echo the prompt
-with each value instead.
+This process has the template, the tokenizer and the schema: it turns attributes into the prompt and sends prompts as token ids. Tokens
+come back as ``token_id:N`` in ``logprobs`` (``return_tokens_as_token_ids``); stop strings and unescaping are applied here, as for a
+local engine. Scoring requests one token per field with ``logprob_token_ids``, the log-probabilities of exactly the allowed values; the
+remote server's prefix cache saves it from reading the conversation again. A server that ignores ``logprob_token_ids`` is asked to echo
+the prompt with each value instead.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from nemo_steerlm.client.http import async_client, sync_client
 from nemo_steerlm.core.errors import ConfigError, DataError, SteerLMError, UnavailableError, UsageError, shown
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
@@ -29,24 +30,34 @@ from nemo_steerlm.inference.label_plan import LabelPlan, Slot, compile_label
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.model import Delta, Generation, QueueFullError
 from nemo_steerlm.serving.schemas import MOST, MOST_TOKENS
-from nemo_steerlm.serving.tasks import ended
+from nemo_steerlm.serving.tasks import cancel_and_wait
 
 _ID = "token_id:"
 
 
-class UpstreamError(SteerLMError):
-    """The server with the weights failed, broke off or cannot be reached."""
+class RemoteError(SteerLMError):
+    """The remote server failed, broke off or cannot be reached."""
 
     code = "upstream"
 
 
-class Upstream:
+class RemoteModel:
     """See ``Model``."""
 
     def __init__(self, folder: Path, url: str, *, api_key: str | None = None, max_rows: int = 256, max_waiting: int = 1024) -> None:
-        """``folder``: the exported model, of which the weights are not read. ``max_rows``: requests sent at once.
+        """Connect to the remote server and find out what it can do.
 
-        Raises UnavailableError where nothing answers at ``url``, ConfigError where it does not answer with token ids.
+        Args:
+            folder: The exported model; its weights are not read.
+            url: ``http://HOST:PORT`` of the remote server, with or without ``/v1``.
+            api_key: The remote server's bearer token.
+            max_rows: Requests sent at once.
+            max_waiting: Requests that may wait before new ones are refused.
+
+        Raises:
+            UsageError: If ``url`` is no address.
+            UnavailableError: If nothing answers there.
+            ConfigError: If the server refuses the key, or does not answer with token ids.
         """
         self.info = ModelInfo.load(folder)
         self.tokenizer = load_tokenizer(folder)
@@ -57,31 +68,31 @@ class Upstream:
         self._max_waiting = max_waiting
         self._places = asyncio.Semaphore(max_rows)
         self._waiting = self._running = 0
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=httpx.Timeout(None, connect=10.0), limits=httpx.Limits(max_connections=None)
-        )
-        self._name, announced = _announced(self.url, headers)
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"--upstream {shown(url)}: write http://HOST:PORT")
+        self._client = async_client([self.url], timeout=httpx.Timeout(None, connect=10.0), key=api_key, base_url=self.url)
+        with sync_client(self.url, timeout=httpx.Timeout(300.0, connect=30.0), key=api_key) as client:
+            self._name, announced = _announced(self.url, client)
+            self._selects = self._check(client)
         own = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
         lengths = [length for length in (announced, own) if length]
         if not lengths:
             raise ConfigError(f"{self.url} does not say how long a prompt may be, and neither does {folder / 'config.json'}")
         self.max_length: int = min(lengths)
-        self._selects = self._check(headers)
 
-    def _check(self, headers: Mapping[str, str]) -> bool:
-        """Whether the upstream gives log-probabilities of chosen tokens. Raises ConfigError where it gives no token ids."""
+    def _check(self, client: httpx.Client) -> bool:
+        """Whether the remote server gives log-probabilities of chosen tokens. Raises ConfigError if it gives no token ids."""
         wanted = [0, self.tokenizer.vocab_size - 1]
         body = self._body([wanted[0]], 1) | {"logprobs": 0, "logprob_token_ids": wanted}
-        with _reported(self.url):
-            response = httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=300.0)
+        with _as_remote_error(self.url):
+            response = client.post(f"{self.url}/v1/completions", json=body)
             _raise_for_status(response.status_code, response.content)
-        found = _logprobs(response.json()["choices"][0])
-        if not found["tokens"] or not found["tokens"][0].startswith(_ID):
+        entry = _logprobs(response.json()["choices"][0])
+        if not entry["tokens"] or not entry["tokens"][0].startswith(_ID):
             raise ConfigError(
                 f"{self.url} does not answer with token ids (return_tokens_as_token_ids); vLLM and steerlm serve do: use one of them"
             )
-        return set(wanted) <= {_token(name) for name in found["top_logprobs"][0] or {}}
+        return set(wanted) <= {_token(name) for name in entry["top_logprobs"][0] or {}}
 
     def require_room(self, more: int) -> None:
         """See Model."""
@@ -93,7 +104,7 @@ class Upstream:
 
     @contextlib.asynccontextmanager
     async def _place(self, together: int) -> AsyncIterator[None]:
-        """One of the requests that are sent at once."""
+        """Hold one of the ``max_rows`` places for requests in flight."""
         if self._waiting >= max(self._max_waiting, together):
             raise QueueFullError(f"{self._waiting} requests wait already")
         self._count(waiting=1)
@@ -134,14 +145,14 @@ class Upstream:
                 yield delta
                 if delta.finish:
                     return
-            # The upstream stops earlier than it was asked to, as where its context is full.
+            # The remote server stopped early, as it does when its context is full.
             text = generation.text.flush(ended=False)
             yield Delta(text, None, "stop" if generation.text.stopped() else "length")
 
     async def _tokens(self, generation: Generation) -> AsyncIterator[tuple[int, TokenLogprob]]:
-        """Tokens as they come. Raises UpstreamError where they end without a reason to."""
+        """Tokens as they come. Raises RemoteError if the stream ends before the answer does."""
         body = self._body(generation.request.prompt, generation.max_tokens) | _sampling(generation.request) | {"stream": True}
-        with _reported(self.url):
+        with _as_remote_error(self.url):
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != 200:
                     _raise_for_status(response.status_code, await response.aread())
@@ -150,24 +161,24 @@ class Upstream:
                         continue
                     event = msgspec.json.decode(line[6:])
                     if "error" in event:
-                        raise UpstreamError(f"{self.url}: {_message(event)}")
+                        raise RemoteError(f"{self.url}: {_message(event)}")
                     for choice in event["choices"]:
-                        found = _logprobs(choice)
-                        for name, logprob, top in zip(found["tokens"], found["token_logprobs"], found["top_logprobs"], strict=True):
+                        entry = _logprobs(choice)
+                        for name, logprob, top in zip(entry["tokens"], entry["token_logprobs"], entry["top_logprobs"], strict=True):
                             yield _token(name), _token_logprob(logprob, top, generation.request.logprobs)
                         if choice["finish_reason"]:
                             return
-        raise UpstreamError(f"{self.url} ended an answer before it was complete")
+        raise RemoteError(f"{self.url} ended an answer before it was complete")
 
     async def _prompt_logprobs(self, request: GenerationRequest) -> list[TokenLogprob]:
-        """By a request of its own: vLLM does not stream them."""
+        """In a request of its own: vLLM does not stream them."""
         body = self._body(request.prompt, 1) | {"echo": True, "logprobs": request.logprobs or 0, "temperature": 0}
-        found = _logprobs((await self._post(body))["choices"][0])
-        pairs = zip(found["token_logprobs"], found["top_logprobs"], strict=True)
+        entry = _logprobs((await self._post(body))["choices"][0])
+        pairs = zip(entry["token_logprobs"], entry["top_logprobs"], strict=True)
         return [_token_logprob(logprob, top, request.logprobs) for logprob, top in pairs][1 : len(request.prompt)]
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        with _reported(self.url):
+        with _as_remote_error(self.url):
             response = await self._client.post("/v1/completions", json=body)
             _raise_for_status(response.status_code, response.content)
             answer: dict[str, Any] = msgspec.json.decode(response.content)
@@ -179,7 +190,7 @@ class Upstream:
         try:
             return list(await asyncio.gather(*tasks))
         finally:
-            await ended(tasks)
+            await cancel_and_wait(tasks)
 
     async def _score(self, request: ScoreRequest, together: int) -> list[ScoredTurn]:
         """Turn by turn, field by field: each chosen value is part of the prompt for the next."""
@@ -213,24 +224,22 @@ class Upstream:
         """Log-probabilities of ``tokens`` after ``prompt``."""
         body = self._body(prompt, 1) | {"temperature": 0, "logprobs": 0, "logprob_token_ids": tokens, "allowed_token_ids": tokens}
         top = _logprobs((await self._post(body))["choices"][0])["top_logprobs"][0]
-        found = {_token(name): logprob for name, logprob in top.items()}
-        if missing := [token for token in tokens if token not in found]:
-            raise UpstreamError(f"{self.url} gave no log-probability of token {missing[0]}")
-        return [found[token] for token in tokens]
+        logprobs = {_token(name): logprob for name, logprob in top.items()}
+        if missing := [token for token in tokens if token not in logprobs]:
+            raise RemoteError(f"{self.url} gave no log-probability of token {missing[0]}")
+        return [logprobs[token] for token in tokens]
 
     async def _echoed(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
-        """The same from a server that gives log-probabilities of prompts only: one prompt a token."""
+        """The same from a server that gives only log-probabilities of prompts: one prompt per token."""
         body = self._body([], 1) | {"prompt": [[*prompt, token] for token in tokens], "echo": True, "logprobs": 0, "temperature": 0}
         choices = sorted((await self._post(body))["choices"], key=lambda choice: choice["index"])
         return [float(_logprobs(choice)["token_logprobs"][len(prompt)]) for choice in choices]
 
 
-def _announced(url: str, headers: Mapping[str, str]) -> tuple[str, int | None]:
+def _announced(url: str, client: httpx.Client) -> tuple[str, int | None]:
     """The model's name and length. Raises UnavailableError, ConfigError."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--upstream {shown(url)}: write http://HOST:PORT")
     try:
-        response = httpx.get(f"{url}/v1/models", headers=dict(headers), timeout=30.0)
+        response = client.get(f"{url}/v1/models", timeout=30.0)
     except httpx.HTTPError as error:
         raise UnavailableError(f"--upstream {url}: {str(error) or type(error).__name__}") from error
     if response.status_code in (401, 403):
@@ -243,17 +252,17 @@ def _announced(url: str, headers: Mapping[str, str]) -> tuple[str, int | None]:
 
 
 def _sampling(request: GenerationRequest) -> dict[str, Any]:
-    """What PUT /generate takes has no upper bounds, and infinity is no JSON."""
-    how = request.sampling
+    """The fields of a completion request. Capped, because ``PUT /generate`` has no upper bounds and infinity is no JSON."""
+    sampling = request.sampling
     return {
-        "temperature": 0 if how.greedy or how.top_k == 1 else min(how.temperature, MOST),
-        "top_k": min(how.top_k, MOST_TOKENS),
-        "top_p": how.top_p,
-        "repetition_penalty": min(how.repetition_penalty, MOST),
-        "seed": None if how.seed is None else how.seed % 2**63,
+        "temperature": 0 if sampling.greedy or sampling.top_k == 1 else min(sampling.temperature, MOST),
+        "top_k": min(sampling.top_k, MOST_TOKENS),
+        "top_p": sampling.top_p,
+        "repetition_penalty": min(sampling.repetition_penalty, MOST),
+        "seed": None if sampling.seed is None else sampling.seed % 2**63,
         "min_tokens": request.min_tokens,
         "stop_token_ids": sorted(request.stop_ids),
-        # End of text is among stop_ids where it is meant to stop.
+        # If end of text is to stop the answer, it is among stop_ids.
         "ignore_eos": True,
         "skip_special_tokens": False,
         "logprobs": request.logprobs or 0,
@@ -262,15 +271,15 @@ def _sampling(request: GenerationRequest) -> dict[str, Any]:
 
 def _logprobs(choice: Mapping[str, Any]) -> dict[str, list[Any]]:
     """The ``logprobs`` object, its lists equally long."""
-    found = choice.get("logprobs") or {}
-    tokens = found.get("tokens") or []
+    entry = choice.get("logprobs") or {}
+    tokens = entry.get("tokens") or []
     none = [None] * len(tokens)
-    return {"tokens": tokens, "token_logprobs": found.get("token_logprobs") or none, "top_logprobs": found.get("top_logprobs") or none}
+    return {"tokens": tokens, "token_logprobs": entry.get("token_logprobs") or none, "top_logprobs": entry.get("top_logprobs") or none}
 
 
 def _token(name: str) -> int:
     if not name.startswith(_ID):
-        raise UpstreamError(f"the upstream names a token {shown(name)} instead of token_id:N")
+        raise RemoteError(f"the upstream names a token {shown(name)} instead of token_id:N")
     return int(name[len(_ID) :])
 
 
@@ -280,14 +289,14 @@ def _token_logprob(logprob: float | None, top: Mapping[str, float] | None, count
 
 
 @contextlib.contextmanager
-def _reported(url: str) -> Iterator[None]:
-    """Turn what goes wrong on the way into UpstreamError."""
+def _as_remote_error(url: str) -> Iterator[None]:
+    """Turn errors of the transport and of the answer's shape into RemoteError."""
     try:
         yield
     except httpx.HTTPError as error:
-        raise UpstreamError(f"{url}: {str(error) or type(error).__name__}") from error
+        raise RemoteError(f"{url}: {str(error) or type(error).__name__}") from error
     except (ValueError, LookupError, TypeError, msgspec.DecodeError) as error:
-        raise UpstreamError(f"{url}: not an answer of /v1/completions ({error})") from error
+        raise RemoteError(f"{url}: not an answer of /v1/completions ({error})") from error
 
 
 def _raise_for_status(status: int, body: bytes) -> None:
@@ -301,7 +310,7 @@ def _raise_for_status(status: int, body: bytes) -> None:
         raise QueueFullError(f"the upstream is full: {message}")
     if status == 400:
         raise DataError(f"the upstream refuses this: {message}")
-    raise UpstreamError(f"HTTP {status} of the upstream: {message}")
+    raise RemoteError(f"HTTP {status} of the upstream: {message}")
 
 
 def _message(answer: Any) -> str:
