@@ -12,11 +12,11 @@ import pytest
 
 from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.results import labelled
+from nemo_steerlm.annotation.results import ResultWriter, labelled
 from nemo_steerlm.client.chat import Chat
 from nemo_steerlm.client.retry import RetryPolicy
 from nemo_steerlm.core.conversation import Conversation
-from nemo_steerlm.core.errors import ConfigError, DataError, UnavailableError, UsageError
+from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, UnavailableError, UsageError
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.evaluation.agreement import agreement_of
 from tests.annotation.labelling_server import Handler, model_info
@@ -175,7 +175,8 @@ def test_what_cannot_be_labelled_is_rejected_alone_with_its_reason(source: Path,
     assert not Path(f"{output}.rejected.jsonl").exists()
 
 
-def test_retry_after_is_obeyed(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("refusal", [429, 500])
+def test_retry_after_is_obeyed(source: Path, tmp_path: Path, refusal: int) -> None:
     times: list[tuple[int, float]] = []
 
     class Limited(Handler):
@@ -183,12 +184,12 @@ def test_retry_after_is_obeyed(source: Path, tmp_path: Path) -> None:
             import time
 
             first = not times
-            times.append((429 if first else 200, time.monotonic()))
+            times.append((refusal if first else 200, time.monotonic()))
             return 200, answer(body)
 
         def answer(self, status, body, headers=None):
             if self.command == "POST" and len(times) == 1:
-                return super().answer(429, {}, {"Retry-After": "1"})
+                return super().answer(refusal, {}, {"Retry-After": "1"})
             return super().answer(status, body, headers)
 
     with served(Limited) as url:
@@ -408,6 +409,41 @@ def test_confidence_is_written_and_filters_when_asked_for(source: Path, tmp_path
     assert (reject["line"], reject["reason"]) == (6, "coherence is below --min-confidence")
     with served(Handler, scores=False) as url, pytest.raises(ConfigError, match="no probabilities"):
         annotate(source, tmp_path / "other.jsonl", [url], options(min_confidence=0.5))
+
+
+def test_the_languages_confidence_is_the_languages(tmp_path: Path) -> None:
+    source, output = write_conversations(tmp_path / "in.jsonl", 1), tmp_path / "out.jsonl"
+    with served(Handler, info=model_info(schema="oasst")) as url:
+        assert annotate(source, output, [url], options(confidence=True)).complete
+    confidence = json.loads(text(output))["conversations"][1]["confidence"]
+    assert (confidence["lang"], confidence["quality"], len(confidence)) == (0.9, 0.6, 13)
+
+
+def test_a_label_without_probabilities_is_not_written_with_half_of_them(tmp_path: Path) -> None:
+    class WithoutLanguages(Handler):
+        def reply(self, body, answer):
+            found = answer(body)
+            found["results"][0]["turns"][0]["lang"] = {"value": "en", "probabilities": {"de": 0.9}}
+            return 200, found
+
+    source, output = write_conversations(tmp_path / "in.jsonl", 1), tmp_path / "out.jsonl"
+    with served(WithoutLanguages, info=model_info(schema="oasst")) as url:
+        assert annotate(source, output, [url], options(confidence=True)).complete
+    assert json.loads(text(output))["conversations"][1]["confidence"] is None
+
+
+@pytest.mark.parametrize("total", [2, 4])
+def test_a_result_that_is_not_what_came_in_is_no_result(tmp_path: Path, total: int) -> None:
+    turn = {"from": "A", "value": "x", "label": "quality:2", "label_source": "m"}
+    record = Conversation.from_record({"conversations": [turn], "system": "", "mask": "User"})
+    with ResultWriter(tmp_path / "out.jsonl") as writer:
+        writer.write(record)
+        writer.reject(DataError("broken"), b"{}")
+        writer.reject(DataError("below"), b"{}", unsure=True)
+    with pytest.raises(TryAgainError, match=f"1 records and 2 rejects of {total}; run again"):
+        writer.summary(model="m", total=total, resumed=0, seconds=0.0)
+    summary = writer.summary(model="m", total=3, resumed=0, seconds=0.0)
+    assert (summary.labelled, summary.failed, summary.unsure, summary.turns) == (1, 1, 1, 1)
 
 
 def test_a_second_annotation_never_takes_a_prediction_for_a_human_label() -> None:

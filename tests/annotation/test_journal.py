@@ -3,13 +3,14 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from fcntl import flock
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_steerlm.annotation.journal import Entry, Header, Journal
+from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
 from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, Where
 
@@ -103,6 +104,48 @@ def test_only_one_process_writes(tmp_path: Path, whole: bytes) -> None:
     with Journal(path, HEADER), pytest.raises(TryAgainError, match="in use"):
         Journal(path, HEADER)
     Journal(path, HEADER).__exit__(None, None, None)
+
+
+def test_a_compacted_journal_is_still_locked(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "j"
+    path.write_bytes(whole + whole[whole.index(b"\n") + 1 :])
+    with Journal(path, HEADER) as journal:
+        assert path.stat().st_size == len(whole), "it was compacted"
+        with pytest.raises(TryAgainError, match="in use"):
+            Journal(path, HEADER)
+        journal.append(entry(9))
+    assert len(path.read_bytes()) > len(whole), "what is written goes into the new file"
+
+
+@pytest.mark.parametrize("left", ["nothing", "another journal"])
+def test_a_journal_that_goes_while_its_lock_is_taken_is_not_written_to(
+    tmp_path: Path, whole: bytes, left: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holder ends between the opening and the locking of a second process: the lock is on a file that no path leads to."""
+    path, other = tmp_path / "j", tmp_path / "other"
+    path.write_bytes(whole)
+    other.write_bytes(whole)
+    calls = []
+
+    def lock(file, operation) -> None:
+        if not calls:
+            path.unlink() if left == "nothing" else other.replace(path)
+        calls.append(operation)
+        flock(file, operation)
+
+    monkeypatch.setattr("nemo_steerlm.annotation.journal.fcntl.flock", lock)
+    with Journal(path, HEADER) as journal:
+        assert len(calls) == 2
+        assert len(journal) == (0 if left == "nothing" else 4)
+        journal.append(entry(9))
+    with Journal(path, HEADER) as journal:
+        assert journal.get(9) == entry(9)
+
+
+def test_a_digest_is_the_lines_without_its_end() -> None:
+    line = b'{"a": 1}'
+    assert record_digest(line) == record_digest(line + b"\n") == record_digest(line + b"\r\n") == "ec4644dfa7b63e651a5463fb"
+    assert record_digest(line) != record_digest(b'{"a":1}')
 
 
 FULL_DISK = """

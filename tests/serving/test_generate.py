@@ -74,6 +74,31 @@ def test_greedy_text_is_what_transformers_generates_whatever_shares_the_batch(pu
         assert offsets == [sum(map(len, words[:i])) for i in range(len(words))]
 
 
+def test_the_first_token_is_added_only_where_it_is_asked_for(put, steer_folder):
+    tokenizer = load_tokenizer(steer_folder)
+    prompt = tokenizer.encode("Once upon a time")
+    body = {"sentences": ["Once upon a time"], "tokens_to_generate": 1}
+    bare, begun = (put({**body, "add_BOS": add}).json()["token_ids"][0] for add in (False, True))
+    assert (bare[:-1], begun[:-1]) == (prompt, [tokenizer.token_id("<s>"), *prompt])
+
+
+def test_each_option_reaches_the_sampler(put, steer_folder):
+    """One token, from settings of which each alone leaves one choice or forbids the usual one."""
+    tokenizer = load_tokenizer(steer_folder)
+    body = {"sentences": ["Once upon a time"], "tokens_to_generate": 1, "end_strings": []}
+
+    def first(**options):
+        return put({**body, **options}).json()["token_ids"][0][-1]
+
+    likely = first(greedy=True)
+    assert {first(top_k=1), first(top_p=1e-6), first(temperature=1e-3)} == {likely}
+    assert len({first(temperature=100.0, top_p=1.0, random_seed=seed) for seed in range(4)}) > 1
+    end = next(piece for piece in (f"\u2581{word}" for word in tokenizer.decode([likely]).split()) if tokenizer.token_id(piece) == likely)
+    assert [first(greedy=True, end_strings=[end], min_tokens_to_generate=least) == likely for least in (0, 1)] == [True, False]
+    repeated = {"sentences": ["Once upon a time" + tokenizer.decode([likely]) * 3], "greedy": False, "top_k": 1}
+    assert first(**repeated, repetition_penalty=1.0) != first(**repeated, repetition_penalty=50.0)
+
+
 def test_seeds_make_sampling_repeatable(put):
     body = {"sentences": ["Once upon a time"], "tokens_to_generate": 20, "top_k": 20, "top_p": 0.9, "temperature": 1.2}
     first, again, other = (put({**body, "random_seed": seed}).json()["sentences"] for seed in (1, 1, 2))

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.template import Template
@@ -25,6 +25,8 @@ def test_escaping_is_undone_in_any_chunks(text, cuts):
     assert got == text
 
 
+@example(text="ab<|b", cuts=[3], stops=["<|"])
+@example(text="a<|<|>b", cuts=[2, 4], stops=["<|>", "x"])
 @given(st.text("ab<|", max_size=30), st.lists(st.integers(0, 1000)), st.lists(st.text("ab<|", min_size=1, max_size=4), max_size=3))
 def test_text_is_cut_before_the_first_stop_string_in_any_chunks(text, cuts, stops):
     stream = StopStrings(stops)
@@ -68,3 +70,17 @@ def test_the_end_of_the_turn_is_not_part_of_the_answer(steer_folder):
     for ended, expected in ((True, "One\nTwo"), (False, "One\nTwo\n")):
         answer = AnswerText(tokenizer, prompt, template=TEMPLATE)
         assert "".join(map(answer.push, ids)) + answer.flush(ended=ended) == expected
+
+
+def test_a_control_string_that_is_no_token_ends_the_turn_as_a_token_does(steer_folder):
+    tokenizer = load_tokenizer(steer_folder)
+    prompt = tokenizer.encode_offsets("<extra_id_1>Assistant\n")[0]
+    ids = tokenizer.encode_offsets("<extra_id_1>Assistant\nOne\nTwo\n<stop>User")[0][len(prompt) :]
+    answer = AnswerText(tokenizer, prompt, template=TEMPLATE, control_stops=("<stop>",))
+    pieces = []
+    for token in ids:
+        pieces.append(answer.push(token))
+        if answer.stopped():
+            break
+    assert "".join(pieces) + answer.flush(ended=False) == "One\nTwo", "the last line's end belongs to the template"
+    assert answer.stopped()
