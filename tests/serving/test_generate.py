@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.core.tokenization import load_tokenizer
@@ -84,7 +85,6 @@ def test_the_first_token_is_added_only_where_it_is_asked_for(put, steer_folder):
 
 def test_each_option_reaches_the_sampler(put, steer_folder):
     """One token, from settings of which each alone leaves one choice or forbids the usual one."""
-    tokenizer = load_tokenizer(steer_folder)
     body = {"sentences": ["Once upon a time"], "tokens_to_generate": 1, "end_strings": []}
 
     def first(**options):
@@ -93,9 +93,9 @@ def test_each_option_reaches_the_sampler(put, steer_folder):
     likely = first(greedy=True)
     assert {first(top_k=1), first(top_p=1e-6), first(temperature=1e-3)} == {likely}
     assert len({first(temperature=100.0, top_p=1.0, random_seed=seed) for seed in range(4)}) > 1
-    end = next(piece for piece in (f"\u2581{word}" for word in tokenizer.decode([likely]).split()) if tokenizer.token_id(piece) == likely)
+    end = Tokenizer.from_file(str(steer_folder / "tokenizer.json")).id_to_token(likely)
     assert [first(greedy=True, end_strings=[end], min_tokens_to_generate=least) == likely for least in (0, 1)] == [True, False]
-    repeated = {"sentences": ["Once upon a time" + tokenizer.decode([likely]) * 3], "greedy": False, "top_k": 1}
+    repeated = {"sentences": ["Once upon a time, there was a time, there was a time, there was"], "greedy": False, "top_k": 1}
     assert first(**repeated, repetition_penalty=1.0) != first(**repeated, repetition_penalty=50.0)
 
 

@@ -20,10 +20,11 @@ from starlette.routing import BaseRoute, Route
 from starlette.staticfiles import StaticFiles
 
 import nemo_steerlm.serving
-from nemo_steerlm.cli.serve import load_engine, scheduled
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.server import bind
 from nemo_steerlm.serving.service import Service, Settings
+from nemo_steerlm.serving.startup import local_model
 
 CANARY = "the canary sings in the mine"
 STATIC = Path(nemo_steerlm.serving.__file__).parent / "page" / "static"
@@ -71,7 +72,7 @@ class KeptService(Service):
 
 @pytest.fixture(scope="module")
 def models(steer_folder, value_folder):
-    models = [scheduled(load_engine(folder, max_rows=4, device="cpu"), 64) for folder in (steer_folder, value_folder)]
+    models = [local_model(folder, EngineOptions(max_rows=4, device="cpu"), max_waiting=64) for folder in (steer_folder, value_folder)]
     yield models
     for model in models:
         model.close()
