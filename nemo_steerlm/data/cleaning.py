@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -31,8 +31,6 @@ from nemo_steerlm.core.tokenization import (
 from nemo_steerlm.data.parallel import batches, ordered_map
 from nemo_steerlm.data.records import check_conversation, parse_conversation, raw_lines
 from nemo_steerlm.data.rejects import OnError, Rejects
-
-Library = Literal["huggingface", "sentencepiece"]
 
 
 class TokenizerChoice(NamedTuple):

@@ -20,7 +20,7 @@ from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.engine import Choice
 
 
-class Node(msgspec.Struct):
+class TreeNode(msgspec.Struct):
     """A place in a value tree: some tokens of a value have been read, and these may follow."""
 
     token: int
@@ -38,12 +38,12 @@ class ValueTree(msgspec.Struct, frozen=True):
     children only, so the probabilities of all values sum to 1. A node with one child decides nothing and is left out.
     """
 
-    nodes: list[Node]
+    nodes: list[TreeNode]
 
     @classmethod
     def build(cls, values: dict[str, tuple[int, ...]]) -> ValueTree:
         """From the tokens of every value, its separator last. Raises ConfigError where two values have the same tokens."""
-        nodes = [Node(-1, -1, 0, {})]
+        nodes = [TreeNode(-1, -1, 0, {})]
 
         def grow(at: int, members: list[str]) -> None:
             depth = nodes[at].depth
@@ -54,7 +54,7 @@ class ValueTree(msgspec.Struct, frozen=True):
                     continue
                 if any(len(values[v]) == depth + 1 for v in same):
                     raise ConfigError(f"this tokenizer writes {' and '.join(same)} with the same tokens")
-                nodes.append(Node(token, at, depth + 1, {}))
+                nodes.append(TreeNode(token, at, depth + 1, {}))
                 nodes[at].children[token] = len(nodes) - 1
                 grow(len(nodes) - 1, same)
 

@@ -19,7 +19,7 @@ from nemo_steerlm.core.template import Template, text_of
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
-from nemo_steerlm.inference.label_plan import LabelPlan, Node, compile_label
+from nemo_steerlm.inference.label_plan import LabelPlan, TreeNode, compile_label
 
 
 class _Row:
@@ -244,7 +244,7 @@ class AttributeScorer:
                 plan.inner.append((node.token, root, at[node.parent], node.depth))
         return plan
 
-    def _of_children(self, node: Node, scores: torch.Tensor) -> list[float]:
+    def _of_children(self, node: TreeNode, scores: torch.Tensor) -> list[float]:
         found: list[float] = scores[[self._token_index[token] for token in node.children]].tolist()
         return found
 

@@ -15,7 +15,7 @@ from nemo_steerlm import __version__
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
 from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
-from nemo_steerlm.serving.limits import Framing, Gate
+from nemo_steerlm.serving.middleware import FramingMiddleware, RequestMiddleware
 from nemo_steerlm.serving.model import QueueFullError
 from nemo_steerlm.serving.page import routes as page_routes
 from nemo_steerlm.serving.page.session import Session
@@ -54,12 +54,12 @@ def create_app(service: Service, *, page: bool = False) -> FastAPI:
     session = Session(service.settings.api_key) if page and service.settings.api_key else None
     if page:
         app.include_router(page_routes.router(session))
-    app.add_middleware(Gate, service=service, session=session)
+    app.add_middleware(RequestMiddleware, service=service, session=session)
     if service.settings.cors_origins:
-        # Around the gate: a browser tells its page what a refusal says only where the refusal has these headers too.
+        # Around the request middleware: a browser tells its page what a refusal says only where the refusal has these headers too.
         origins = list(service.settings.cors_origins)
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["Retry-After"])
-    app.add_middleware(Framing)
+    app.add_middleware(FramingMiddleware)
     return app
 
 

@@ -1,4 +1,4 @@
-"""What stands before every route: body size, bearer token, request log and latency. Plain ASGI, so that streams pass through untouched."""
+"""ASGI middleware in front of every route: framing, body size, bearer token, request log and latency. Streams pass through untouched."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ from typing import NamedTuple
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nemo_steerlm.serving.logs import ACCESS_LOGGER
 from nemo_steerlm.serving.page.routes import OPEN_PATHS as PAGE_PATHS
 from nemo_steerlm.serving.page.session import Session
 from nemo_steerlm.serving.service import Service
 
-access = logging.getLogger("nemo_steerlm.serving.access")
+access_log = logging.getLogger(ACCESS_LOGGER)
 
 _OPEN = ("/health/live", "/health/ready")
-"""Paths that need no token: whoever restarts servers has none."""
+"""Paths that need no token: a probe has none."""
 
 
 class BodyTooLargeError(HTTPException):
-    """Raised into the route that reads a body beyond the limit."""
+    """A body exceeds the limit. Raised into the route that reads it."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(413, f"bodies may have {limit} bytes")
 
 
-class Framing:
-    """Middleware around everything: refuses a request whose end is ambiguous, and closes its connection.
+class FramingMiddleware:
+    """The outermost middleware: refuses a request whose length is ambiguous, and closes its connection.
 
-    RFC 9112 section 6.1: whoever stands in front of the server may go by ``Content-Length`` where it goes by ``Transfer-Encoding``; what
-    one of them takes for the rest of a body is to the other a request of its own. h11 takes such a request, so it is refused here.
+    RFC 9112 section 6.1 (request smuggling): a proxy may go by ``Content-Length`` and the server by ``Transfer-Encoding``. What one of
+    them reads as the rest of a body is then a request of its own to the other. h11 accepts such requests, so they are refused here.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -49,7 +50,7 @@ class Framing:
 
 
 class Refusal(NamedTuple):
-    """An answer that no route gives."""
+    """An error response of the middleware itself."""
 
     status: int
     code: str
@@ -64,7 +65,7 @@ def bears(authorization: bytes, token: str) -> bool:
 
 
 def limited(receive: Receive, limit: int) -> Receive:
-    """``receive``, which raises BodyTooLargeError once a body has more than ``limit`` bytes."""
+    """Wrap ``receive`` so that it raises BodyTooLargeError once a body exceeds ``limit`` bytes."""
     size = 0
 
     async def counted() -> Message:
@@ -78,8 +79,8 @@ def limited(receive: Receive, limit: int) -> Receive:
     return counted
 
 
-class Gate:
-    """Middleware around the whole app."""
+class RequestMiddleware:
+    """Checks token and body size, counts requests in flight, and records each request in log and metrics."""
 
     def __init__(self, app: ASGIApp, *, service: Service, session: Session | None = None) -> None:
         """``session``: the page's, whose cookie is worth the token to requests of this server's own pages."""
@@ -142,7 +143,7 @@ class Gate:
         entry = {"event": "request", "method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
         if self._settings.log_prompts:
             entry["body"] = body.decode("utf-8", "replace")
-        access.info("%s", json.dumps(entry, ensure_ascii=False))
+        access_log.info("%s", json.dumps(entry, ensure_ascii=False))
 
 
 async def _respond(send: Send, refusal: Refusal) -> None:
