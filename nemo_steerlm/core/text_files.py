@@ -23,7 +23,7 @@ _OTHERS = {
     b"\x00\x00\xfe\xff": ("UTF-32", _UTF8),
     b"\xff\xfe": ("UTF-16", _UTF8),
     b"\xfe\xff": ("UTF-16", _UTF8),
-    b"PAR1": ("a Parquet file", "name it as a source of the kind that reads Parquet, or write it as JSONL"),
+    b"PAR1": ("a Parquet file", "write it as JSONL, or use a source that reads Parquet"),
     b"ARROW1": ("an Arrow file", "write it as JSONL or Parquet"),
     b"PK\x03\x04": ("a zip archive", "unpack it, or save a spreadsheet as CSV"),
     b"version https://git-lfs": ("a Git LFS pointer, not the file itself", "fetch the file with: git lfs pull"),

@@ -121,6 +121,7 @@ def _rules() -> dict[str, list[Schema]]:
             )
         ],
         "RatedFile": [_rule("has(self.prompt) != has(self.promptColumn)", "give exactly one of prompt and promptColumn")],
+        "RatingKey": [_rule("self.range[0] != self.range[1]", "range needs two different ratings")],
         "RatedTextSource": [
             _rule("has(self.ratings) || has(self.computed)", f"data.ratedText: {nothing_shared(())}"),
             _rule(
@@ -259,7 +260,8 @@ class _Structural:
 
     def _map(self, schema: Schema) -> Schema:
         values = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
-        return _described(schema) | {"type": "object", "maxProperties": schema["maxProperties"], "additionalProperties": self.any(values)}
+        bounds: Schema = {bound: schema[bound] for bound in ("minProperties", "maxProperties") if bound in schema}
+        return {**_described(schema), "type": "object", **bounds, "additionalProperties": self.any(values)}
 
     def _array(self, schema: Schema) -> Schema:
         items = schema["items"] if "items" in schema else schema["prefixItems"][0]

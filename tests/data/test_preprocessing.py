@@ -223,3 +223,69 @@ def test_flags_that_cannot_be_meant_are_usage_errors(flags):
 def test_limit_reads_the_first_trees_only(tmp_path):
     source = write(tmp_path / "in.jsonl", [tree(f"t{i}") for i in range(5)])
     assert preprocess(source, tmp_path / "out", Rules(limit=2)).trees == 2
+
+
+def without(made: dict[str, object], *keys: str) -> dict[str, object]:
+    return {key: value for key, value in made.items() if key not in keys}
+
+
+ANSWER = message("A.", "assistant")
+OPTIONAL = {
+    # What Open-Assistant's format page lets be absent, and what the hub's tables write instead.
+    "no labels": (without(ANSWER, "labels"), {"label": None, "lang": "en"}),
+    "null labels": ({**ANSWER, "labels": None}, {"label": None, "lang": "en"}),
+    "no lang": (without(ANSWER, "lang"), {"label": "quality:3,toxicity:0"}),
+    "no replies": (without(ANSWER, "replies"), {"label": "quality:3,toxicity:0,lang:en"}),
+    "null replies": ({**ANSWER, "replies": None}, {"label": "quality:3,toxicity:0,lang:en"}),
+    "null value": ({**ANSWER, "labels": {"quality": {"value": None}, "toxicity": {"value": 0.5}}}, {"label": "toxicity:2,lang:en"}),
+    "NaN": ({**ANSWER, "labels": {"quality": {"value": float("nan")}, "toxicity": {"value": 0.5}}}, {"label": "toxicity:2,lang:en"}),
+    "null label": ({**ANSWER, "labels": {"quality": None, "toxicity": {"value": 0.5}}}, {"label": "toxicity:2,lang:en"}),
+    "hub": ({**ANSWER, "labels": {"name": ["spam", "quality"], "value": [1.0, 0.5], "count": [1, 1]}}, {"label": "quality:2,lang:en"}),
+    "hub, null": ({**ANSWER, "labels": {"name": ["humor", "quality"], "value": [None, 0.5]}}, {"label": "quality:2,lang:en"}),
+    "deleted with its text": ({**ANSWER, "deleted": True}, {"label": "quality:3,toxicity:0,lang:en"}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONAL)
+def test_what_the_format_calls_optional_may_be_absent(tmp_path, name):
+    answer, expected = OPTIONAL[name]
+    source = write(tmp_path / "in.jsonl", [tree("t", message("Q?", replies=[answer]))])
+    done = preprocess(source, tmp_path / "out", Rules(split_ratio=1.0))
+    assert (done.train, done.rejected, done.left_out) == (1, {}, {})
+    turn = json.loads((tmp_path / "out_train.jsonl").read_text())["conversations"][1]
+    assert turn["value"] == "A."
+    assert {key: turn.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("deleted", [{"text": None, "deleted": True}, {"text": None}])
+def test_a_message_without_text_ends_its_branch_and_is_counted(tmp_path, deleted):
+    below = [message("never", "assistant")]
+    gone = {**message("x", replies=below), **deleted}
+    prompt = message("Q?", replies=[message("A.", "assistant", replies=[gone]), {**gone, "role": "assistant"}])
+    done = preprocess(write(tmp_path / "in.jsonl", [tree("t", prompt), tree("u", gone)]), tmp_path / "out", Rules(split_ratio=1.0))
+    assert (done.train, done.left_out) == (1, {"message without text": 3})
+    assert [turn["value"] for turn in json.loads((tmp_path / "out_train.jsonl").read_text())["conversations"]] == ["Q?", "A."]
+
+
+def test_deleted_messages_with_their_text_can_be_left_out(tmp_path):
+    prompt = message("Q?", replies=[message("A.", "assistant"), {**message("B.", "assistant"), "deleted": True}])
+    done = preprocess(write(tmp_path / "in.jsonl", [tree("t", prompt)]), tmp_path / "out", Rules(split_ratio=1.0, skip_deleted=True))
+    assert (done.train, done.left_out) == (1, {"deleted message": 1})
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_byte_order_marks_are_passed_over_in_every_line_that_has_one(tmp_path, packed):
+    """Two files with a mark each, put together."""
+    line = json.dumps(tree("t")).encode() + b"\r\n"
+    source = tmp_path / "in.jsonl"
+    data = b"\xef\xbb\xbf" + line + b"\xef\xbb\xbf" + line
+    source.write_bytes(gzip.compress(data) if packed else data)
+    assert preprocess(source, tmp_path / "out").trees == 2
+
+
+def test_prompts_alone_are_nothing_to_learn_from(tmp_path):
+    source = write(tmp_path / "in.jsonl", [tree("t", message("Q?"))])
+    for on_error in ("fail", "skip"):
+        with pytest.raises(DataError, match="no conversation in 1 trees: no prompt has a reply; nothing can be learned from prompts alone"):
+            preprocess(source, tmp_path / "out", on_error=on_error)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from nemo_steerlm.data.sources.alpaca import AlpacaSource
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
+from nemo_steerlm.data.sources.messages import MessagesSource
 from nemo_steerlm.data.sources.oasst import OasstSource
 from nemo_steerlm.data.sources.rated_text import RatedTextSource
 from nemo_steerlm.data.sources.records import RecordsSource
+from nemo_steerlm.data.sources.sharegpt import ShareGptSource
 from nemo_steerlm.data.sources.source import Source
+from nemo_steerlm.data.sources.ultrafeedback import UltraFeedbackSource
 
 SOURCES: dict[str, type[Source]] = {
     "oasst": OasstSource,
     "helpsteer": HelpSteerSource,
     "rated_text": RatedTextSource,
     "records": RecordsSource,
+    "messages": MessagesSource,
+    "sharegpt": ShareGptSource,
+    "alpaca": AlpacaSource,
+    "ultrafeedback": UltraFeedbackSource,
 }
 """By the field of ``spec.data`` that describes one (in snake case)."""

@@ -1,0 +1,90 @@
+"""Objects in a file, one after the other: JSON lines, one JSON array, or the rows of a Parquet file. Its first bytes say which it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
+from nemo_steerlm.core.files import json_line
+from nemo_steerlm.core.text_files import READ_ERRORS, open_binary, open_text, unreadable
+from nemo_steerlm.data.records import Record, parse_line, raw_lines
+from nemo_steerlm.data.rejects import Rejects
+
+_PARQUET = b"PAR1"
+
+
+class Object(NamedTuple):
+    """One object, where it stands, and its text for whoever sets it aside."""
+
+    value: Record
+    where: Where
+    raw: bytes | str
+
+
+def read_objects(path: str | Path, rejects: Rejects) -> Iterator[Object]:
+    """The objects of a file, streamed. A bad line goes to ``rejects``; a broken array or table raises DataError.
+
+    Raises UsageError for Parquet where pyarrow is not installed.
+    """
+    with open_binary(path) as file:
+        try:
+            start = file.read(4096)
+        except READ_ERRORS as error:
+            raise unreadable(error, path) from error
+    if start.startswith(_PARQUET):
+        yield from _rows(path)
+    elif start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        yield from _items(path)
+    else:
+        for number, raw in raw_lines(path):
+            where = Where(file=str(path), line=number)
+            with rejects.catch(raw):
+                yield Object(parse_line(raw, where), where, raw)
+
+
+def _items(path: str | Path) -> Iterator[Object]:
+    import ijson
+
+    found = False
+    try:
+        with open_text(path) as file:
+            for i, item in enumerate(ijson.items(file, "item", use_float=True)):
+                where = Where(file=str(path), field=f"[{i}]")
+                if not isinstance(item, dict):
+                    raise DataError(f"not an object: {shown(item)}", where=where, instead="write an array of objects")
+                found = True
+                yield Object(item, where, json_line(item))
+    except ijson.JSONError as error:
+        reason = f"broken JSON array: {str(error).splitlines()[0]}"
+        raise DataError(reason, where=Where(file=str(path)), instead="write one array of objects, or one object a line") from error
+    except READ_ERRORS as error:
+        raise unreadable(error, path) from error
+    if not found:
+        raise DataError("an empty array", where=Where(file=str(path)), instead="write an array of objects, or one object a line")
+
+
+def _rows(path: str | Path) -> Iterator[Object]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UsageError(f"{path}: Parquet needs pyarrow: pip install 'nemo_steerlm[data]'") from error
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as table:
+            for batch in table.iter_batches(batch_size=1024):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield Object(row, Where(file=str(path), field=f"row {number}"), _text(row))
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"broken Parquet: {error}", where=Where(file=str(path)), instead="copy or download it again") from error
+    if not number:
+        raise DataError("no rows", where=Where(file=str(path)), instead="write one conversation a row")
+
+
+def _text(row: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(row, ensure_ascii=False, default=str)
