@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from nemo_steerlm.megatron.imports import lean_imports
 
@@ -61,6 +62,8 @@ def activate() -> None:
     if not HAVE_APEX:
         logger.info("apex is missing: torch's AdamW, gradient clipping and norms take its place")
         _names_from_apex()
+    if not HAVE_APEX and not HAVE_TRANSFORMER_ENGINE:
+        _step_of_torchs_adam()
     if not HAVE_TRANSFORMER_ENGINE:
         logger.info("TransformerEngine is missing: Megatron-Core's own layers with torch's scaled_dot_product_attention take its place")
         _fused_functions()
@@ -69,6 +72,7 @@ def activate() -> None:
         _linear_without_exchange()
         _cuda_on_cpu()
         _rng_tracker_on_cpu()
+        _distributed_optimizer_on_cpu()
         _checkpoint_queue_by_fork()
 
 
@@ -113,6 +117,25 @@ def _names_from_apex() -> None:
 
     nlp_overrides.HAVE_APEX = True
     build_model.set_defaults_if_not_set_tensor_model_parallel_attributes = set_defaults_if_not_set_tensor_model_parallel_attributes
+
+
+def _step_of_torchs_adam() -> None:
+    """Megatron-Core's distributed optimizer loads a checkpoint also where torch's Adam is inside of it.
+
+    Seen: megatron-core 0.13.1, ``DistributedOptimizer._set_main_param_and_optimizer_states`` copies all that the optimizer holds of a
+    parameter out of a checkpoint, which has no ``step`` of each; ``load_state_dict`` has set that before. Remove when it leaves it out.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    copy = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(copy)
+    def copy_all_but_step(self: Any, model_param: torch.Tensor, tensors: dict[str, torch.Tensor]) -> None:
+        group, place = self.model_param_group_index_map[model_param]
+        held = self.optimizer.state[self.optimizer.param_groups[group]["params"][place]]
+        copy(self, model_param, {**({"step": held["step"]} if "step" in held else {}), **tensors})
+
+    DistributedOptimizer._set_main_param_and_optimizer_states = copy_all_but_step
 
 
 def _fused_functions() -> None:
@@ -231,6 +254,32 @@ def _rng_tracker_on_cpu() -> None:
 
     random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+
+
+class _CudaTypeNames(TorchFunctionMode):
+    """``tensor.type()`` says ``torch.cuda.FloatTensor`` of a tensor on the CPU."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        return result.replace("torch.", "torch.cuda.") if function is torch.Tensor.type and isinstance(result, str) else result
+
+
+def _distributed_optimizer_on_cpu() -> None:
+    """Megatron-Core's distributed optimizer takes parameters that lie on the CPU.
+
+    Seen: megatron-core 0.13.1, ``distrib_optimizer.py`` sorts parameters by the name of their type, ``torch.cuda.FloatTensor``, while it is
+    built. Remove when it asks for their dtype.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    build = DistributedOptimizer.__init__
+
+    @functools.wraps(build)
+    def build_on_cpu(*args: Any, **kwargs: Any) -> None:
+        with _CudaTypeNames():
+            build(*args, **kwargs)
+
+    DistributedOptimizer.__init__ = build_on_cpu
 
 
 def _checkpoint_queue_by_fork() -> None:

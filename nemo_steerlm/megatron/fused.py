@@ -134,8 +134,9 @@ class RMSNorm(torch.nn.RMSNorm):
     """``torch.nn.RMSNorm``, whose kernels are fused on GPUs, with a fused gradient on CPUs; built as Megatron-Core builds its norms."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
-        assert not config.sequence_parallel, "the gradient of this norm's weight is that of a whole sequence"
         super().__init__(hidden_size, eps=eps)
+        # Of a part of the sequence this weight's gradient is a part: Megatron-Core and NeMo add up those that are marked so.
+        self.weight.sequence_parallel = config.sequence_parallel
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` ``[..., hidden]``, each row divided by its root mean square, times the weight."""

@@ -6,6 +6,7 @@ Importing this module imports NeMo, which takes ten seconds and more.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -33,32 +34,13 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
+from nemo_steerlm.megatron.machine import Machine, fitted, portable
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.megatron.model_config import DEFAULTS
 from nemo_steerlm.megatron.nemo_tokenizer import build_nemo_tokenizer
 from nemo_steerlm.megatron.weights_only import weights_only
 
 logger = logging.getLogger(__name__)
-
-CPU_SETTINGS: dict[str, Any] = {
-    "use_cpu_initialization": True,
-    "precision": "32",
-    "megatron_amp_O2": False,
-    "use_flash_attention": False,
-    "batch_p2p_comm": False,
-    "gradient_accumulation_fusion": False,
-    "fp8": False,
-}
-"""What a model without CUDA cannot be built without."""
-
-LOCAL_LAYER_SETTINGS: dict[str, Any] = {
-    "transformer_engine": False,
-    "masked_softmax_fusion": False,
-    "bias_dropout_add_fusion": False,
-    "persist_layer_norm": False,
-    "apply_rope_fusion": True,  # ``fused.rotate``
-}
-"""What goes with Megatron-Core's own layers, where TransformerEngine is missing."""
 
 
 class SteerLMGPTSFTModel(MegatronGPTSFTModel):
@@ -121,12 +103,11 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         return super().cuda(*args, **kwargs) if compat.HAVE_CUDA else self
 
     def setup_optimizer_param_groups(self) -> None:
-        """Decay matrices only. Upstream tells norms by apex's classes; here by shape, which is the same set."""
-        if self.use_peft or compat.HAVE_APEX:
+        """Decay matrices only. Upstream tells norms by apex's classes, and would decay TransformerEngine's; here by shape."""
+        if self.use_peft:
             super().setup_optimizer_param_groups()
-            return
-        decayed = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
-        kept = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
+        trained = [p for p in self.parameters() if p.requires_grad]
+        decayed, kept = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         self._optimizer_param_groups = ({"params": decayed}, {"params": kept, "weight_decay": 0.0})
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -221,16 +202,34 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
 
     def clip_gradients(self, max_norm: float) -> float:
         """Scale gradients down to ``max_norm`` over all ranks that share the model; returns their norm. 0 measures only."""
-        if self.with_distributed_adam and not self.use_mcore_dist_optim:
-            return float(clip_grad_norm_distributed_optimizer(self._optimizer, max_norm))
-        if self.use_mcore_dist_optim:  # clips while it steps
-            return float("nan")
+        if self.use_mcore_dist_optim:
+            return self._clip_shards(max_norm)
+        if self.with_distributed_adam:
+            return float(clip_grad_norm_distributed_optimizer(self._optimizer, max_norm or math.inf))
         parameters = self._optimizer.get_parameters_with_grad() if self.megatron_amp_O2 else self.get_parameters_with_grad()
         counted = [p.grad for p in parameters if not getattr(p, "shared", False) and param_is_not_tensor_parallel_duplicate(p)]
         norm = _norm(counted)
         if max_norm and norm > max_norm:
             torch._foreach_mul_([p.grad for p in parameters], max_norm / (norm + 1e-6))
         return float(norm)
+
+    def _clip_shards(self, max_norm: float) -> float:
+        """Of Megatron-Core's distributed optimizer: its ``step`` in two, so that a step can be left out when the norm is known."""
+        distributed = self._optimizer.mcore_optimizer
+        distributed.prepare_grads()
+        norm = float(distributed.get_grad_norm())
+        if max_norm and norm > max_norm:
+            # Megatron-Core's own function asserts that gradients lie on a GPU.
+            shards = [p.grad for optimizer in distributed.chained_optimizers for p in optimizer.get_parameters() if p.grad is not None]
+            torch._foreach_mul_(shards, max_norm / (norm + 1e-6))
+        return norm
+
+    def step_optimizer(self) -> None:
+        """Change the weights, after ``clip_gradients``."""
+        if self.use_mcore_dist_optim:
+            self._optimizer.mcore_optimizer.step_with_ready_grads()
+        else:
+            self._optimizer.step()
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
@@ -361,7 +360,12 @@ def save_nemo(model: SteerLMGPTSFTModel, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    model.save_to(str(partial))
+    cfg = model.cfg
+    model.cfg = portable(cfg)
+    try:
+        model.save_to(str(partial))
+    finally:
+        model.cfg = cfg
     if torch.distributed.get_rank() == 0:
         partial.replace(path)
     torch.distributed.barrier()
@@ -390,8 +394,8 @@ def restore_nemo(
 
 
 def _fitted(cfg: DictConfig) -> DictConfig:
-    """``cfg`` with what this machine lacks turned off."""
-    cfg = cfg.copy()
+    """``cfg`` for this class on this machine."""
+    cfg = fitted(cfg, Machine.here())
     with open_dict(cfg):
         cfg.target = f"{SteerLMGPTSFTModel.__module__}.{SteerLMGPTSFTModel.__qualname__}"
         if cfg.get("mcore_gpt") is False:
@@ -399,12 +403,4 @@ def _fitted(cfg: DictConfig) -> DictConfig:
         if cfg.tokenizer.get("library") == "sentencepiece":
             # NeMo's legacy mode knows no ids of BOS and EOS. Prompts are encoded by core.tokenization in either case.
             cfg.tokenizer.sentencepiece_legacy = cfg.tokenizer.get("sentencepiece_legacy", False)
-        if not compat.HAVE_CUDA:
-            cfg.update(CPU_SETTINGS)
-        if not compat.HAVE_TRANSFORMER_ENGINE:
-            cfg.update(LOCAL_LAYER_SETTINGS)
-            cfg.bias_activation_fusion = not compat.HAVE_CUDA and cfg.get("activation") == "fast-swiglu" and not cfg.get("bias")
-            if cfg.get("activations_checkpoint_granularity") == "selective":
-                # It recomputes core attention, which torch's fused attention does by itself.
-                cfg.activations_checkpoint_granularity = None
     return cfg

@@ -70,7 +70,7 @@ class TorchDotProductAttention(MegatronModule):
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, causal: bool) -> Tensor:
         """``[b, np, sq, hn]`` of query ``[b, np, sq, hn]``, key and value ``[b, ng, sk, hn]``."""
-        groups = query.size(1) // key.size(1)
+        groups, kind = query.size(1) // key.size(1), query.dtype
         on_cpu = query.device.type == "cpu"
         if on_cpu:  # whose kernels for it are slower in bf16, the backward one by far
             query, key, value = query.float(), key.float(), value.float()
@@ -87,7 +87,7 @@ class TorchDotProductAttention(MegatronModule):
                 scale=self.softmax_scale,
                 enable_gqa=on_cpu and groups > 1,
             )
-        return context
+        return context.to(kind)
 
     @staticmethod
     def _mask(kind: AttnMaskType, hidden: Tensor | None, queries: int, keys: int, device: torch.device) -> tuple[Tensor | None, bool]:

@@ -99,6 +99,13 @@ def add(model: SteerLMGPTSFTModel) -> None:
             torch.distributed.broadcast(parameter.data, torch.distributed.get_global_rank(group, 0), group=group)
 
 
+def freeze_in(model: SteerLMGPTSFTModel, kind: torch.dtype) -> None:
+    """Keep what is frozen in ``kind``. Adapters stay in fp32, so that small updates are not lost: they are their own masters."""
+    for parameter in model.model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(kind)
+
+
 def merge(model: SteerLMGPTSFTModel) -> None:
     """Add every adapter's product to the weight it adapts, and remove the adapters. Every rank calls this."""
     with torch.no_grad():
@@ -110,7 +117,7 @@ def merge(model: SteerLMGPTSFTModel) -> None:
                 module.linear_proj._forward_hooks.clear()
             for name, adapter in adapters.items():
                 weight = getattr(module, _ADAPTED[name]).weight
-                weight += (_product(adapter) * (adapter.alpha / adapter.dim)).to(weight.dtype)
+                weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))  # rounded once
             del module.adapter_layer
             module.__class__ = SelfAttention if isinstance(module, SelfAttention) else MLP
     model.use_peft = False

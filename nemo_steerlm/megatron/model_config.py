@@ -19,15 +19,29 @@ class Parallelism:
     world_size: int
     tensor: int
     pipeline: int
+    context: int = 1
 
     @property
     def data(self) -> int:
         """Data parallel size."""
-        return self.world_size // (self.tensor * self.pipeline)
+        return self.world_size // (self.tensor * self.pipeline * self.context)
 
 
-def check_architecture(model: DictConfig, layout: Parallelism) -> None:
-    """Raise ConfigError where the model cannot be divided over the parallel sizes."""
+def check_architecture(model: DictConfig, layout: Parallelism, *, transformer_engine: bool = False) -> None:
+    """Raise ConfigError where the model cannot be divided over the parallel sizes, or has what its layers here do not compute."""
+    if model.get("mcore_gpt") is False:
+        raise ConfigError("model.mcore_gpt=False: only Megatron-Core models are supported")
+    if not transformer_engine:
+        if model.get("window_size") is not None:
+            raise ConfigError(
+                f"the model attends within a window (window_size={model.window_size}), which only TransformerEngine computes; "
+                "it is not installed here"
+            )
+        if model.get("sequence_parallel") and model.get("normalization") != "rmsnorm":
+            raise ConfigError(
+                f"model.sequence_parallel=true: the norms of this model ({model.get('normalization')}) want whole sequences "
+                "without TransformerEngine; write false"
+            )
     divided = [
         ("num_layers", "pipeline_model_parallel_size", layout.pipeline),
         ("num_attention_heads", "tensor_model_parallel_size", layout.tensor),

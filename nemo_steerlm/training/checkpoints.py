@@ -8,6 +8,7 @@ a process killed while it saves leaves a ``.partial`` folder that the next save 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,31 @@ class TrainingState(msgspec.Struct, kw_only=True):
     fingerprint: dict[str, str]
     step: int = 0
     consumed_samples: int = 0
-    train: list[dict[str, float]] = msgspec.field(default_factory=list)
-    """One entry a step: step, loss, lr, grad_norm, tokens, seconds."""
+    train: list[dict[str, float | None]] = msgspec.field(default_factory=list)
+    """One entry a step: step, loss, lr, grad_norm, tokens, seconds, and skipped (1) where the weights were left alone.
+
+    None stands for what is not a number, which JSON does not know.
+    """
     validation: list[dict[str, Any]] = msgspec.field(default_factory=list)
     """One entry for each validation: step and what the validator found."""
+    best_step: int | None = None
+    best_value: float | None = None
+    validations_since_best: int = 0
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        """Steps up to the last one that changed nothing."""
+        count = 0
+        for entry in reversed(self.train):
+            if not entry.get("skipped"):
+                break
+            count += 1
+        return count
+
+
+def finite(value: float) -> float | None:
+    """``value``, or None for what JSON cannot hold."""
+    return value if math.isfinite(value) else None
 
 
 def find(folder: Path, state: TrainingState, *, resume: bool, chosen: str | None = None) -> Path | None:
@@ -59,11 +81,17 @@ def _require_same(path: Path, state: TrainingState) -> None:
     found = read_state(path).fingerprint
     differing = [key for key in state.fingerprint if found.get(key) != state.fingerprint[key]]
     if differing:
-        what = " and ".join(f"{key} ({found.get(key)}, not {state.fingerprint[key]})" if key == "stage" else key for key in differing)
+        said = ("stage", "optimizer")
+        what = " and ".join(f"{key} ({found.get(key)}, not {state.fingerprint[key]})" if key in said else key for key in differing)
         raise ConfigError(
             f"{path} is another training's checkpoint: it differs in {what}. "
             "Set exp_manager.explicit_log_dir to another folder, or exp_manager.resume_if_exists=False to start anew"
         )
+
+
+def at_step(folder: Path, step: int) -> Path:
+    """The checkpoint of a step."""
+    return folder / f"step={step:08d}"
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -79,15 +107,15 @@ def read_state(path: Path) -> TrainingState:
         raise UsageError(f"{path / STATE_FILE}: {error}") from error
 
 
-def save(folder: Path, state: TrainingState, shards: dict[str, Any], *, keep: int) -> Path:
-    """Write a checkpoint and remove all but the newest ``keep``. Every rank calls this.
+def save(folder: Path, state: TrainingState, shards: dict[str, Any], *, keep: int, best: int | None = None) -> Path:
+    """Write a checkpoint and remove all but the newest ``keep``, and that of step ``best``. Every rank calls this.
 
     ``shards`` is what ``optimizer.sharded_state`` gives.
     """
     import torch
     from megatron.core import dist_checkpointing
 
-    path = folder / f"step={state.step:08d}"
+    path = at_step(folder, state.step)
     partial = folder / f"{path.name}.partial"
     first = torch.distributed.get_rank() == 0
     if first:
@@ -103,7 +131,8 @@ def save(folder: Path, state: TrainingState, shards: dict[str, Any], *, keep: in
             file.write(msgspec.json.encode(state).decode())
         partial.rename(path)
         for old in complete_checkpoints(folder)[: -max(1, keep)]:
-            shutil.rmtree(old)
+            if best is None or old != at_step(folder, best):
+                shutil.rmtree(old)
     torch.distributed.barrier()
     logger.info("saved %s", path)
     return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,9 @@ from nemo_steerlm.core.files import file_digest
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo, ModelKind
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.megatron.model_config import Parallelism
-from nemo_steerlm.training.batches import Sizes
 from nemo_steerlm.training.dataset import ChatDataset, read_dataset
+from nemo_steerlm.training.settings import CONF
 
-CONF = Path(__file__).parent / "conf"
-LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
 KINDS: dict[str | None, ModelKind | None] = {"TEXT_TO_VALUE": "value", "VALUE_TO_TEXT": "steer", None: None}
 
 
@@ -63,12 +59,15 @@ def _option(arguments: list[str], *names: str) -> str | None:
 
 
 _TOKEN = re.compile(r"(\+{0,2}model\.data\.chat_prompt_tokens\.\w+)=(.*)", re.DOTALL)
+_PLACE = re.compile(r"(\+{0,2}[\w.]+(?:_path|_dir|_file|_from_checkpoint|\.info))=([^'\"\[{].*)", re.DOTALL)
 
 
 def _escaped(override: str) -> str:
-    """A chat token as Hydra's grammar takes it: people write control characters, backslashes and angle brackets unquoted."""
-    match = _TOKEN.fullmatch(override)
-    if not match or match[2] in ("", "null") or match[2][0] in "'\"" or match[2].startswith("\\'"):
+    """What people write unquoted, as Hydra's grammar takes it: control characters, backslashes, angle brackets, ``=`` in a path."""
+    match = _TOKEN.fullmatch(override) or _PLACE.fullmatch(override)
+    if not match or match[2] in ("", "null", "???") or match[2][0] in "'\"" or match[2].startswith(("\\'", "${")):
+        return override
+    if match.re is _PLACE and re.fullmatch(r"[\w./:+%@?~-]+", match[2]):
         return override
     return f"{match[1]}='{match[2]}'" if "'" not in match[2] else override
 
@@ -88,78 +87,6 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, DictConfig):
         return [prefix]
     return [key for name in node for key in _keys(node._get_node(name), f"{prefix}.{name}" if prefix else str(name))]
-
-
-def parallel_layout(cfg: DictConfig) -> Parallelism:
-    """Check sizes against each other and against the launcher. Raises ConfigError."""
-    model = cfg.model
-    layout = Parallelism(
-        world_size=cfg.trainer.devices * cfg.trainer.num_nodes,
-        tensor=model.tensor_model_parallel_size,
-        pipeline=model.pipeline_model_parallel_size,
-    )
-    if model.context_parallel_size != 1:
-        raise ConfigError("model.context_parallel_size: context parallelism is not supported for chat data; leave it at 1")
-    if min(layout.tensor, layout.pipeline, layout.world_size) < 1:
-        raise ConfigError("trainer.devices, trainer.num_nodes and the parallel sizes must be at least 1")
-    if layout.world_size % (layout.tensor * layout.pipeline):
-        raise ConfigError(
-            f"trainer.devices={cfg.trainer.devices} × trainer.num_nodes={cfg.trainer.num_nodes} is no multiple of "
-            f"tensor_model_parallel_size={layout.tensor} × pipeline_model_parallel_size={layout.pipeline}"
-        )
-    launched = os.environ.get("WORLD_SIZE")
-    if launched and int(launched) != layout.world_size:
-        raise ConfigError(
-            f"the launcher started {launched} processes, but trainer.devices={cfg.trainer.devices} × "
-            f"trainer.num_nodes={cfg.trainer.num_nodes} are configured"
-        )
-    for name in ("train_ds", "validation_ds"):
-        sizes_of(cfg, name, layout).check(f"model.data.{name}")
-    return layout
-
-
-def sizes_of(cfg: DictConfig, name: str, layout: Parallelism, data_parallel_rank: int = 0) -> Sizes:
-    """Batch sizes of ``model.data.<name>``."""
-    section = cfg.model.data[name]
-    return Sizes(
-        micro_batch_size=section.micro_batch_size,
-        global_batch_size=section.global_batch_size,
-        data_parallel_size=layout.data,
-        data_parallel_rank=data_parallel_rank,
-    )
-
-
-def check_adapters(model: DictConfig) -> None:
-    """Raise ConfigError where ``model.peft`` asks for adapters in places that are not there, or for such as cannot be merged."""
-    if model.peft.peft_scheme in (None, "none"):
-        return
-    tuning, key = model.peft.lora_tuning, "model.peft.lora_tuning"
-    if model.get("num_moe_experts"):
-        raise ConfigError(
-            f"model.peft.peft_scheme=lora: the model has {model.num_moe_experts} experts a layer; train it with peft_scheme=none"
-        )
-    for target in tuning.target_modules:
-        if target not in LORA_TARGETS:
-            raise ConfigError(f"{key}.target_modules: unknown {target}; known: {', '.join(LORA_TARGETS)}")
-    for number in tuning.layer_selection or ():
-        if not 1 <= number <= model.num_layers:
-            raise ConfigError(f"{key}.layer_selection: there is no layer {number}; they are numbered 1 to {model.num_layers}")
-    if tuning.get("variant", "nemo") != "nemo" or tuning.weight_tying:
-        raise ConfigError(f"{key}: only variant=nemo without weight_tying can be merged")
-
-
-def check_supported(cfg: DictConfig) -> None:
-    """Raise ConfigError for keys of upstream's that would be ignored although they matter, and for a schedule that NeMo asserts on."""
-    if str(cfg.trainer.precision) in ("16", "16-mixed", "16-true"):
-        raise ConfigError("trainer.precision=16: fp16 is not supported; write bf16 or 32")
-    if cfg.model.peft.restore_from_path is not None:
-        raise ConfigError("model.peft.restore_from_path: adapters are merged when a training ends; give that .nemo as restore_from_path")
-    if cfg.model.peft.peft_scheme not in (None, "none", "lora"):
-        raise ConfigError(f"model.peft.peft_scheme={cfg.model.peft.peft_scheme}: write lora or none")
-    optim = cfg.model.optim
-    floor = optim.sched.get("min_lr", 0.0) if optim.get("sched") else 0.0
-    if optim.lr <= floor:
-        raise ConfigError(f"model.optim.lr={optim.lr} must be above model.optim.sched.min_lr={floor}")
 
 
 def stored_info(cfg: DictConfig) -> ModelInfo | None:
@@ -245,8 +172,11 @@ def _schema_of(data: ChatDataset) -> AttributeSchema:
     )
 
 
-def fingerprint(cfg: DictConfig, info: ModelInfo | None, train: ChatDataset) -> dict[str, str]:
-    """What makes this training this one: a checkpoint with another fingerprint is never gone on from."""
+def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | None, train: ChatDataset) -> dict[str, str]:
+    """What makes this training this one: a checkpoint with another fingerprint is never gone on from.
+
+    Not the schedule: a training that goes on takes the one that is configured then.
+    """
     model = cfg.model
     settings = {
         "seed": model.seed,
@@ -254,7 +184,7 @@ def fingerprint(cfg: DictConfig, info: ModelInfo | None, train: ChatDataset) -> 
         "shuffle": model.data.train_ds.shuffle,
         "max_seq_length": model.data.train_ds.max_seq_length,
         "peft": OmegaConf.to_container(model.peft) if model.peft.peft_scheme not in (None, "none") else None,
-        "optimizer": {k: model.optim[k] for k in ("lr", "weight_decay") if k in model.optim},
+        "optimizer": {k: _plain(model.optim[k]) for k in ("lr", "weight_decay", "betas", "eps") if k in model.optim},
     }
     return {
         "stage": f"train-{info.kind}" if info else "train-chat",
@@ -262,7 +192,12 @@ def fingerprint(cfg: DictConfig, info: ModelInfo | None, train: ChatDataset) -> 
         "base model": "random" if model.restore_from_path is None else _base_digest(Path(model.restore_from_path)),
         "description": _digest(msgspec.json.encode(info)) if info else "none",
         "settings": _digest(msgspec.json.encode(settings)),
+        "optimizer": str(model_config.optim.name),
     }
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _digest(data: bytes) -> str:

@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from megatron.core import parallel_state, tensor_parallel
 from omegaconf import OmegaConf, open_dict
 
-from nemo_steerlm.core.errors import EXIT_TERMINATED, TryAgainError, UsageError
+from nemo_steerlm.core.errors import EXIT_TERMINATED, ConfigError, TryAgainError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.megatron import compat, lora
@@ -29,10 +30,11 @@ from nemo_steerlm.megatron.gpt_sft import (
 )
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.training import checkpoints, optimizer
+from nemo_steerlm.training.arithmetic import precision_of
 from nemo_steerlm.training.batches import Collator, TrainingOrder
-from nemo_steerlm.training.config import sizes_of
 from nemo_steerlm.training.plan import Plan
 from nemo_steerlm.training.reporting import Reporter
+from nemo_steerlm.training.settings import deadline_seconds, sizes_of
 from nemo_steerlm.training.stop_signal import StopSignal
 from nemo_steerlm.training.validation import Validator, ValueTokens
 
@@ -44,23 +46,30 @@ class Training:
 
     def __init__(self, plan: Plan, stop: StopSignal) -> None:
         self.plan, self.stop, self.state = plan, stop, plan.state
-        self.deadline = _deadline(plan.cfg.exp_manager.max_time_per_run)
+        limit = deadline_seconds(plan.cfg.exp_manager.max_time_per_run)
+        self.deadline = None if limit is None else time.monotonic() + limit
         self.folder = plan.log_dir / "checkpoints"
         compat.activate()
         share_cores()
         cfg = plan.model_config
-        trainer = make_trainer(devices=plan.cfg.trainer.devices, num_nodes=plan.cfg.trainer.num_nodes, precision=plan.cfg.trainer.precision)
+        trainer = make_trainer(
+            devices=plan.cfg.trainer.devices,
+            num_nodes=plan.cfg.trainer.num_nodes,
+            precision=precision_of(plan.cfg.trainer.precision),
+            gradient_clip_val=float(plan.cfg.trainer.sft.gradient_clip_val or 0.0),
+        )
         start_distributed(cfg, trainer)
         self.first_rank = torch.distributed.get_rank() == 0
         self.adapters_only = cfg.peft.peft_scheme not in (None, "none")
-        with open_dict(cfg):
-            cfg.optim.name = optimizer.available_optimizer(cfg.optim.name, adapters_only=self.adapters_only)
-            if plan.info is not None:
+        if plan.info is not None:
+            with open_dict(cfg):
                 cfg.steerlm = plan.info.to_dict()
         self.model = load_base(plan, trainer)
         if self.adapters_only:
             lora.add(self.model)
-        self.model.bf16_products = _bf16_products(str(plan.cfg.trainer.precision))
+            if str(cfg.precision) == "bf16":
+                lora.freeze_in(self.model, torch.bfloat16)
+        self.model.bf16_products = _bf16_products(precision_of(plan.cfg.trainer.precision))
         optimizer.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1
         shared: dict[str, Any] = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
@@ -90,17 +99,30 @@ class Training:
             checkpoints.remove_all(self.folder)
         torch.distributed.barrier()
         self.model.train()
-        saved = self.state.step
-        while self.state.step < self.plan.steps:
+        saved, monitor = self.state.step, self.plan.monitor
+        while self.state.step < self.plan.steps and not monitor.exhausted(self.state):
             stopping = self._step()
-            last = self.state.step == self.plan.steps
+            last, better = self.state.step == self.plan.steps, False
             if last or (not stopping and self.state.step % self.plan.validate_every == 0):
-                self._validate()
-            if stopping or last or self.state.step % self.plan.save_every == 0:
+                better = self._validate()
+            last |= monitor.exhausted(self.state)
+            if stopping or last or self.state.step % self.plan.save_every == 0 or (better and monitor.keep_best):
                 saved = self._save(saved)
             if stopping and not last:
                 self._leave(stopping)
+        if self.state.step < self.plan.steps:
+            logger.info("%d validations without a better %s: training ends", self.state.validations_since_best, monitor.name)
+        self._take_best()
         self._finish()
+
+    def _take_best(self) -> None:
+        best = self.state.best_step
+        if not self.plan.monitor.keep_best or best in (None, self.state.step):
+            return
+        logger.info("%s was best at step %d: its weights are what is saved", self.plan.monitor.name, best)
+        path = checkpoints.at_step(self.folder, best)
+        weights = checkpoints.load(path, {"weights": self.model.trainable_sharded_state_dict()})["weights"]
+        self.model.load_trainable_state_dict(weights)
 
     def _step(self) -> int:
         """One global batch. Returns why to stop after it: 0 not at all, 1 the time is up, 2 SIGTERM came, the same on every rank."""
@@ -118,18 +140,38 @@ class Training:
         model.reduce_gradients()
         norm = model.clip_gradients(float(self.plan.cfg.trainer.sft.gradient_clip_val or 0.0))
         lr = model._optimizer.param_groups[0]["lr"]
-        model._optimizer.step()
+        if math.isfinite(norm):  # the same on every rank: a gradient that is not is so everywhere once it has been summed
+            model.step_optimizer()
         if model._scheduler:
             model._scheduler["scheduler"].step()
         loss, tokens, stopping = self._agree(results, batches, indices)
         state.step += 1
         state.consumed_samples += len(indices)
-        entry = {"step": state.step, "loss": loss, "lr": lr, "grad_norm": norm, "tokens": tokens, "seconds": time.perf_counter() - began}
+        entry = {
+            "step": state.step,
+            "loss": checkpoints.finite(loss),
+            "lr": lr,
+            "grad_norm": checkpoints.finite(norm),
+            "tokens": tokens,
+            "seconds": time.perf_counter() - began,
+        }
+        if not math.isfinite(norm):
+            entry["skipped"] = 1
         state.train.append(entry)
         self.report.step({**entry, "consumed_samples": state.consumed_samples})
-        if math.isnan(loss):
-            raise UsageError(f"the loss of step {state.step} is not a number; lower model.optim.lr or check the base model")
+        self._check_skipped()
         return stopping
+
+    def _check_skipped(self) -> None:
+        """Steps whose gradients are not finite change no weights; too many of them in a row end the training."""
+        skipped, limit = self.state.skipped_in_a_row, self.plan.cfg.trainer.sft.skipped_steps_limit
+        if skipped:
+            logger.warning("step %d: gradients are not finite, the weights stay as they are", self.state.step)
+        if skipped > limit:
+            raise ConfigError(
+                f"step {self.state.step}: the gradients of {skipped} steps in a row were not finite "
+                f"(trainer.sft.skipped_steps_limit={limit}); lower model.optim.lr or check the base model"
+            )
 
     def _agree(self, results: list[dict[str, Any]], batches: list[MicroBatch], indices: Any) -> tuple[float, int, int]:
         """Loss of the global batch, its tokens, and whether a rank was told to stop: one exchange among all ranks."""
@@ -147,23 +189,28 @@ class Training:
         """Dropout depends on the step alone, so a training that was interrupted goes on as if it had not been."""
         cfg = self.model.cfg
         if cfg.hidden_dropout or cfg.attention_dropout or (self.adapters_only and cfg.peft.lora_tuning.adapter_dropout):
-            seed = self.plan.cfg.model.seed + 1000 * (step + 1)
-            torch.manual_seed(seed + parallel_state.get_data_parallel_rank())
+            place = parallel_state.get_pipeline_model_parallel_rank(), parallel_state.get_data_parallel_rank()
+            seed = dropout_seed(self.plan.cfg.model.seed, step, *place)
+            torch.manual_seed(seed)
+            # Megatron-Core adds the tensor-parallel rank where ranks hold different parts, and only there.
             tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
-    def _validate(self) -> None:
+    def _validate(self) -> bool:
+        """Whether what is monitored is better than it was."""
         if self.validator is None:
-            return
+            return False
         result = self.validator.run()
         self.state.validation.append({"step": self.state.step, **result})
         if self.first_rank:
             self.report.validation(self.state.step, result)
+        return self.plan.monitor.note(self.state, result)
 
     def _save(self, saved: int) -> int:
         manager = self.plan.cfg.exp_manager
         if manager.create_checkpoint_callback and saved != self.state.step:
             shards = optimizer.sharded_state(self.model, loading=False)
-            checkpoints.save(self.folder, self.state, shards, keep=manager.checkpoint_callback_params.save_top_k)
+            best = self.state.best_step if self.plan.monitor.keep_best else None
+            checkpoints.save(self.folder, self.state, shards, keep=manager.checkpoint_callback_params.save_top_k, best=best)
         return self.state.step
 
     def _leave(self, stopping: int) -> None:
@@ -179,7 +226,7 @@ class Training:
         if self.adapters_only:
             lora.merge(self.model)
         with open_dict(self.model.cfg):  # a model without CUDA is built in fp32; what is saved says what was asked for, as on GPUs
-            self.model.cfg.precision = cfg.trainer.precision
+            self.model.cfg.precision = precision_of(cfg.trainer.precision)
         if cfg.steerlm.export_dir is not None:
             from nemo_steerlm.megatron.hf_export import export_hf
 
@@ -196,6 +243,11 @@ class Training:
         """What sequence lengths are padded to: nothing on a CPU, tensor cores and sequence parallelism want round numbers."""
         parallel = self.plan.layout.tensor if self.model.cfg.get("sequence_parallel") else 1
         return (16 if compat.HAVE_CUDA else 1) * parallel
+
+
+def dropout_seed(seed: int, step: int, pipeline_rank: int, data_parallel_rank: int) -> int:
+    """Its own for every step, pipeline stage and data-parallel rank, whose dropout would otherwise hit the same places."""
+    return int(np.random.SeedSequence((seed, step, pipeline_rank, data_parallel_rank)).generate_state(1)[0]) >> 1
 
 
 def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
@@ -231,14 +283,3 @@ def _broadcast(info: ModelInfo | None) -> ModelInfo | None:
 def _pad_id(model: SteerLMGPTSFTModel) -> int:
     eos = getattr(model.tokenizer, "eos_id", None)
     return eos if isinstance(eos, int) and eos >= 0 else 0
-
-
-def _deadline(limit: str | None) -> float | None:
-    """``DD:HH:MM:SS`` from now, on the monotonic clock."""
-    if limit is None:
-        return None
-    try:
-        days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
-    except ValueError as error:
-        raise UsageError(f"exp_manager.max_time_per_run={limit}: write DD:HH:MM:SS") from error
-    return time.monotonic() + ((days * 24 + hours) * 60 + minutes) * 60 + seconds

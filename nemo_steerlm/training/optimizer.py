@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -11,39 +12,32 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, make_sharded_optimizer_tensor
 from nemo.core.optim import prepare_lr_scheduler
 from omegaconf import DictConfig, OmegaConf, open_dict
+from torch import Tensor
 
-from nemo_steerlm.core.errors import ConfigError
-from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
+from nemo_steerlm.training.arithmetic import TORCH
 
 logger = logging.getLogger(__name__)
 
-FROM_APEX = ("distributed_fused_adam", "fused_adam", "megatron_fused_adam")
-FOR_CUDA = (*FROM_APEX, "mcore_distributed_optim")
 ADAM_STATE = ("exp_avg", "exp_avg_sq")
 
 
-def available_optimizer(name: str, *, adapters_only: bool) -> str:
-    """``name``, or ``adamw`` where this machine lacks it or adapters are what is trained, for which NeMo refuses the distributed one."""
-    missing = (name in FROM_APEX and not compat.HAVE_APEX) or (name in FOR_CUDA and not compat.HAVE_CUDA)
-    if missing or (adapters_only and name in ("distributed_fused_adam", "mcore_distributed_optim")):
-        logger.info("optimizer %s is not available here: torch's fused AdamW takes its place", name)
-        return "adamw"
-    return name
-
-
 def set_up(model: SteerLMGPTSFTModel, max_steps: int) -> None:
-    """Give ``model`` its optimizer and schedule from ``model.optim``. Raises ConfigError for one that does not exist."""
+    """Give ``model`` its optimizer and schedule from ``model.optim``, whose names ``arithmetic`` and ``settings`` have checked."""
     cfg: DictConfig = model.cfg.optim
     sched = cfg.get("sched")
     if sched is not None:
         _fit_schedule(sched, max_steps)
-    if cfg.name == "adamw" and model.megatron_amp_O2:
-        raise ConfigError("model.megatron_amp_O2=True needs model.optim.name=distributed_fused_adam and apex")
-    if cfg.name != "adamw":
+    if cfg.name != TORCH:
         if model.use_mcore_dist_optim:
             model.setup_mcore_distributed_parallel()
         model.configure_optimizers()
+        for adam in _torch_adams(model):
+            for parameter in _parameters(adam):
+                adam.state[parameter] = {
+                    "step": torch.tensor(0.0),
+                    **{name: torch.zeros_like(parameter) for name in ADAM_STATE},
+                }
         return
     model.setup_optimizer_param_groups()
     model._optimizer = torch.optim.AdamW(
@@ -57,8 +51,6 @@ def set_up(model: SteerLMGPTSFTModel, max_steps: int) -> None:
     model._scheduler = None
     if sched is not None:
         model._scheduler = prepare_lr_scheduler(model._optimizer, OmegaConf.to_container(sched))
-        if model._scheduler is None:
-            raise ConfigError(f"model.optim.sched.name={sched.get('name')}: no such schedule in NeMo")
 
 
 def _fit_schedule(sched: DictConfig, max_steps: int) -> None:
@@ -81,40 +73,75 @@ def _fit_schedule(sched: DictConfig, max_steps: int) -> None:
 
 
 def sharded_state(model: SteerLMGPTSFTModel, *, loading: bool) -> dict[str, Any]:
-    """Weights (with LoRA the adapters' only), optimizer and schedule as Megatron-Core saves and loads them under any layout."""
+    """Weights (with LoRA the adapters' only), optimizer and progress as Megatron-Core saves and loads them under any layout."""
     weights = model.trainable_sharded_state_dict()
     optimizer = model._optimizer
     state: dict[str, Any] = {"weights": weights}
-    if hasattr(optimizer, "sharded_state_dict"):
+    if model.use_mcore_dist_optim:
+        without_extra = {name: shard for name, shard in weights.items() if not name.endswith("_extra_state")}
+        # Each rank saves its shards, which any other layout can read; NeMo's default gathers them, for this layout only.
+        state["optimizer"] = optimizer.mcore_optimizer.sharded_state_dict(without_extra, is_loading=loading)
+    elif hasattr(optimizer, "sharded_state_dict"):
         state["optimizer"] = optimizer.sharded_state_dict({k: v for k, v in weights.items() if not k.endswith("_extra_state")})
     else:
         state["optimizer"] = _sharded_adam_state(optimizer, weights)
-    scheduler = model._scheduler["scheduler"].state_dict() if model._scheduler else {}
+    progress = {"scheduled": model._scheduler["scheduler"].last_epoch if model._scheduler else 0, "adam": _steps_taken(optimizer)}
     # An object of rank 0 that every rank reads back, whatever its place.
-    state["schedule"] = ShardedObject("schedule", None if loading else scheduler, (1,), (0,), replica_id=torch.distributed.get_rank())
+    state["progress"] = ShardedObject("progress", None if loading else progress, (1,), (0,), replica_id=torch.distributed.get_rank())
     return state
 
 
 def load_state(model: SteerLMGPTSFTModel, loaded: dict[str, Any]) -> None:
-    """Put what ``sharded_state`` had loaded back into ``model``."""
+    """Put what ``sharded_state`` had loaded back into ``model``.
+
+    The schedule is the one that is configured now, run to where the training is: a training that goes on for more steps, or to
+    another rate, does so from here on.
+    """
     model.load_trainable_state_dict(loaded["weights"])
-    optimizer = model._optimizer
+    optimizer, progress = model._optimizer, loaded["progress"]
     if hasattr(optimizer, "sharded_state_dict"):
         optimizer.load_state_dict(loaded["optimizer"])
+        for adam in _torch_adams(model):
+            for state in adam.state.values():
+                state["step"] = state["step"].clone()  # Megatron-Core gives all parameters one tensor, which each would add to
     else:
         for parameter, values in zip(_parameters(optimizer), loaded["optimizer"]["state"].values(), strict=True):
             optimizer.state[parameter].update({name: values[name].to(parameter.device) for name in ADAM_STATE})
+            optimizer.state[parameter]["step"] = _step_count(parameter, progress["adam"])
     if model._scheduler:
-        scheduler = model._scheduler["scheduler"]
-        scheduler.load_state_dict(loaded["schedule"])
-        steps = torch.tensor(float(scheduler.last_epoch))
-        for group, lr in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
-            group["lr"] = lr
-    else:
-        steps = torch.tensor(float(loaded["schedule"].get("step", 0)))
-    if not hasattr(optimizer, "sharded_state_dict"):
-        for parameter in _parameters(optimizer):
-            optimizer.state[parameter]["step"] = steps.clone()
+        _run_to(model._scheduler["scheduler"], progress["scheduled"])
+
+
+def _run_to(scheduler: Any, steps: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch expects the optimizer to step between the schedule's steps
+        while scheduler.last_epoch < steps:
+            scheduler.step()
+    for group, lr in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
+
+
+def _step_count(parameter: Tensor, steps: float) -> Tensor:
+    """Adam's count of steps. The fused kernel reads it where the parameter is, as torch itself makes it."""
+    return torch.tensor(float(steps), dtype=torch.float32, device=parameter.device)
+
+
+def _steps_taken(optimizer: Any) -> float:
+    """By torch's Adam; the other optimizers save their own."""
+    state = getattr(optimizer, "state", {})
+    first = next(iter(state.values()), {}) if isinstance(optimizer, torch.optim.AdamW) else {}
+    return float(first.get("step", 0.0))
+
+
+def _torch_adams(model: SteerLMGPTSFTModel) -> list[torch.optim.AdamW]:
+    """Inside of Megatron-Core's distributed optimizer, where neither TransformerEngine nor apex has one.
+
+    Megatron-Core can neither save nor load their state before they have taken a step.
+    """
+    if not model.use_mcore_dist_optim:
+        return []
+    inner = (part.optimizer for part in model._optimizer.mcore_optimizer.chained_optimizers)
+    return [adam for adam in inner if isinstance(adam, torch.optim.AdamW)]
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
@@ -131,6 +158,6 @@ def _sharded_adam_state(optimizer: torch.optim.Optimizer, weights: dict[str, Any
         for name in ADAM_STATE:
             if name not in moments:
                 moments[name] = torch.zeros_like(parameter)
-        moments.setdefault("step", torch.tensor(0.0))
+        moments.setdefault("step", _step_count(parameter, 0))
         state[i] = {name: make_sharded_optimizer_tensor(shards[i], moments[name], prefix=f"optimizer.state.{name}") for name in ADAM_STATE}
     return {"state": state}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_steerlm.core.template import ChatTokens
 from tests.inputs import STORIES
 
 Records = Callable[..., Path]
@@ -48,11 +49,14 @@ def base_nemo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     torch.set_num_threads(1)
+    from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
     from nemo_steerlm.megatron.gpt_sft import build_model, save_nemo
 
+    tokenizer = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer_files(STORIES, tokenizer, ChatTokens().markers)
     model = build_model(
         {
-            "tokenizer": {"library": "sentencepiece", "model": str(STORIES / "tokenizer.model")},
+            "tokenizer": nemo_tokenizer_config(tokenizer),
             "num_layers": 4,
             "encoder_seq_length": 256,
             "share_embeddings_and_output_weights": True,

@@ -13,7 +13,7 @@ from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.errors import ConfigError, SteerLMError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens
-from nemo_steerlm.training import checkpoints
+from nemo_steerlm.training import checkpoints, settings
 from nemo_steerlm.training import config as train_config
 from nemo_steerlm.training.train import Plan, plan
 from tests.inputs import STORIES
@@ -95,7 +95,7 @@ def test_adapters_of_a_mixture_of_experts_are_refused() -> None:
     model = train_config.compose(["model.peft.peft_scheme=lora"]).model
     OmegaConf.set_struct(model, False)
     with pytest.raises(ConfigError, match="the model has 4 experts a layer"):
-        train_config.check_adapters(OmegaConf.merge(model, {"num_moe_experts": 4}))
+        settings.check_adapters(OmegaConf.merge(model, {"num_moe_experts": 4}))
 
 
 def test_records_and_description_have_to_agree(tmp_path: Path, records: Records) -> None:

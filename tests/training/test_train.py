@@ -18,7 +18,6 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.formats.nemo_archive import nemo_archive
-from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from nemo_steerlm.training.batches import TrainingOrder
 from nemo_steerlm.training.dataset import read_dataset
 from nemo_steerlm.training.train import main
@@ -137,33 +136,6 @@ def test_validation_weighs_tokens_and_agrees_with_training(base_nemo: Path, reco
     assert stored.steerlm.kind == "value"
 
 
-@pytest.mark.distributed
-def test_every_layout_of_two_processes_has_the_loss_curve_of_one(undisturbed: tuple[list[str], Path], tmp_path: Path) -> None:
-    """Also that a .nemo saved under one layout loads under another: all start from the one that one process saved."""
-    arguments, reference = undisturbed
-    nemo = f"model.restore_from_path={tmp_path}/tp/checkpoints/megatron_gpt_sft.nemo"
-    layouts = {
-        "tp": ["model.tensor_model_parallel_size=2"],
-        "pp": ["model.pipeline_model_parallel_size=2"],
-        "dp": [],
-        "tp in bf16": ["model.tensor_model_parallel_size=2", "trainer.precision=bf16"],
-        "tp-to-pp": ["model.pipeline_model_parallel_size=2", nemo, "trainer.sft.max_steps=1"],
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0"]
-    script = [str(Path(__file__).with_name("layouts.py")), json.dumps(arguments), str(tmp_path), json.dumps(layouts)]
-    done = subprocess.run([*command, *script], env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    for name in ("tp", "pp", "dp"):
-        assert losses(tmp_path / name) == pytest.approx(losses(reference), abs=1e-5), name
-        assert metrics(tmp_path / name)["validation_loss"] == pytest.approx(metrics(reference)["validation_loss"], abs=1e-5)
-    rough = losses(tmp_path / "tp in bf16")
-    assert rough == pytest.approx(losses(reference), rel=1e-2)
-    assert (rough != pytest.approx(losses(reference), abs=1e-5)) == multiplies_in_bf16()
-    again = tmp_path / "again"
-    main([*arguments, *at(again), f"model.restore_from_path={reference}/checkpoints/megatron_gpt_sft.nemo", "trainer.sft.max_steps=1"])
-    assert losses(tmp_path / "tp-to-pp") == pytest.approx(losses(again), abs=1e-5)
-
-
 def test_sigterm_saves_and_the_same_command_ends_as_if_nothing_had_been(undisturbed: tuple[list[str], Path], tmp_path: Path) -> None:
     arguments, reference = undisturbed
     out = tmp_path / "run"
@@ -210,7 +182,7 @@ def test_lora_learns_resumes_and_is_merged_into_what_is_saved(base_nemo: Path, r
         "model.peft.peft_scheme=lora",
         "model.peft.lora_tuning.target_modules=[all]",
         f"model.peft.lora_tuning.layer_selection={layers}",
-        "model.optim.lr=2e-2",
+        "model.optim.lr=5e-3",
         "model.optim.sched.warmup_steps=0",
     )
     main([*arguments, "trainer.sft.max_steps=2"])  # killed after two of three steps, as far as the checkpoint can tell

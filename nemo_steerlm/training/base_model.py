@@ -1,0 +1,90 @@
+"""What a training starts from: the base model's config and tokenizer, and what they rule out. Imports neither NeMo nor torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from nemo_steerlm.core.errors import ConfigError, UsageError, shown
+from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
+from nemo_steerlm.formats.checkpoint import check_checkpoint
+from nemo_steerlm.formats.hf_config import config_from_nemo, nemo_config
+from nemo_steerlm.formats.nemo_archive import is_nemo, nemo_archive
+from nemo_steerlm.formats.tokenizer_files import is_single_token, nemo_tokenizer_config, write_tokenizer_files
+from nemo_steerlm.megatron.machine import Machine, fitted
+from nemo_steerlm.megatron.model_config import DEFAULTS
+from nemo_steerlm.training import arithmetic
+
+
+def load_base_config(cfg: DictConfig, tokens: ChatTokens, scratch: Path) -> tuple[DictConfig, TextTokenizer]:
+    """Model config and tokenizer to start from."""
+    path = cfg.model.restore_from_path
+    if path is None:
+        section = cfg.model.get("tokenizer")
+        if section is None or section.get("model") is None:
+            raise UsageError("model.restore_from_path is missing (for random weights give +model.tokenizer.model=… and sizes)")
+        return OmegaConf.create({"tokenizer": section}), load_tokenizer(section.model)
+    if not Path(path).exists():
+        raise UsageError(f"model.restore_from_path: {path}: no such file")
+    if is_nemo(path):
+        return nemo_archive(path)
+    config = nemo_config(check_checkpoint(path))
+    tokenizer = write_tokenizer_files(path, scratch, tokens.markers)
+    return OmegaConf.create({**config, "tokenizer": nemo_tokenizer_config(scratch)}), tokenizer
+
+
+def model_config(base: DictConfig, cfg: DictConfig, machine: Machine) -> DictConfig:
+    """NeMo's model config of this training on ``machine``."""
+    model = _merged(base, cfg)
+    arithmetic.choose(model, cfg.trainer.precision, machine)
+    return fitted(model, machine)
+
+
+def _merged(base: DictConfig, cfg: DictConfig) -> DictConfig:
+    """Defaults, then the base model's, then what this training says; a base model keeps its architecture."""
+    ours = cfg.model.copy()
+    with open_dict(ours):
+        if cfg.model.restore_from_path is not None:
+            ours.pop("tokenizer", None)
+        for key in ("encoder_seq_length", "seq_len_interpolation_factor"):
+            if ours[key] is None:
+                ours.pop(key)
+        for key in ("restore_from_path", "resume_from_checkpoint", "data"):
+            ours.pop(key)
+        ours.micro_batch_size = cfg.model.data.train_ds.micro_batch_size
+        ours.global_batch_size = cfg.model.data.train_ds.global_batch_size
+        if ours.activations_checkpoint_granularity == "selective":
+            # Command lines carry method=uniform beside it; Megatron-Core wants the rest unset.
+            ours.activations_checkpoint_method = ours.activations_checkpoint_num_layers = None
+    return cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), base, ours))
+
+
+def fill_lengths(cfg: DictConfig, model: DictConfig) -> None:
+    """Records are cut to what the model was made for, where neither ``max_seq_length`` nor ``encoder_seq_length`` says otherwise."""
+    for section in (cfg.model.data.train_ds, cfg.model.data.validation_ds):
+        if section.max_seq_length is None:
+            section.max_seq_length = model.encoder_seq_length
+        if section.max_seq_length > model.encoder_seq_length and model.get("position_embedding_type") != "rope":
+            raise ConfigError(
+                f"max_seq_length={section.max_seq_length}: the model has positions for encoder_seq_length={model.encoder_seq_length} tokens"
+            )
+
+
+def require_markers(tokenizer: TextTokenizer, tokens: ChatTokens, source: str | None) -> None:
+    """Raise ConfigError where a marker is spelled in several tokens: an answer's end would be no token that an engine can stop at."""
+    for marker in tokens.markers:
+        if not is_single_token(tokenizer, marker):
+            raise ConfigError(
+                f"{source or 'model.tokenizer'}: chat token {shown(marker)} is no single token of the vocabulary; convert the Hugging Face "
+                "checkpoint with steerlm convert, which adds it, or name tokens that there are in model.data.chat_prompt_tokens"
+            )
+
+
+def check_exportable(model: DictConfig, vocab_size: int) -> None:
+    """Raise ConfigError where the trained model could not be written to ``steerlm.export_dir``: after days is too late to say so."""
+    if model.get("window_size"):
+        raise ConfigError(f"steerlm.export_dir: no exported family attends within window_size={model.window_size}; write null")
+    config_from_nemo(model, vocab_size)
