@@ -10,6 +10,7 @@ from __future__ import annotations
 import bisect
 import collections
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -49,6 +50,10 @@ class TextTokenizer(Protocol):
     @property
     def special_ids(self) -> frozenset[int]:
         """Tokens of those ``special`` strings that no ordinary text has in it: not those of white space or of one visible character."""
+
+    @property
+    def digest(self) -> str:
+        """Of everything that text is encoded by."""
 
     def encode(self, text: str) -> list[int]:
         """Token ids, no BOS or EOS."""
@@ -161,6 +166,14 @@ class SentencePieceTokenizer:
         """See TextTokenizer."""
         return frozenset(self._processor.piece_to_id(piece) for piece in self.special if _is_control(piece))
 
+    @property
+    def digest(self) -> str:
+        """See TextTokenizer."""
+        return hashlib.sha256(self._processor.serialized_model_proto()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_processor": self._processor, "vocab_size": self.vocab_size}
+
     @functools.cached_property
     def _model(self) -> Any:
         from sentencepiece import sentencepiece_model_pb2 as schema
@@ -246,6 +259,14 @@ class HuggingFaceTokenizer:
         found = self._tokenizer.normalizer
         normalizer: Normalizer | None = None if found is None else found.normalize_str
         return normalizer
+
+    @property
+    def digest(self) -> str:
+        """See TextTokenizer."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_tokenizer": self._tokenizer, "_eos": self._eos, "vocab_size": self.vocab_size}
 
     @functools.cached_property
     def special_ids(self) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import numpy.typing as npt
@@ -62,10 +63,16 @@ class TrainingOrder:
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Record indices of global batch number ``step``, counted over epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = np.arange(self.records, dtype=np.int64)
+        window = slice(within * self.global_batch_size, (within + 1) * self.global_batch_size)
         if self.shuffle:
-            order = np.random.default_rng((self.seed, epoch)).permutation(order)
-        return order[within * self.global_batch_size : (within + 1) * self.global_batch_size]
+            return _shuffled(self.records, self.seed, epoch)[window]
+        return np.arange(window.start, window.stop, dtype=np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _shuffled(records: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+    """An epoch's order: eight bytes a record, made once an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(np.arange(records, dtype=np.int64))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,9 +93,9 @@ class Collator:
         Every micro batch's ``loss_scale`` is such that, summed over micro batches and averaged over data-parallel ranks as Megatron
         does it, the loss is the mean over all learned tokens of ``indices``.
         """
-        lengths = self.dataset.lengths()[indices]
+        lengths = self.dataset.lengths(indices)
         by_length = indices[np.argsort(lengths, kind="stable")]
-        total = sum(int(self.dataset.record(int(i))[1][1:].sum()) for i in indices)
+        total = self.dataset.learned_tokens(indices)
         chunks = [by_length[i : i + sizes.micro_batch_size] for i in range(0, len(by_length), sizes.micro_batch_size)]
         mine = chunks[sizes.data_parallel_rank :: sizes.data_parallel_size]
         scale = len(mine) * sizes.data_parallel_size / total

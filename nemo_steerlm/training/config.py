@@ -15,11 +15,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
-from nemo_steerlm.core.files import file_digest
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo, ModelKind
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.training.dataset import ChatDataset, read_dataset
+from nemo_steerlm.training import token_files
+from nemo_steerlm.training.dataset import ChatDataset
 from nemo_steerlm.training.settings import CONF
 
 KINDS: dict[str | None, ModelKind | None] = {"TEXT_TO_VALUE": "value", "VALUE_TO_TEXT": "steer", None: None}
@@ -115,10 +115,10 @@ def _only(tokens: ChatTokens, names: dict[str, str]) -> dict[str, str]:
     return {name: getattr(tokens, name) for name in names}
 
 
-def read_data(cfg: DictConfig, template: Template, tokenizer: TextTokenizer) -> tuple[ChatDataset, ChatDataset | None]:
+def read_data(cfg: DictConfig, template: Template, tokenizer: TextTokenizer, cache: Path) -> tuple[ChatDataset, ChatDataset | None]:
     """Training and validation records. Raises DataError by file and line, ConfigError where they are too few or of two kinds."""
     section = cfg.model.data.train_ds
-    train = read_dataset(_file(section, "train_ds"), template, tokenizer, section.max_seq_length)
+    train = token_files.dataset(_file(section, "train_ds"), template, tokenizer, section.max_seq_length, cache)
     if len(train) < section.global_batch_size:
         raise ConfigError(
             f"{train.file} has {len(train)} records, fewer than one batch of model.data.train_ds.global_batch_size="
@@ -127,7 +127,7 @@ def read_data(cfg: DictConfig, template: Template, tokenizer: TextTokenizer) -> 
     section = cfg.model.data.validation_ds
     if section.file_path is None or cfg.trainer.sft.limit_val_batches == 0:
         return train, None
-    validation = read_dataset(_file(section, "validation_ds"), template, tokenizer, section.max_seq_length)
+    validation = token_files.dataset(_file(section, "validation_ds"), template, tokenizer, section.max_seq_length, cache)
     if validation.mode != train.mode:
         raise ConfigError(f"{validation.file} has type {validation.mode}, {train.file} has type {train.mode}; train on one kind")
     return train, validation
@@ -152,23 +152,23 @@ def model_info(stored: ModelInfo | None, tokens: ChatTokens, data: ChatDataset) 
         return stored
     if kind is None:
         return None
-    return ModelInfo(kind=kind, attributes=_schema_of(data), tokens=tokens, system=data.system)
+    return ModelInfo(kind=kind, attributes=_schema_of(data), tokens=tokens, system=data.info.system)
 
 
 def _schema_of(data: ChatDataset) -> AttributeSchema:
     """The preset that knows every label of ``data``, else attributes as they were seen."""
     for preset in PRESETS.values():
         known = {a.name: set(a.values) for a in preset.attributes}
-        languages_fit = data.languages <= set(preset.languages)
-        if languages_fit and all(name in known and seen <= known[name] for name, seen in data.labels.items()):
+        languages_fit = data.info.languages <= set(preset.languages)
+        if languages_fit and all(name in known and seen <= known[name] for name, seen in data.info.labels.items()):
             return preset
-    if not data.labels:
+    if not data.info.labels:
         raise ConfigError(f"{data.file}: no record has a label, so there is nothing to steer by; set steerlm.info or drop the type")
     return AttributeSchema(
         attributes=tuple(
-            Attribute(name=name, low=min(0, *seen), high=max(4, *seen), default=min(0, *seen)) for name, seen in data.labels.items()
+            Attribute(name=name, low=min(0, *seen), high=max(4, *seen), default=min(0, *seen)) for name, seen in data.info.labels.items()
         ),
-        languages=tuple(sorted(data.languages)),
+        languages=tuple(sorted(data.info.languages)),
     )
 
 
@@ -188,7 +188,7 @@ def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | Non
     }
     return {
         "stage": f"train-{info.kind}" if info else "train-chat",
-        "data": file_digest(train.file),
+        "data": train.digest,
         "base model": "random" if model.restore_from_path is None else _base_digest(Path(model.restore_from_path)),
         "description": _digest(msgspec.json.encode(info)) if info else "none",
         "settings": _digest(msgspec.json.encode(settings)),

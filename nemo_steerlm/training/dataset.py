@@ -1,12 +1,12 @@
-"""Conversations as token ids, loss masks and attribute values: read once, checked before any model is loaded, kept in flat arrays."""
+"""Conversations as token ids, loss masks and attribute values, in flat arrays that may be files: checked before a model is loaded."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -15,7 +15,6 @@ from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.labels import LANGUAGE_KEY, split
 from nemo_steerlm.core.template import Role, Span, Template, text_of
 from nemo_steerlm.core.tokenization import Encoded, TextTokenizer, loss_mask, require_learned, require_own_structure
-from nemo_steerlm.data.records import read_lines
 
 
 class ValueToken(NamedTuple):
@@ -26,101 +25,131 @@ class ValueToken(NamedTuple):
     value: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+class DatasetInfo(msgspec.Struct, kw_only=True):
+    """What all records of a file say together."""
+
+    mode: Mode | None = None
+    """What its records teach; one file teaches one thing."""
+    systems: dict[str, int] = msgspec.field(default_factory=dict)
+    """How many records have each system prompt."""
+    labels: dict[str, set[int]] = msgspec.field(default_factory=dict)
+    """Attribute names with the values seen in learned labels."""
+    languages: set[str] = msgspec.field(default_factory=set)
+    spelled: dict[str, dict[int, set[int]]] = msgspec.field(default_factory=dict)
+    """Of each attribute: the tokens that its values start with, and the values that start so."""
+    attributes: list[str] = msgspec.field(default_factory=list)
+    """Their numbers in ``ChatDataset.values`` are their places here."""
+    max_seq_length: int
+    cut: int = 0
+    """Records that lost their end to ``max_seq_length``."""
+    left_out: int = 0
+    """Records of which nothing learned is within ``max_seq_length``."""
+
+    @property
+    def system(self) -> str:
+        """The system prompt most of its records have."""
+        return max(self.systems, key=lambda s: self.systems[s])
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDataset:
-    """Every record of one file, in file order. Takes five bytes a token."""
+    """Every record of one file, in file order, as arrays that may be files on disk: the processes of a machine then share them."""
 
     file: str
-    mode: Mode | None
-    """What its records teach; one file teaches one thing."""
-    system: str
-    """The system prompt most of its records have."""
+    digest: str
+    """Of the file."""
+    info: DatasetInfo
     ids: npt.NDArray[np.int32]
     learned: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]
-    """Record ``i`` is ``ids[starts[i]:starts[i + 1]]``."""
-    values: tuple[tuple[ValueToken, ...], ...]
-    """Of each record; only of value-model records."""
-    labels: dict[str, frozenset[int]]
-    """Attribute names with the values seen in learned labels."""
-    languages: frozenset[str]
-    max_seq_length: int
+    """Record ``i`` is ``ids[starts[i]:starts[i + 1]]``, cut on the right to ``max_seq_length`` + 1 tokens as upstream does."""
+    counts: npt.NDArray[np.int32]
+    """How many tokens each record teaches. The first token of a record has nothing before it to be learned from."""
+    values: npt.NDArray[np.int32]
+    """``[n, 3]``: position in its record, number of the attribute, and value of each value token; only of value-model records."""
+    value_starts: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def mode(self) -> Mode | None:
+        """What its records teach."""
+        return self.info.mode
+
     def record(self, index: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
-        """Token ids and loss mask of a record, cut on the right to ``max_seq_length`` + 1 as upstream does."""
-        window = slice(self.starts[index], min(self.starts[index + 1], self.starts[index] + self.max_seq_length + 1))
+        """Token ids and loss mask of a record."""
+        window = slice(self.starts[index], self.starts[index + 1])
         return self.ids[window], self.learned[window]
 
-    def learned_counts(self) -> npt.NDArray[np.int64]:
-        """How many tokens each record teaches. The first token of a record has nothing before it to be learned from."""
-        return np.array([int(self.record(i)[1][1:].sum()) for i in range(len(self))], dtype=np.int64)
+    def value_tokens(self, index: int) -> list[ValueToken]:
+        """Of a record."""
+        rows = self.values[self.value_starts[index] : self.value_starts[index + 1]].tolist()
+        return [ValueToken(position, self.info.attributes[number], value) for position, number, value in rows]
 
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """Length of each record as the model sees it, in tokens."""
-        return np.minimum(np.diff(self.starts) - 1, self.max_seq_length)
+    def learned_tokens(self, indices: npt.NDArray[np.int64]) -> int:
+        """How many tokens these records teach."""
+        return int(self.counts[indices].sum())
+
+    def lengths(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Length of each of these records as the model sees it, in tokens."""
+        return np.asarray(self.starts[indices + 1] - self.starts[indices] - 1)
 
 
-def read_dataset(file: str | Path, template: Template, tokenizer: TextTokenizer, max_seq_length: int) -> ChatDataset:
-    """Read, render and tokenize a JSONL file.
+class Tokenized(NamedTuple):
+    """One record, ready for the arrays."""
 
-    Raises DataError naming the line that is malformed, that teaches another thing than the lines before it, or that has nothing to
-    learn within ``max_seq_length`` tokens.
-    """
-    modes: dict[Mode | None, int] = {}
-    systems: dict[str, int] = {}
-    labels: dict[str, set[int]] = {}
-    languages: set[str] = set()
-    ids: list[npt.NDArray[np.int32]] = []
-    learned: list[npt.NDArray[np.bool_]] = []
-    values: list[tuple[ValueToken, ...]] = []
-    for line in read_lines(file):
-        where = Where(file=str(file), line=line.number)
-        conversation = Conversation.from_record(line.record, where)
-        modes.setdefault(conversation.mode, line.number)
-        if len(modes) > 1:
-            raise DataError(
-                f"type {conversation.mode} in a file that starts with type {next(iter(modes))}",
-                where=where.at("type"),
-                instead="one file teaches one thing",
-            )
-        try:
-            spans = template.render(conversation)
-            tokens, offsets = tokenizer.encode_offsets(text_of(spans))
-            mask = loss_mask(spans, offsets)
-            require_own_structure(spans, tokens, tokenizer)
-            # A learned first token does not count: nothing comes before it that could predict it.
-            require_learned(Encoded(tokens, [0, *mask[1:]]), max_seq_length)
-        except DataError as error:
-            raise error.located(file=str(file), line=line.number) from error
-        systems[conversation.system] = systems.get(conversation.system, 0) + 1
-        for turn in conversation.turns:
-            _collect(turn.label, labels, languages)
-        values.append(tuple(_value_tokens(spans, offsets)) if conversation.mode == "TEXT_TO_VALUE" else ())
-        ids.append(np.array(tokens, dtype=np.int32))
-        learned.append(np.array(mask, dtype=np.bool_))
-    return ChatDataset(
-        file=str(file),
-        mode=next(iter(modes)),
-        system=max(systems, key=lambda s: systems[s]),
-        ids=np.concatenate(ids),
-        learned=np.concatenate(learned),
-        starts=np.cumsum([0, *(len(i) for i in ids)], dtype=np.int64),
+    line: int
+    mode: Mode | None
+    system: str
+    labels: tuple[tuple[str, int], ...]
+    languages: tuple[str, ...]
+    ids: npt.NDArray[np.int32]
+    learned: npt.NDArray[np.bool_]
+    values: tuple[ValueToken, ...]
+    cut: bool
+    nothing_left: DataError | None
+    """Where nothing learned is within the length."""
+
+
+def tokenize(record: dict[str, Any], where: Where, template: Template, tokenizer: TextTokenizer, max_seq_length: int) -> Tokenized:
+    """Render and encode one record. Raises DataError naming the line where it is malformed or has nothing to learn at all."""
+    conversation = Conversation.from_record(record, where)
+    nothing_left = None
+    try:
+        spans = template.render(conversation)
+        ids, offsets = tokenizer.encode_offsets(text_of(spans))
+        mask = loss_mask(spans, offsets)
+        require_own_structure(spans, ids, tokenizer)
+        # A learned first token does not count: nothing comes before it that could predict it.
+        require_learned(Encoded(ids, [0, *mask[1:]]), len(ids))
+    except DataError as error:
+        raise error.located(file=where.file, line=where.line) from error
+    try:
+        require_learned(Encoded(ids, [0, *mask[1:]]), max_seq_length)
+    except DataError as error:
+        nothing_left = error.located(file=where.file, line=where.line)
+    labels, languages = _labels(conversation)
+    kept = max_seq_length + 1
+    values = [v for v in _value_tokens(spans, offsets) if v.position < kept] if conversation.mode == "TEXT_TO_VALUE" else []
+    return Tokenized(
+        line=where.line or 0,
+        mode=conversation.mode,
+        system=conversation.system,
+        labels=labels,
+        languages=languages,
+        ids=np.array(ids[:kept], dtype=np.int32),
+        learned=np.array(mask[:kept], dtype=np.bool_),
         values=tuple(values),
-        labels={name: frozenset(seen) for name, seen in labels.items()},
-        languages=frozenset(languages),
-        max_seq_length=max_seq_length,
+        cut=len(ids) > kept,
+        nothing_left=nothing_left,
     )
 
 
-def _collect(label: str | None, labels: dict[str, set[int]], languages: set[str]) -> None:
-    for field in split(label or ""):
-        if field.name == LANGUAGE_KEY and field.text:
-            languages.add(field.text)
-        elif field.level is not None:
-            labels.setdefault(field.name, set()).add(field.level)
+def _labels(conversation: Conversation) -> tuple[tuple[tuple[str, int], ...], tuple[str, ...]]:
+    fields = [field for turn in conversation.turns for field in split(turn.label or "")]
+    languages = tuple(field.text for field in fields if field.name == LANGUAGE_KEY and field.text)
+    return tuple((f.name, f.level) for f in fields if f.name != LANGUAGE_KEY and f.level is not None), languages
 
 
 def _value_tokens(spans: Iterable[Span], offsets: list[tuple[int, int]]) -> Iterable[ValueToken]:

@@ -181,9 +181,8 @@ class Training:
         told = 2.0 if self.stop.came else float(self.deadline is not None and time.monotonic() > self.deadline)
         figures = torch.tensor([loss, tokens, told, 1.0 if told == 2.0 else 0.0], dtype=torch.float64, device="cuda")
         torch.distributed.all_reduce(figures)
-        learned = int(sum(int(self.plan.train.record(int(i))[1][1:].sum()) for i in indices))
         stopping = 2 if figures[3] else int(figures[2] > 0)
-        return float(figures[0]) / learned, int(figures[1]), stopping
+        return float(figures[0]) / self.plan.train.learned_tokens(indices), int(figures[1]), stopping
 
     def _seed(self, step: int) -> None:
         """Dropout depends on the step alone, so a training that was interrupted goes on as if it had not been."""

@@ -64,10 +64,10 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
         check_exportable(model, tokenizer.vocab_size)
     fill_lengths(cfg, model)
     template = Template.of(tokenizer, tokens, stored.layout if stored else "nemo-sft")
-    train, validation = config.read_data(cfg, template, tokenizer)
-    info = config.model_info(stored, tokens, train)
     manager = cfg.exp_manager
     log_dir = Path(manager.explicit_log_dir or Path(manager.exp_dir) / manager.name)
+    train, validation = config.read_data(cfg, template, tokenizer, Path(cfg.steerlm.token_dir or log_dir / "tokens"))
+    info = config.model_info(stored, tokens, train)
     state = TrainingState(fingerprint=config.fingerprint(cfg, model, info, train))
     sft = cfg.trainer.sft
     per_epoch = len(train) // cfg.model.data.train_ds.global_batch_size
@@ -92,7 +92,7 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
         checkpoint=checkpoints.find(
             log_dir / "checkpoints", state, resume=manager.resume_if_exists, chosen=cfg.model.resume_from_checkpoint
         ),
-        monitor=Monitor.of(cfg, validates=validation is not None, attributes=list(train.labels)),
+        monitor=Monitor.of(cfg, validates=validation is not None, attributes=list(train.info.labels)),
     )
 
 

@@ -118,6 +118,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "steerlm.info": _PATH,
     "steerlm.export_dir": _PATH,
     "steerlm.metrics_file": _PATH,
+    "steerlm.token_dir": _PATH,
     "steerlm.progress": _FLAG,
     "steerlm.device_memory_gb": _optional(_RATE),
 }

@@ -35,10 +35,9 @@ class ValueTokens:
         """Read them off the labels of ``datasets``."""
         spelled: dict[str, dict[int, set[int]]] = {}
         for data in datasets:
-            for index, values in enumerate(data.values):
-                for value in values:
-                    token = int(data.ids[data.starts[index] + value.position])
-                    spelled.setdefault(value.attribute, {}).setdefault(token, set()).add(value.value)
+            for attribute, tokens in data.info.spelled.items():
+                for token, values in tokens.items():
+                    spelled.setdefault(attribute, {}).setdefault(token, set()).update(values)
         clear = {name: tokens for name, tokens in spelled.items() if all(len(values) == 1 for values in tokens.values())}
         for name in spelled.keys() - clear.keys():
             logger.info("attribute %s: its values start with the same token, so accuracy is not measured while training", name)
@@ -96,7 +95,7 @@ class Validator:
         order = batch["loss_mask"].flatten().cumsum(0).view(batch["loss_mask"].shape) - 1
         rows, wanted = [], []
         for row, record in enumerate(batch.records):
-            for value in self.collator.dataset.values[record] if record >= 0 else ():
+            for value in self.collator.dataset.value_tokens(record) if record >= 0 else ():
                 position = value.position - 1  # a token is predicted at the one before it
                 if value.attribute in self.values.columns and position < order.size(1) and batch["loss_mask"][row, position]:
                     rows.append(int(order[row, position]))

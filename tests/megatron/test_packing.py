@@ -12,16 +12,11 @@ from nemo_steerlm.megatron.packing import MULTIPLE_OF, WORTHWHILE
 from nemo_steerlm.training.batches import Collator, MicroBatch
 from nemo_steerlm.training.dataset import ChatDataset
 from tests.inputs import STORIES
+from tests.training.records import dataset_of
 
 pytestmark = pytest.mark.megatron
 
 TOKENS = st.integers(3, 511)
-
-
-def dataset(records: list[list[int]], learned: list[list[bool]]) -> ChatDataset:
-    ids, mask = (np.concatenate([np.array(row) for row in rows]) for rows in (records, learned))
-    starts = np.cumsum([0, *map(len, records)], dtype=np.int64)
-    return ChatDataset("f", None, "", ids.astype(np.int32), mask.astype(np.bool_), starts, ((),) * len(records), {}, frozenset(), 10_000)
 
 
 @st.composite
@@ -31,7 +26,7 @@ def datasets(draw: st.DrawFn) -> ChatDataset:
     ends = draw(st.lists(st.lists(TOKENS, min_size=2, max_size=20), min_size=1, max_size=4))
     repeated = [ends[0]] * draw(st.integers(0, 1))
     records = [beginning + end for end in [*ends, *repeated]]
-    return dataset(records, [draw(st.lists(st.booleans(), min_size=len(r), max_size=len(r))) for r in records])
+    return dataset_of(records, [draw(st.lists(st.booleans(), min_size=len(r), max_size=len(r))) for r in records])
 
 
 def micro_batch(data: ChatDataset, *, packed: bool) -> MicroBatch:
@@ -93,7 +88,7 @@ def test_each_token_is_there_once_and_a_common_beginning_once_for_all(data) -> N
 
 
 def test_what_spares_little_is_not_packed() -> None:
-    data = dataset([[*range(3, 15)], [*range(20, 32)]], [[True] * 12] * 2)
+    data = dataset_of([[*range(3, 15)], [*range(20, 32)]], [[True] * 12] * 2)
     assert Collator(data, pad_id=0, packed=True)._collate(np.arange(2), 2, 0, 1.0).packing is None
 
 

@@ -7,9 +7,11 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.training.dataset import ChatDataset, DatasetInfo
 from tests.inputs import STORIES
 
 Records = Callable[..., Path]
@@ -29,6 +31,22 @@ def record(number: int, kind: str | None) -> dict[str, object]:
         "mask": "User",
         **({"type": kind} if kind else {}),
     }
+
+
+def dataset_of(records: list[list[int]], learned: list[list[bool]]) -> ChatDataset:
+    """A data set of these token ids, of which these are learned."""
+    starts = np.cumsum([0, *map(len, records)], dtype=np.int64)
+    return ChatDataset(
+        file="f",
+        digest="",
+        info=DatasetInfo(max_seq_length=10_000),
+        ids=np.concatenate([np.array(row, dtype=np.int32) for row in records]),
+        learned=np.concatenate([np.array(row, dtype=np.bool_) for row in learned]),
+        starts=starts,
+        counts=np.array([sum(row[1:]) for row in learned], dtype=np.int32),
+        values=np.zeros((0, 3), dtype=np.int32),
+        value_starts=np.zeros(len(records) + 1, dtype=np.int64),
+    )
 
 
 @pytest.fixture(scope="session")

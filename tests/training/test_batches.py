@@ -8,14 +8,12 @@ from hypothesis import strategies as st
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.training.batches import Collator, Sizes, TrainingOrder
 from nemo_steerlm.training.dataset import ChatDataset
+from tests.training.records import dataset_of
 
 
 def dataset(lengths: list[int]) -> ChatDataset:
     """Record ``i`` is the token ``i + 1`` repeated; all but its first half are learned."""
-    ids = np.concatenate([np.full(n, i + 1, dtype=np.int32) for i, n in enumerate(lengths)])
-    learned = np.concatenate([np.arange(n) >= n // 2 for n in lengths])
-    starts = np.cumsum([0, *lengths], dtype=np.int64)
-    return ChatDataset("f", None, "", ids, learned, starts, ((),) * len(lengths), {}, frozenset(), 10_000)
+    return dataset_of([[i + 1] * n for i, n in enumerate(lengths)], [[j >= n // 2 for j in range(n)] for n in lengths])
 
 
 records = st.lists(st.integers(2, 40), min_size=4, max_size=40)

@@ -19,7 +19,7 @@ from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.formats.nemo_archive import nemo_archive
 from nemo_steerlm.training.batches import TrainingOrder
-from nemo_steerlm.training.dataset import read_dataset
+from nemo_steerlm.training.token_files import dataset
 from nemo_steerlm.training.train import main
 from tests.inputs import STORIES
 from tests.training.records import Records
@@ -127,7 +127,7 @@ def test_validation_weighs_tokens_and_agrees_with_training(base_nemo: Path, reco
     out = tmp_path / "run"
     main(settings(base_nemo, train, train, out, "model.optim.lr=1e-12", "model.optim.sched.min_lr=0"))
     tokenizer = load_tokenizer(STORIES / "tokenizer.model")
-    counts = read_dataset(train, Template.of(tokenizer), tokenizer, 256).learned_counts()
+    counts = dataset(train, Template.of(tokenizer), tokenizer, 256).counts
     order = TrainingOrder(16, 8, 1234, shuffle=True)
     weights = [int(counts[order.batch(step)].sum()) for step in range(2)]
     weighted = sum(w * loss for w, loss in zip(weights, losses(out), strict=True)) / sum(weights)
