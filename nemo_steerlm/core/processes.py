@@ -91,7 +91,7 @@ class ChildProcess:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
             # A session of its own: Ctrl-C reaches the parent alone, which then stops its children in order.
             start_new_session=True,
-            preexec_fn=functools.partial(_die_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509 - only a system call
+            preexec_fn=functools.partial(die_with_parent, os.getpid()) if sys.platform == "linux" else None,  # noqa: PLW1509 - only a system call
             pass_fds=tuple(pass_fds),
             text=True,
             errors="replace",
@@ -178,7 +178,8 @@ class ChildProcess:
         self.stop()
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
+    """Have Linux send this process SIGTERM when ``parent``, which started it, ends."""
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
     if os.getppid() != parent:  # the parent died before the call above
         os._exit(128 + signal.SIGTERM)

@@ -15,12 +15,15 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
+from multiprocessing.managers import SyncManager
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from nemo_steerlm.core.processes import die_with_parent
 from nemo_steerlm.megatron.imports import lean_imports
 
 logger = logging.getLogger(__name__)
@@ -282,6 +285,12 @@ def _distributed_optimizer_on_cpu() -> None:
     DistributedOptimizer.__init__ = build_on_cpu
 
 
+def _end_with(parent: int) -> None:
+    """A forked server would outlive a training that is killed, and hold its output open."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with_parent(parent)
+
+
 def _checkpoint_queue_by_fork() -> None:
     """The queue server that collects what the writers of a distributed checkpoint have done is forked.
 
@@ -294,7 +303,8 @@ def _checkpoint_queue_by_fork() -> None:
 
     @functools.cache
     def results_queue() -> Any:
-        managers.append(multiprocessing.get_context("fork").Manager())
+        managers.append(SyncManager(ctx=multiprocessing.get_context("fork")))
+        managers[0].start(_end_with, (os.getpid(),))
         return managers[0].Queue()
 
     filesystem_async._get_write_results_queue = results_queue

@@ -88,6 +88,13 @@ _CONVERTED = WeakTensorKeyDictionary()
 """Frozen weights in the type of products, for as long as they live."""
 
 
+def rewrite(weight: Tensor, places: Tensor, rows: Tensor) -> None:
+    """Change rows of a frozen weight, and of what it was converted to."""
+    for copy in (weight, _CONVERTED.get(weight)):
+        if copy is not None:
+            copy.data[places] = rows.to(copy.dtype)
+
+
 class _WideLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:

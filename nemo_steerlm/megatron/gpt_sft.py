@@ -35,6 +35,7 @@ from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
 from nemo_steerlm.megatron.machine import Machine, fitted, portable
+from nemo_steerlm.megatron.marker_rows import MarkerRows
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.megatron.model_config import DEFAULTS
 from nemo_steerlm.megatron.nemo_tokenizer import build_nemo_tokenizer
@@ -47,7 +48,9 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     """A value model or a SteerLM model; which of the two is up to the records it is taught with and ``steerlm`` in its config."""
 
     bf16_products = False
-    """On a CPU: matrix products in bf16, all else, weights included, in fp32. On GPUs ``precision`` says it."""
+    """On a CPU: matrix products, and so what passes between layers, in bf16; weights and norms in fp32. On GPUs ``precision`` says it."""
+    marker_rows: MarkerRows | None = None
+    """What is learned of the embedding beside adapters."""
 
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
         compat.activate()
@@ -105,7 +108,9 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     def setup_optimizer_param_groups(self) -> None:
         """Decay matrices only. Upstream tells norms by apex's classes, and would decay TransformerEngine's; here by shape."""
         if self.use_peft:
-            super().setup_optimizer_param_groups()
+            super().setup_optimizer_param_groups()  # freezes all but adapters
+            if self.marker_rows is not None:
+                self.marker_rows.requires_grad_(True)
         trained = [p for p in self.parameters() if p.requires_grad]
         decayed, kept = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
         self._optimizer_param_groups = ({"params": decayed}, {"params": kept, "weight_decay": 0.0})
@@ -125,7 +130,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         # Not one tensor over all layers, as weights are saved: ``layer_selection`` may leave some layers without adapters.
         (module,) = self.get_model_module_list()
         weights = module.sharded_state_dict(prefix="model.", metadata={"non_homogeneous_layers": True})
-        return {name: shard for name, shard in weights.items() if ".adapter_layer." in name}
+        return {name: shard for name, shard in weights.items() if ".adapter_layer." in name or name.startswith("model.marker_rows.")}
 
     def load_trainable_state_dict(self, weights: dict[str, Tensor]) -> None:
         """Put back what ``trainable_sharded_state_dict`` had saved."""
@@ -133,6 +138,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         _, unexpected = self.get_model_module_list()[0].load_state_dict(state, strict=not self.use_peft)
         if unexpected:
             raise ConfigError(f"the checkpoint has weights that the model has not: {unexpected[0]}")
+        if self.marker_rows is not None:
+            self.marker_rows.write()
 
     def _build_tokenizer(self) -> None:
         """As upstream, and from a ``tokenizer.json`` that travels in the ``.nemo``, for which upstream has no key."""
@@ -199,6 +206,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             self.allreduce_gradients()
         if not self.use_mcore_dist_optim:
             self.allreduce_first_last_embeddings()
+        if self.marker_rows is not None:
+            self.marker_rows.reduce()
 
     def clip_gradients(self, max_norm: float) -> float:
         """Scale gradients down to ``max_norm`` over all ranks that share the model; returns their norm. 0 measures only."""
@@ -230,6 +239,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             self._optimizer.mcore_optimizer.step_with_ready_grads()
         else:
             self._optimizer.step()
+        if self.marker_rows is not None:
+            self.marker_rows.write()
 
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:

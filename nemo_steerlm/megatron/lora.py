@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,8 @@ from nemo.collections.nlp.parts.peft_config import LoraPEFTConfig
 from torch import Tensor
 
 from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
+from nemo_steerlm.megatron.hf_import import gpt_modules
+from nemo_steerlm.megatron.marker_rows import MarkerRows
 
 _ADAPTED = {
     AdapterName.LORA_KQV_ADAPTER: "linear_qkv",
@@ -99,6 +102,12 @@ def add(model: SteerLMGPTSFTModel) -> None:
             torch.distributed.broadcast(parameter.data, torch.distributed.get_global_rank(group, 0), group=group)
 
 
+def learn_markers(model: SteerLMGPTSFTModel, tokens: Sequence[int]) -> None:
+    """Learn the embedding rows of these tokens beside the adapters."""
+    (gpt,) = gpt_modules(model)
+    gpt.marker_rows = model.marker_rows = MarkerRows(gpt, tokens)
+
+
 def freeze_in(model: SteerLMGPTSFTModel, kind: torch.dtype) -> None:
     """Keep what is frozen in ``kind``. Adapters stay in fp32, so that small updates are not lost: they are their own masters."""
     for parameter in model.model.parameters():
@@ -120,6 +129,12 @@ def merge(model: SteerLMGPTSFTModel) -> None:
                 weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))  # rounded once
             del module.adapter_layer
             module.__class__ = SelfAttention if isinstance(module, SelfAttention) else MLP
+    if model.marker_rows is not None:
+        model.marker_rows.write()
+        (gpt,) = gpt_modules(model)
+        model.marker_rows.remove()
+        del gpt.marker_rows
+        model.marker_rows = None
     model.use_peft = False
     model.cfg.peft.peft_scheme = "none"
     for parameter in model.model.parameters():

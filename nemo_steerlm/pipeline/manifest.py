@@ -145,6 +145,10 @@ class LoraSpec(Spec):
     """Which matrices of a layer get one."""
     layer_selection: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=1024)] | None = None
     """Numbers of the layers that get adapters, the first is 1; all by default. Training goes back no further than the lowest of them."""
+    alpha: Annotated[float, Field(gt=0, le=100_000)] | None = None
+    """Adapters' output is multiplied by alpha / rank; the rank by default, which is 1."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapters' input that is left out at random while training."""
 
 
 class TrainSpec(Spec):
@@ -170,6 +174,8 @@ class TrainSpec(Spec):
     """AdamW's weight decay."""
     validate_every: Positive = 200
     """Steps between validations, each followed by a checkpoint."""
+    keep: Literal["last", "best"] = "last"
+    """Which step's weights become the model: the last one's, or those of the smallest validation loss."""
     limit_validation_batches: Positive | None = None
     """Use so many validation batches of the global batch size; all by default."""
     precision: Literal["bf16", "32"] = "bf16"

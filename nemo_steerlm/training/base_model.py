@@ -13,7 +13,7 @@ from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
 from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.hf_config import config_from_nemo, nemo_config
 from nemo_steerlm.formats.nemo_archive import is_nemo, nemo_archive
-from nemo_steerlm.formats.tokenizer_files import is_single_token, nemo_tokenizer_config, write_tokenizer_files
+from nemo_steerlm.formats.tokenizer_files import is_single_token, nemo_tokenizer_config, source_vocabulary_size, write_tokenizer_files
 from nemo_steerlm.megatron.machine import Machine, fitted
 from nemo_steerlm.megatron.model_config import DEFAULTS
 from nemo_steerlm.training import arithmetic
@@ -81,6 +81,19 @@ def require_markers(tokenizer: TextTokenizer, tokens: ChatTokens, source: str | 
                 f"{source or 'model.tokenizer'}: chat token {shown(marker)} is no single token of the vocabulary; convert the Hugging Face "
                 "checkpoint with steerlm convert, which adds it, or name tokens that there are in model.data.chat_prompt_tokens"
             )
+
+
+def random_markers(cfg: DictConfig, base: DictConfig, tokenizer: TextTokenizer, tokens: ChatTokens) -> tuple[int, ...]:
+    """The markers whose embedding rows no training has seen: those that were added to a vocabulary. Adapters alone would leave them so.
+
+    None where only some layers get adapters: their rows' gradients come through all layers, which such a training spares.
+    """
+    path, tuning = cfg.model.restore_from_path, cfg.model.peft.lora_tuning
+    if cfg.model.peft.peft_scheme in (None, "none") or tuning.layer_selection is not None or base.get("steerlm") is not None:
+        return ()
+    seen = 0 if path is None or is_nemo(path) else source_vocabulary_size(path)
+    ids = (tokenizer.token_id(marker) for marker in tokens.markers)
+    return tuple(i for i in ids if i is not None and i >= seen)
 
 
 def check_exportable(model: DictConfig, vocab_size: int) -> None:

@@ -67,6 +67,8 @@ class Training:
         self.model = load_base(plan, trainer)
         if self.adapters_only:
             lora.add(self.model)
+            if plan.random_markers:
+                lora.learn_markers(self.model, plan.random_markers)
             if str(cfg.precision) == "bf16":
                 lora.freeze_in(self.model, torch.bfloat16)
         self.model.bf16_products = _bf16_products(precision_of(plan.cfg.trainer.precision))

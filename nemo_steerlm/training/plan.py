@@ -12,7 +12,7 @@ from nemo_steerlm.core.template import Template
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.megatron.model_config import Parallelism, check_architecture
 from nemo_steerlm.training import checkpoints, config, settings
-from nemo_steerlm.training.base_model import check_exportable, fill_lengths, load_base_config, model_config, require_markers
+from nemo_steerlm.training.base_model import check_exportable, fill_lengths, load_base_config, model_config, random_markers, require_markers
 from nemo_steerlm.training.checkpoints import TrainingState
 from nemo_steerlm.training.dataset import ChatDataset
 from nemo_steerlm.training.selection import Monitor
@@ -39,6 +39,8 @@ class Plan:
     checkpoint: Path | None
     """Where to go on from."""
     monitor: Monitor
+    random_markers: tuple[int, ...]
+    """Tokens whose embedding rows are learned beside adapters."""
 
     @property
     def stage(self) -> str:
@@ -92,6 +94,7 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
         checkpoint=checkpoints.find(
             log_dir / "checkpoints", state, resume=manager.resume_if_exists, chosen=cfg.model.resume_from_checkpoint
         ),
+        random_markers=random_markers(cfg, base, tokenizer, tokens),
         monitor=Monitor.of(cfg, validates=validation is not None, attributes=list(train.info.labels)),
     )
 

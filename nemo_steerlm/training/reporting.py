@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.training.checkpoints import TrainingState
 
+STEPS_OF_SPEED = 20
+"""So many of the last steps say how fast it is and how long it will take."""
+
 
 class Reporter:
     """Only rank 0 has one that does anything."""
@@ -21,17 +25,28 @@ class Reporter:
     def __init__(self, cfg: DictConfig, log_dir: Path, stage: str, total: int, *, active: bool) -> None:
         self._stage = cfg.steerlm.stage or stage
         self._total = total
+        self._active = active
+        self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=STEPS_OF_SPEED)
         self._progress = active and cfg.steerlm.progress
         self._metrics_file = cfg.steerlm.metrics_file if active else None
         self._loggers = _loggers(cfg, log_dir) if active else []
 
-    def step(self, entry: dict[str, float]) -> None:
-        """One training step."""
-        step = int(entry["step"])
+    def step(self, entry: dict[str, float | None]) -> None:
+        """One training step. What is not a number is None, in progress lines null."""
+        step, loss = int(entry["step"] or 0), entry["loss"]
+        self._recent.append((entry["tokens"] or 0.0, entry["seconds"] or 0.0))
+        tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
+        speed = {
+            "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
+            "seconds_left": round((self._total - step) * seconds / len(self._recent), 1),
+        }
         if self._progress:
-            line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total, "loss": round(entry["loss"], 6)}
-            self._say(json.dumps(line), sys.stdout)
-        self._log({f"train/{name}": value for name, value in entry.items() if name != "step"}, step)
+            line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total}
+            self._say(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed}), sys.stdout)
+        elif self._active and sys.stderr.isatty():
+            said = "not a number" if loss is None else f"{loss:.4f}"
+            self._say(f"step {step}/{self._total}: loss {said}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left")
+        self._log({f"train/{name}": v for name, v in {**entry, **speed}.items() if name != "step" and v is not None}, step)
 
     def validation(self, step: int, result: dict[str, Any]) -> None:
         """One validation."""
@@ -45,12 +60,15 @@ class Reporter:
     def finish(self, state: TrainingState, **more: Any) -> None:
         """Write the metrics file and close the loggers."""
         if self._metrics_file:
-            seconds = sum(entry["seconds"] for entry in state.train)
+            seconds = sum(entry["seconds"] or 0.0 for entry in state.train)
+            tokens = sum(entry["tokens"] or 0.0 for entry in state.train)
             metrics = {
                 "stage": self._stage,
                 "steps": state.step,
                 "consumed_samples": state.consumed_samples,
-                "tokens_per_second": sum(entry["tokens"] for entry in state.train) / seconds if seconds else None,
+                "tokens_per_second": tokens / seconds if seconds else None,
+                "skipped_steps": sum(1 for entry in state.train if entry.get("skipped")),
+                "best_step": state.best_step,
                 "validation_loss": state.validation[-1]["loss"] if state.validation else None,
                 "attributes": state.validation[-1]["attributes"] if state.validation else {},
                 **more,
@@ -67,7 +85,7 @@ class Reporter:
         (stream or sys.stderr).write(line + "\n")
         (stream or sys.stderr).flush()
 
-    def _log(self, figures: dict[str, float], step: int) -> None:
+    def _log(self, figures: dict[str, float | None], step: int) -> None:
         for logger in self._loggers:
             logger.log_metrics(figures, step)
 

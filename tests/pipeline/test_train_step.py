@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 
 from nemo_steerlm.core.errors import ConfigError, UsageError
+from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.manifest import LoraSpec, TrainSpec, parse
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import find, stages
-from nemo_steerlm.pipeline.steps.train import model_info, overrides
+from nemo_steerlm.pipeline.steps.train import _environment, model_info, overrides
 from nemo_steerlm.training import config
+from nemo_steerlm.training.settings import check
 from tests.inputs import STORIES
 from tests.pipeline.manifests import with_field
 
@@ -38,6 +40,9 @@ KEYS = {
     "lora.rank": (49, ["model.peft.lora_tuning.adapter_dim"]),
     "lora.targetModules": (["mlp", "attention_qkv"], ["model.peft.lora_tuning.target_modules"]),
     "lora.layerSelection": ([3, 2], ["model.peft.lora_tuning.layer_selection"]),
+    "lora.alpha": (52.5, ["model.peft.lora_tuning.alpha"]),
+    "lora.dropout": (0.053, ["model.peft.lora_tuning.adapter_dropout"]),
+    "keep": ("best", ["exp_manager.checkpoint_callback_params.save_best_model"], True),
     "overrides": (["model.hidden_dropout=0.123"], ["model.hidden_dropout"], 0.123),
 }
 """All at once, so that a number at another field's key is noticed."""
@@ -68,6 +73,16 @@ def with_settings(section):
     content = with_field(f"spec.{section}", settings())
     content["spec"]["model"] = {"base": str(STORIES), "maxSequenceLength": 51}
     return content
+
+
+def test_torchrun_waits_for_a_checkpoint_as_long_as_a_pod_does():
+    """Its own 30 seconds would end ranks that are saving."""
+    from torch.distributed.launcher.api import LaunchConfig
+
+    environment = _environment(run_of(with_settings("trainValue")).stage.training.spec.parallel)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
+        assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2).shutdown_timeout == 110
 
 
 def test_the_table_has_every_field():
@@ -135,6 +150,6 @@ def test_roles_records_and_base_models_are_the_stage_s():
 def test_the_manifest_refuses_what_the_trainer_refuses(keys, fields):
     run = run_of(with_field("spec.model.base", str(STORIES)))
     with pytest.raises(ConfigError):
-        config.check_supported(config.compose([*overrides(run, run.stage.training, Path("/i")), *keys]))
+        check(config.compose([*overrides(run, run.stage.training, Path("/i")), *keys]), Machine(cuda=True))
     with pytest.raises(UsageError):
         parse(with_field("spec.trainValue", fields), "m")

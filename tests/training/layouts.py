@@ -12,7 +12,6 @@ import os
 import signal
 import socket
 import sys
-import traceback
 from typing import Any
 
 from nemo_steerlm.megatron import compat
@@ -41,15 +40,8 @@ def forked(size: int, work: Any) -> list[int]:
             places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             os.environ |= {name: str(value) for name, value in places.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "layouts"}
-            code = 1
-            try:
-                work()
-                code = 0
-            except BaseException:  # noqa: BLE001 - a forked process must not go on as its parent
-                traceback.print_exc()
-            finally:
-                sys.stderr.flush()
-                os._exit(code)
+            work()
+            sys.exit()  # not os._exit: the server behind a checkpoint's queue ends with the interpreter
         children.append(child)
     codes = []
     while children:

@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.megatron, pytest.mark.distributed]
 
 TP, PP = "model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2"
 SHARDED = "model.optim.name=mcore_distributed_optim"
+LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]"]
 NO_NEMO = "exp_manager.checkpoint_callback_params.save_nemo_on_train_end=false"
 NOTHING_SAVED = [NO_NEMO, "exp_manager.create_checkpoint_callback=false"]
 
@@ -40,6 +41,8 @@ def trained(base_nemo: Path, records: Records, tmp_path_factory: pytest.TempPath
             "tp with its sequence shared": [TP, "model.sequence_parallel=true", *NOTHING_SAVED],
             "pp": [PP, *NOTHING_SAVED],
             "dp": NOTHING_SAVED,
+            "lora pp": [PP, *LORA, *NOTHING_SAVED],
+            "lora tp with its sequence shared": [TP, "model.sequence_parallel=true", *LORA, *NOTHING_SAVED],
             "tp in bf16": [TP, "trainer.precision=bf16", *NOTHING_SAVED],
             "tp-to-pp": [PP, nemo, "trainer.sft.max_steps=1", *NOTHING_SAVED],
             "sharded dp": [SHARDED, two_steps, NO_NEMO],
@@ -49,6 +52,7 @@ def trained(base_nemo: Path, records: Records, tmp_path_factory: pytest.TempPath
     }
     main(one)
     main([*common, SHARDED, *at(out / "sharded one"), *NOTHING_SAVED])
+    main([*common, *LORA, *at(out / "lora one"), *NOTHING_SAVED])
     command = [sys.executable, str(Path(__file__).with_name("layouts.py")), json.dumps(common), str(out), json.dumps(groups)]
     done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-5000:]
@@ -60,6 +64,15 @@ def test_a_layout_has_the_loss_curve_of_one_process(trained: tuple[Path, list[st
     out, _ = trained
     assert losses(out / layout) == pytest.approx(losses(out / "one"), abs=1e-5)
     assert metrics(out / layout)["validation_loss"] == pytest.approx(metrics(out / "one")["validation_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["lora pp", "lora tp with its sequence shared"])
+def test_adapters_and_marker_rows_learn_under_each_layout(trained: tuple[Path, list[str]], layout: str) -> None:
+    """Adapters start at other random numbers under another layout, so the curves are near each other and no more."""
+    out, _ = trained
+    assert losses(out / layout)[0] == pytest.approx(losses(out / "lora one")[0], abs=1e-5)
+    assert losses(out / layout) == pytest.approx(losses(out / "lora one"), rel=2e-2)
+    assert losses(out / layout)[-1] < losses(out / layout)[0]
 
 
 def test_bf16_is_computed_under_tensor_parallelism_too(trained: tuple[Path, list[str]]) -> None:

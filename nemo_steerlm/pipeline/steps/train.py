@@ -12,6 +12,7 @@ import msgspec
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
+from nemo_steerlm.core.processes import GRACE_SECONDS
 from nemo_steerlm.pipeline.manifest import ParallelSpec
 from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
@@ -35,11 +36,12 @@ def train(run: Run) -> dict[str, Any] | None:
     model_info(run, training).save(described)
     parallel = training.spec.parallel
     arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
-    call("trainer", run, arguments, env=_threads(parallel))
+    call("trainer", run, arguments, env=_environment(parallel))
     if node_rank() > 0:
         return None
     (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / CHECKPOINT)
-    shutil.rmtree(run.folder / EXPERIMENT / "checkpoints")
+    for folder in ("checkpoints", "tokens"):
+        shutil.rmtree(run.folder / EXPERIMENT / folder)
     metrics: dict[str, Any] = msgspec.json.decode((run.folder / "metrics.json").read_bytes())
     return {name: metrics[name] for name in ("steps", "validation_loss", "attributes", "tokens_per_second")}
 
@@ -79,6 +81,7 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         "trainer.sft.limit_val_batches": how.limit_validation_batches or 1.0,
         "exp_manager.explicit_log_dir": run.folder / EXPERIMENT,
         "exp_manager.name": EXPERIMENT,
+        "exp_manager.checkpoint_callback_params.save_best_model": how.keep == "best",
         "model.restore_from_path": base_model(run, training),
         "model.tensor_model_parallel_size": parallel.tensor,
         "model.pipeline_model_parallel_size": parallel.pipeline,
@@ -105,6 +108,8 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         values["model.peft.peft_scheme"] = "lora"
         values["model.peft.lora_tuning.adapter_dim"] = how.lora.rank
         values["model.peft.lora_tuning.target_modules"] = f"[{','.join(how.lora.target_modules)}]"
+        values["model.peft.lora_tuning.alpha"] = how.lora.rank if how.lora.alpha is None else how.lora.alpha
+        values["model.peft.lora_tuning.adapter_dropout"] = how.lora.dropout
         if how.lora.layer_selection:
             values["model.peft.lora_tuning.layer_selection"] = f"[{','.join(map(str, how.lora.layer_selection))}]"
     return [f"{key}={_quoted(value)}" for key, value in values.items()] + list(how.overrides)
@@ -127,12 +132,17 @@ def _quoted(value: object) -> str:
     return str(value)
 
 
-def _threads(parallel: ParallelSpec) -> dict[str, str]:
-    """Torchrun gives each process one thread; share the cores out instead, unless somebody chose."""
+def _environment(parallel: ParallelSpec) -> dict[str, str]:
+    """Torchrun gives each process one thread and little time to end; share the cores out, and wait, unless somebody chose."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // parallel.devices)))}
+    return {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // parallel.devices))),
+        # After SIGTERM torchrun would kill the ranks in 30 seconds; a checkpoint may take as long as a pod has, less what torchrun needs.
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(GRACE_SECONDS) - 10)),
+    }
 
 
 def losses(metrics_file: Path) -> list[float]:
     """Training loss by step, from a finished training's metrics."""
-    return [float(step["loss"]) for step in msgspec.json.decode(metrics_file.read_bytes())["train"]]
+    steps = msgspec.json.decode(metrics_file.read_bytes())["train"]
+    return [float(step["loss"]) for step in steps if step["loss"] is not None]  # null: it was not a number
