@@ -40,6 +40,10 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     attributes: list[str] = msgspec.field(default_factory=list)
     """Their numbers in ``ChatDataset.values`` are their places here."""
     max_seq_length: int
+    longest: int = 0
+    """Tokens of the longest record, as the model sees it."""
+    most_learned: int = 0
+    """Tokens at most that a record teaches."""
     cut: int = 0
     """Records that lost their end to ``max_seq_length``."""
     left_out: int = 0

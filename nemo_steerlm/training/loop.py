@@ -64,6 +64,8 @@ class Training:
         if plan.info is not None:
             with open_dict(cfg):
                 cfg.steerlm = plan.info.to_dict()
+        if compat.HAVE_CUDA:
+            plan.memory.require(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
         self.model = load_base(plan, trainer)
         if self.adapters_only:
             lora.add(self.model)

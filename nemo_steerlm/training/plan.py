@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -15,7 +16,10 @@ from nemo_steerlm.training import checkpoints, config, settings
 from nemo_steerlm.training.base_model import check_exportable, fill_lengths, load_base_config, model_config, random_markers, require_markers
 from nemo_steerlm.training.checkpoints import TrainingState
 from nemo_steerlm.training.dataset import ChatDataset
+from nemo_steerlm.training.memory import GIB, Memory, Work, estimate
 from nemo_steerlm.training.selection import Monitor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +43,8 @@ class Plan:
     checkpoint: Path | None
     """Where to go on from."""
     monitor: Monitor
+    memory: Memory
+    """What it takes of each device."""
     random_markers: tuple[int, ...]
     """Tokens whose embedding rows are learned beside adapters."""
 
@@ -75,6 +81,7 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
     per_epoch = len(train) // cfg.model.data.train_ds.global_batch_size
     limit = sft.limit_train_batches
     per_epoch = max(1, int(per_epoch * limit)) if isinstance(limit, float) else min(per_epoch, limit)
+    needed = _memory(cfg, model, tokenizer.vocab_size, layout, train)
     steps = per_epoch * sft.max_epochs
     steps = min(steps, sft.max_steps) if sft.max_steps >= 0 else steps
     return Plan(
@@ -94,9 +101,26 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
         checkpoint=checkpoints.find(
             log_dir / "checkpoints", state, resume=manager.resume_if_exists, chosen=cfg.model.resume_from_checkpoint
         ),
+        memory=needed,
         random_markers=random_markers(cfg, base, tokenizer, tokens),
         monitor=Monitor.of(cfg, validates=validation is not None, attributes=list(train.info.labels)),
     )
+
+
+def _memory(cfg: DictConfig, model: DictConfig, vocabulary: int, layout: Parallelism, train: ChatDataset) -> Memory:
+    """Said, and held against ``steerlm.device_memory_gb``, before anything is loaded."""
+    sizes = settings.sizes_of(cfg, "train_ds", layout)
+    work = Work(
+        micro_batch_size=sizes.micro_batch_size,
+        micro_batches=sizes.micro_batches,
+        width=train.info.longest,
+        learned=train.info.most_learned,
+    )
+    needed = estimate(model, vocabulary, layout, work, bf16=str(model.precision) == "bf16")
+    logger.info("by the sizes of model and records this training takes %s", needed)
+    if cfg.steerlm.device_memory_gb is not None:
+        needed.require(cfg.steerlm.device_memory_gb * GIB)
+    return needed
 
 
 def _interval(value: float, per_epoch: int) -> int:

@@ -205,6 +205,8 @@ class _Writer:
             return
         self._records += 1
         info.cut += record.cut
+        learned = int(record.learned[1:].sum())
+        info.longest, info.most_learned = max(info.longest, len(record.ids) - 1), max(info.most_learned, learned)
         info.systems[record.system] = info.systems.get(record.system, 0) + 1
         info.languages.update(record.languages)
         for name, value in record.labels:
@@ -215,7 +217,7 @@ class _Writer:
         self._put("ids", record.ids)
         self._put("learned", record.learned)
         self._put("starts", [self._tokens])
-        self._put("counts", [record.learned[1:].sum()])
+        self._put("counts", [learned])
         self._put("value_starts", [self._values])
 
     def _add_values(self, record: Tokenized) -> None:
