@@ -91,15 +91,21 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
 
     @property
     def packs(self) -> bool:
-        """Whether it takes packed micro batches: Megatron-Core's own layers do, where one rank has all layers and whole sequences.
+        """Whether it takes packed micro batches: where one rank has all layers and whole sequences.
 
-        Rows that share a beginning would share what dropout leaves out of it, and a mixture of experts balances what it is given.
+        In Megatron-Core's own layers rows share what they begin with: they would share what dropout leaves out of it. A mixture of
+        experts balances what it is given.
         """
         config = self.transformer_config
         alone = max(config.pipeline_model_parallel_size, config.context_parallel_size) == 1 and not config.sequence_parallel
         dropout = config.hidden_dropout or config.attention_dropout or OmegaConf.select(self.cfg, "peft.lora_tuning.adapter_dropout")
-        plain = not (self.transformer_engine or config.num_moe_experts or config.mtp_num_layers)
-        return bool(plain and alone and not dropout and self.cfg.position_embedding_type == "rope")
+        plain = not (config.num_moe_experts or config.mtp_num_layers)
+        return bool(plain and alone and (self.packs_rows_apart or not dropout) and self.cfg.position_embedding_type == "rope")
+
+    @property
+    def packs_rows_apart(self) -> bool:
+        """Whether packed rows stay whole: TransformerEngine's attention reads them by ``cu_seqlens``."""
+        return bool(self.transformer_engine)
 
     def cuda(self, *args: Any, **kwargs: Any) -> SteerLMGPTSFTModel:
         """Where there is no CUDA, the model stays where it is."""
@@ -174,7 +180,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             data_iterator=iter(batches),
             model=self.model,
             num_microbatches=len(batches),
-            seq_length=width,
+            seq_length=width * parallel_state.get_context_parallel_world_size(),  # of which each rank has a part
             micro_batch_size=rows,
             forward_only=forward_only,
         )

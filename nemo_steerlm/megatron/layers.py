@@ -145,6 +145,8 @@ class SteerLMGPT(GPTModel):
             return super()._preprocess(input_ids, position_ids, *args, **kwargs)
         positions = packing.pack(position_ids)
         embedded, rotary, *rest = super()._preprocess(packing.pack(input_ids).unsqueeze(0), positions.unsqueeze(0), *args, **kwargs)
+        if packing.qkv_format == "thd":  # the rotation finds each row's positions by ``cu_seqlens``
+            return (embedded, rotary, *rest)
         return (embedded, rotary.index_select(0, positions), *rest)
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -9,11 +9,13 @@ padded batch.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+MULTIPLE_OF_ROWS = 16
+"""The same for GPUs' tensor cores."""
 MULTIPLE_OF = 8
 """Packed lengths are rounded up: a CPU's matrix products in bf16 are compiled for each length that comes up."""
 
@@ -38,9 +40,11 @@ class Packing:
     """Tokens that all rows begin with."""
     max_seqlen_q: int
     max_seqlen_kv: int
-    qkv_format: None = None
-    cu_seqlens_q: None = None
-    cu_seqlens_kv: None = None
+    qkv_format: Literal["thd"] | None = None
+    """``thd``: rows lie one after the other, each whole, as TransformerEngine's attention wants them."""
+    cu_seqlens_q: Tensor | None = None
+    """``[rows + 1]``: where each of them starts, and the end. What rounds the length up is a row of its own."""
+    cu_seqlens_kv: Tensor | None = None
     cu_seqlens_q_padded: None = None
     cu_seqlens_kv_padded: None = None
 
@@ -65,9 +69,36 @@ class Packing:
         kept = torch.cat((flat, flat.new_zeros(-len(flat) % MULTIPLE_OF)))
         return cls(kept=kept, place=place, tokens=len(flat), shared=shared, max_seqlen_q=width, max_seqlen_kv=width)
 
+    @classmethod
+    def of_rows(cls, tokens: Tensor, lengths: list[int]) -> Packing | None:
+        """Like ``of``, for attention that reads packed rows by itself: only padding goes."""
+        rows, width = tokens.shape
+        own = torch.arange(width).expand(len(lengths), -1) < torch.tensor(lengths).unsqueeze(1)
+        flat = own.flatten().nonzero().squeeze(1)
+        if len(flat) > WORTHWHILE * tokens.numel():
+            return None
+        place = torch.zeros(rows, width, dtype=torch.long)
+        place.view(-1)[flat] = torch.arange(len(flat))
+        extra = -len(flat) % MULTIPLE_OF_ROWS
+        ends = torch.tensor([0, *lengths, *([extra] if extra else [])]).cumsum(0).to(torch.int32)
+        longest = max(*lengths, extra)
+        return cls(
+            kept=torch.cat((flat, flat.new_zeros(extra))),
+            place=place,
+            tokens=len(flat),
+            shared=0,
+            max_seqlen_q=longest,
+            max_seqlen_kv=longest,
+            qkv_format="thd",
+            cu_seqlens_q=ends,
+            cu_seqlens_kv=ends,
+        )
+
     def cuda(self) -> Packing:
         """On this process's device."""
-        return dataclasses.replace(self, kept=self.kept.cuda(non_blocking=True), place=self.place.cuda(non_blocking=True))
+        tensors = {name: getattr(self, name) for name in ("kept", "place", "cu_seqlens_q", "cu_seqlens_kv")}
+        moved = {name: tensor.cuda(non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
+        return dataclasses.replace(self, **moved)
 
     def pack(self, padded: Tensor) -> Tensor:
         """``[packed, ...]`` of ``[b, s, ...]``."""

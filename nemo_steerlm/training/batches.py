@@ -8,6 +8,7 @@ import functools
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.micro_batch import MicroBatch
@@ -86,6 +87,10 @@ class Collator:
     """Pad all micro batches of one step to one length: pipeline stages agree on shapes before they talk."""
     packed: bool = False
     """For a model that ``packs``."""
+    rows_apart: bool = False
+    """For one that ``packs_rows_apart``."""
+    context: tuple[int, int] = (0, 1)
+    """This rank's place among those that share each sequence, and how many they are."""
 
     def micro_batches(self, indices: npt.NDArray[np.int64], sizes: Sizes) -> list[MicroBatch]:
         """This rank's part of a global batch. Records of similar length go together: padding costs as much as text.
@@ -98,7 +103,8 @@ class Collator:
         total = self.dataset.learned_tokens(indices)
         chunks = [by_length[i : i + sizes.micro_batch_size] for i in range(0, len(by_length), sizes.micro_batch_size)]
         mine = chunks[sizes.data_parallel_rank :: sizes.data_parallel_size]
-        scale = len(mine) * sizes.data_parallel_size / total
+        # Gradients are averaged over the ranks that share a sequence as over the others, but add up.
+        scale = len(mine) * sizes.data_parallel_size * self.context[1] / total
         longest = int(lengths.max()) if self.same_length else 0
         return [self._collate(chunk, sizes.micro_batch_size, longest, scale) for chunk in mine]
 
@@ -121,7 +127,20 @@ class Collator:
             position_ids=torch.arange(width).expand(rows, width),
             loss_scale=torch.tensor(scale, dtype=torch.float32),
         )
+        if self.context[1] > 1:
+            for name in ("tokens", "labels", "loss_mask", "position_ids"):
+                batch[name] = context_part(batch[name], *self.context)
         if self.packed:
-            batch.packing = Packing.of(batch["tokens"], [len(ids) - 1 for ids, _ in records])
+            pack = Packing.of_rows if self.rows_apart else Packing.of
+            batch.packing = pack(batch["tokens"], [len(ids) - 1 for ids, _ in records])
         batch.records = (*(int(i) for i in indices), *(-1 for _ in range(rows - len(indices))))
         return batch
+
+
+def context_part(rows: Tensor, rank: int, size: int) -> Tensor:
+    """What context-parallel rank ``rank`` of ``size`` has of ``rows`` ``[b, s]``: one part of 2 x size from the front, one from the end.
+
+    Later positions are dearer, so every rank has as much to do (NeMo 2.4.1, ``get_batch_on_this_context_parallel_rank``).
+    """
+    parts = rows.chunk(2 * size, dim=1)
+    return torch.cat((parts[rank], parts[2 * size - 1 - rank]), dim=1)

@@ -77,7 +77,8 @@ class Training:
         optimizer.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1
         shared: dict[str, Any] = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
-        shared["packed"] = self.model.packs
+        shared |= {"packed": self.model.packs, "rows_apart": self.model.packs_rows_apart}
+        shared["context"] = (parallel_state.get_context_parallel_rank(), plan.layout.context)
         rank = parallel_state.get_data_parallel_rank()
         self.sizes = sizes_of(plan.cfg, "train_ds", plan.layout, rank)
         self.batches = Collator(plan.train, **shared)
@@ -245,7 +246,8 @@ class Training:
     def _width_multiple(self) -> int:
         """What sequence lengths are padded to: nothing on a CPU, tensor cores and sequence parallelism want round numbers."""
         parallel = self.plan.layout.tensor if self.model.cfg.get("sequence_parallel") else 1
-        return (16 if compat.HAVE_CUDA else 1) * parallel
+        context = self.plan.layout.context
+        return (16 if compat.HAVE_CUDA else 1) * parallel * (2 * context if context > 1 else 1)
 
 
 def dropout_seed(seed: int, step: int, pipeline_rank: int, data_parallel_rank: int) -> int:

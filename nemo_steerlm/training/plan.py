@@ -67,7 +67,7 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
     require_markers(tokenizer, tokens, cfg.model.restore_from_path)
     model = model_config(base, cfg, machine)
     check_architecture(model, layout, transformer_engine=machine.transformer_engine)
-    settings.check_adapters(model)
+    settings.check_adapters(model, transformer_engine=machine.transformer_engine)
     if cfg.steerlm.export_dir is not None:
         check_exportable(model, tokenizer.vocab_size)
     fill_lengths(cfg, model)

@@ -247,7 +247,7 @@ def sizes_of(cfg: DictConfig, name: str, layout: Parallelism, data_parallel_rank
     )
 
 
-def check_adapters(model: DictConfig) -> None:
+def check_adapters(model: DictConfig, *, transformer_engine: bool = False) -> None:
     """Raise ConfigError where ``model.peft`` asks for adapters in places that are not there, or for such as cannot be merged."""
     if model.peft.peft_scheme in (None, "none"):
         return
@@ -255,6 +255,10 @@ def check_adapters(model: DictConfig) -> None:
     if model.get("num_moe_experts"):
         raise ConfigError(
             f"model.peft.peft_scheme=lora: the model has {model.num_moe_experts} experts a layer; train it with peft_scheme=none"
+        )
+    if model.get("sequence_parallel") and not transformer_engine:
+        raise ConfigError(
+            "model.sequence_parallel=true: NeMo's adapters of shared sequences want TransformerEngine, which is not installed here; write false"
         )
     targets = tuning.target_modules if OmegaConf.is_list(tuning.target_modules) else [tuning.target_modules]
     for target in targets:

@@ -67,6 +67,7 @@ class Validator:
         """``{"loss", "tokens", "records", "attributes": {name: {"accuracy", "mae", "count"}}}``, equal on every rank."""
         names = tuple(self.values.columns)
         totals = np.zeros(3 + 3 * len(names))  # loss, tokens, records; then for each attribute hits, errors, count
+        counted = self.collator.context[0] == 0  # ranks that share a sequence have the same records
         training = self.model.training
         self.model.eval()
         with torch.no_grad():
@@ -77,7 +78,7 @@ class Validator:
                 wanted = [self._with_values(batch) for batch in batches]
                 results = self.model.run_micro_batches(batches, forward_only=True)
                 for batch, result, values in zip(batches, results, wanted, strict=False):
-                    totals[:3] += float(result["loss_sum"]), float(batch["loss_mask"].sum()), sum(r >= 0 for r in batch.records)
+                    totals[:3] += float(result["loss_sum"]), float(batch["loss_mask"].sum()), counted * sum(r >= 0 for r in batch.records)
                     if "value_logits" in result:
                         self._judge(result["value_logits"], values, names, totals)
         self.model.train(training)
@@ -96,9 +97,10 @@ class Validator:
         rows, wanted = [], []
         for row, record in enumerate(batch.records):
             for value in self.collator.dataset.value_tokens(record) if record >= 0 else ():
-                position = value.position - 1  # a token is predicted at the one before it
-                if value.attribute in self.values.columns and position < order.size(1) and batch["loss_mask"][row, position]:
-                    rows.append(int(order[row, position]))
+                # A token is predicted at the one before it, which may be another rank's.
+                column = (batch["position_ids"][row] == value.position - 1).nonzero()
+                if value.attribute in self.values.columns and len(column) and batch["loss_mask"][row, int(column)]:
+                    rows.append(int(order[row, int(column)]))
                     wanted.append((value.attribute, value.value))
         if rows:
             batch["value_rows"] = torch.tensor(rows)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from nemo_steerlm.megatron.packing import MULTIPLE_OF, WORTHWHILE
+from nemo_steerlm.megatron.packing import MULTIPLE_OF, MULTIPLE_OF_ROWS, WORTHWHILE
 from nemo_steerlm.training.batches import Collator, MicroBatch
 from nemo_steerlm.training.dataset import ChatDataset
 from tests.inputs import STORIES
@@ -36,8 +39,6 @@ def micro_batch(data: ChatDataset, *, packed: bool) -> MicroBatch:
 
 @pytest.fixture(scope="module", params=["all weights", "adapters"])
 def model(request: pytest.FixtureRequest):
-    import torch
-
     torch.set_num_threads(1)
     from nemo_steerlm.megatron import lora
     from nemo_steerlm.megatron.gpt_sft import build_model
@@ -57,8 +58,6 @@ def model(request: pytest.FixtureRequest):
 @settings(max_examples=40)
 @given(data=datasets())
 def test_losses_and_gradients_are_those_of_the_padded_batch(model, data) -> None:
-    import torch
-
     found = []
     for packed in (False, True):
         model.model.zero_grad(set_to_none=True)
@@ -85,6 +84,48 @@ def test_each_token_is_there_once_and_a_common_beginning_once_for_all(data) -> N
     assert packing.kept[: packing.tokens].unique().numel() == packing.tokens
     for row, places in zip(rows, packing.place, strict=False):
         assert flat[packing.kept[places[: len(row)]]].tolist() == row
+
+
+class AttentionByRows(torch.nn.Module):
+    """What TransformerEngine's attention computes of ``thd`` rows, row by row."""
+
+    def forward(self, query, key, value, attention_mask, packed_seq_params, **_options):  # type: ignore[no-untyped-def]
+        assert packed_seq_params.qkv_format == "thd"
+        ends = packed_seq_params.cu_seqlens_q.tolist()
+        assert max(end - start for start, end in itertools.pairwise(ends)) == packed_seq_params.max_seqlen_q
+        rows = []
+        for start, end in itertools.pairwise(ends):
+            q, k, v = (t[start:end].transpose(0, 1) for t in (query, key, value))
+            rows.append(torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True).transpose(0, 1))
+        return torch.cat(rows).flatten(1)
+
+
+@settings(max_examples=20)
+@given(data=datasets())
+def test_rows_one_after_the_other_have_the_losses_and_gradients_of_the_padded_batch(model, data) -> None:
+    """With Megatron-Core's rotation by ``cu_seqlens``, and attention that reads rows as TransformerEngine's does."""
+    found = []
+    for apart in (False, True):
+        batch = Collator(data, pad_id=0, packed=apart, rows_apart=True)._collate(np.arange(len(data)), len(data) + 1, 0, 1.0)
+        model.model.zero_grad(set_to_none=True)
+        with pytest.MonkeyPatch.context() as patch:
+            if batch.packing is not None:
+                assert len(batch.packing.kept) % MULTIPLE_OF_ROWS == 0
+                patch.setattr(model.transformer_config, "apply_rope_fusion", False)
+                for layer in model.model.decoder.layers:
+                    patch.setattr(layer.self_attention.config, "apply_rope_fusion", False)
+                    patch.setitem(layer.self_attention._modules, "core_attention", AttentionByRows())
+            (result,) = model.run_micro_batches([batch], forward_only=False)
+        found.append((result["loss_sum"], {name: p.grad for name, p in model.model.named_parameters() if p.grad is not None}))
+    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-4)
+
+
+def test_transformer_engines_rows_stay_whole_and_may_drop_out(model) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "transformer_engine", True)
+        patch.setattr(model.transformer_config, "hidden_dropout", 0.1)
+        assert model.packs
+        assert model.packs_rows_apart
 
 
 def test_what_spares_little_is_not_packed() -> None:

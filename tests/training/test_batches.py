@@ -71,3 +71,22 @@ def test_sizes_that_do_not_fit_say_what_would() -> None:
     with pytest.raises(ConfigError, match=r"train_ds\.global_batch_size=10 is no multiple of .*; write 8 or 12") as raised:
         Sizes(micro_batch_size=2, global_batch_size=10, data_parallel_size=2).check("model.data.train_ds")
     assert raised.value.exit_code == 78
+
+
+@given(lengths=records, size=st.sampled_from([2, 4]))
+def test_ranks_that_share_sequences_have_every_position_once_and_weigh_tokens_alike(lengths: list[int], size: int) -> None:
+    data = dataset(lengths)
+    indices = np.arange(len(lengths) // 2 * 2)
+    sizes = Sizes(micro_batch_size=2, global_batch_size=len(indices))
+    whole = Collator(data, pad_id=0, multiple_of=2 * size).micro_batches(indices, sizes)
+    parts = [Collator(data, pad_id=0, multiple_of=2 * size, context=(rank, size)).micro_batches(indices, sizes) for rank in range(size)]
+    weights = 0.0
+    for number, batch in enumerate(whole):
+        mine = [part[number] for part in parts]
+        positions = np.concatenate([part["position_ids"].numpy() for part in mine], axis=1)
+        order = np.argsort(positions[0])
+        for name in ("tokens", "labels", "loss_mask", "position_ids"):
+            joined = np.concatenate([part[name].numpy() for part in mine], axis=1)
+            assert joined[:, order].tolist() == batch[name].tolist()
+        weights += sum(float(part["loss_mask"].sum() * part["loss_scale"]) for part in mine) / len(whole) / size
+    assert weights == pytest.approx(1.0, abs=1e-5)

@@ -42,7 +42,7 @@ def trained(base_nemo: Path, records: Records, tmp_path_factory: pytest.TempPath
             "pp": [PP, *NOTHING_SAVED],
             "dp": NOTHING_SAVED,
             "lora pp": [PP, *LORA, *NOTHING_SAVED],
-            "lora tp with its sequence shared": [TP, "model.sequence_parallel=true", *LORA, *NOTHING_SAVED],
+            "lora tp": [TP, *LORA, *NOTHING_SAVED],
             "tp in bf16": [TP, "trainer.precision=bf16", *NOTHING_SAVED],
             "tp-to-pp": [PP, nemo, "trainer.sft.max_steps=1", *NOTHING_SAVED],
             "sharded dp": [SHARDED, two_steps, NO_NEMO],
@@ -66,7 +66,7 @@ def test_a_layout_has_the_loss_curve_of_one_process(trained: tuple[Path, list[st
     assert metrics(out / layout)["validation_loss"] == pytest.approx(metrics(out / "one")["validation_loss"], abs=1e-5)
 
 
-@pytest.mark.parametrize("layout", ["lora pp", "lora tp with its sequence shared"])
+@pytest.mark.parametrize("layout", ["lora pp", "lora tp"])
 def test_adapters_and_marker_rows_learn_under_each_layout(trained: tuple[Path, list[str]], layout: str) -> None:
     """Adapters start at other random numbers under another layout, so the curves are near each other and no more."""
     out, _ = trained

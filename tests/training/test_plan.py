@@ -33,6 +33,7 @@ def overrides(train: Path, validation: Path | None = None, **more: object) -> li
 
 
 LORA = {"model__peft__peft_scheme": "lora"}
+SHARED_SEQUENCES = {"trainer__devices": 2, "model__tensor_model_parallel_size": 2, "model__sequence_parallel": "true"}
 
 
 def planned(tmp_path: Path, arguments: list[str]) -> Plan:
@@ -82,6 +83,7 @@ def test_max_steps_ends_a_training_early(tmp_path: Path, records: Records) -> No
         ({**LORA, "model__peft__lora_tuning__target_modules": "[mlp,fc3]"}, "unknown fc3; known: attention_qkv"),
         ({**LORA, "model__peft__lora_tuning__layer_selection": "[5,6]"}, "no layer 6; they are numbered 1 to 5"),
         ({**LORA, "model__peft__lora_tuning__weight_tying": "true"}, "without weight_tying"),
+        ({**LORA, **SHARED_SEQUENCES}, "adapters of shared sequences want TransformerEngine"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_a_model_is_loaded(
