@@ -3,6 +3,7 @@
 # make test-fast      the same without a Kubernetes cluster
 # make test-cluster   the operator on a real control plane and node only
 # make test-engines   every engine on SmolLM2-135M, and a real vLLM
+# make test-gpu       what only CUDA can show, where there is CUDA; make bench-gpu: speed and memory there
 # make bench          speed, as ratios against a baseline in the same run
 # make mutants        how many small faults in the code the tests notice; see CONTRIBUTING.md
 # make chart          what is generated from code: the resource's definition, the chart's values and schema
@@ -24,7 +25,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three processes share the tests and two cores: those with a cluster's wait more than they compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
-.PHONY: run test test-fast test-cluster test-engines lint browser cluster bench mutants chart docs help clean install
+.PHONY: run test test-fast test-cluster test-engines test-gpu bench-gpu lint browser cluster bench mutants chart docs help clean install
 
 install: $(INSTALLED)
 
@@ -67,6 +68,13 @@ test-cluster: $(INSTALLED)
 # Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache.
 test-engines: $(INSTALLED)
 	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py
+
+# On a machine with CUDA (tests.gpu.carry fetches what one without network needs); elsewhere they skip.
+test-gpu: $(INSTALLED)
+	$(BIN)/pytest -m gpu tests/gpu
+
+bench-gpu: $(INSTALLED)
+	$(BIN)/python -m tests.gpu.bench
 
 # What is made from code: the resource's definition; and of the chart the same, values.yaml, its schema, the table in its README.
 chart: $(INSTALLED)

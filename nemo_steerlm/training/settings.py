@@ -258,7 +258,8 @@ def check_adapters(model: DictConfig, *, transformer_engine: bool = False) -> No
         )
     if model.get("sequence_parallel") and not transformer_engine:
         raise ConfigError(
-            "model.sequence_parallel=true: NeMo's adapters of shared sequences want TransformerEngine, which is not installed here; write false"
+            "model.sequence_parallel=true: NeMo's adapters of shared sequences want TransformerEngine, which is not installed here; "
+            "write false"
         )
     targets = tuning.target_modules if OmegaConf.is_list(tuning.target_modules) else [tuning.target_modules]
     for target in targets:
