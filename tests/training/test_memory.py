@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.model_config import DEFAULTS, Parallelism
+from nemo_steerlm.pipeline import manifest
 from nemo_steerlm.training import config
 from nemo_steerlm.training.memory import GIB, Work, estimate
 
+ROOT = Path(__file__).parents[2]
 LLAMA2_7B = {
     "num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 11008, "num_attention_heads": 32, "num_query_groups": 32,
     "kv_channels": 128, "transformer_engine": True,
@@ -62,3 +66,19 @@ def test_what_does_not_fit_is_refused_with_what_would_help() -> None:
     ):
         found.require(80 * GIB)
     found.require(200 * GIB)
+
+
+@pytest.mark.parametrize(
+    "sample", ["k8s/samples/smallest.yaml", "k8s/samples/llama2-7b-two-nodes.yaml", "examples/pipelines/oasst_llama2_7b.yaml"]
+)
+def test_the_samples_fit_the_gpus_that_they_name(sample: str) -> None:
+    spec = manifest.load(ROOT / sample).spec
+    for training in (spec.train_value, spec.train_steer):
+        parallel = training.parallel
+        layout = Parallelism(world_size=parallel.nodes * parallel.devices, tensor=parallel.tensor, pipeline=parallel.pipeline)
+        lora = training.lora
+        tuning = {"target_modules": list(lora.target_modules), "adapter_dim": lora.rank} if lora else {}
+        changes = {"peft": {"peft_scheme": "lora", "lora_tuning": tuning}} if lora else SHARDED
+        width = spec.model.max_sequence_length
+        work = Work(micro_batch_size=training.micro_batch_size, micro_batches=8, width=width, learned=width // 2)
+        estimate(llama(**changes), 32000, layout, work, bf16=True).require(80 * GIB)
