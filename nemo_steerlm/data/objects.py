@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
 from nemo_steerlm.core.files import json_line
-from nemo_steerlm.core.text_files import READ_ERRORS, open_binary, open_text, unreadable
+from nemo_steerlm.core.text_files import BOM, READ_ERRORS, open_binary, open_text, unreadable
 from nemo_steerlm.data.records import Record, parse_line, raw_lines
 from nemo_steerlm.data.rejects import Rejects
 
@@ -23,25 +23,37 @@ class Object(NamedTuple):
     raw: bytes | str
 
 
-def read_objects(path: str | Path, rejects: Rejects) -> Iterator[Object]:
-    """The objects of a file, streamed. A bad line goes to ``rejects``; a broken array or table raises DataError.
+def is_whole(path: str | Path) -> bool:
+    """Whether the file is one Parquet table or JSON array, not lines. Raises DataError where it cannot be read."""
+    start = _start(path)
+    return start.startswith((_PARQUET, b"["))
 
-    Raises UsageError for Parquet where pyarrow is not installed.
+
+def read_whole(path: str | Path) -> Iterator[Object]:
+    """The objects of one Parquet table or JSON array, streamed.
+
+    Raises DataError where it is broken, UsageError for Parquet where pyarrow is not installed.
     """
-    with open_binary(path) as file:
-        try:
-            start = file.read(4096)
-        except READ_ERRORS as error:
-            raise unreadable(error, path) from error
-    if start.startswith(_PARQUET):
-        yield from _rows(path)
-    elif start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
-        yield from _items(path)
+    yield from _rows(path) if _start(path).startswith(_PARQUET) else _items(path)
+
+
+def read_objects(path: str | Path, rejects: Rejects) -> Iterator[Object]:
+    """The objects of a file, streamed. A bad line goes to ``rejects``; a broken array or table raises, as ``read_whole`` does."""
+    if is_whole(path):
+        yield from read_whole(path)
     else:
         for number, raw in raw_lines(path):
             where = Where(file=str(path), line=number)
             with rejects.catch(raw):
                 yield Object(parse_line(raw, where), where, raw)
+
+
+def _start(path: str | Path) -> bytes:
+    with open_binary(path) as file:
+        try:
+            return file.read(4096).removeprefix(BOM).lstrip()
+        except READ_ERRORS as error:
+            raise unreadable(error, path) from error
 
 
 def _items(path: str | Path) -> Iterator[Object]:

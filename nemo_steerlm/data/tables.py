@@ -1,4 +1,4 @@
-"""Rows of CSV, TSV and JSONL tables, streamed, with or without a header."""
+"""Rows of CSV, TSV, JSON and Parquet tables, streamed, with or without a header."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
 from nemo_steerlm.core.text_files import READ_ERRORS, open_binary, open_text, unreadable
+from nemo_steerlm.data.objects import is_whole, read_whole
 from nemo_steerlm.data.records import parse_line, raw_lines
 
 csv.field_size_limit(1 << 30)
@@ -29,18 +30,18 @@ class Row(NamedTuple):
 
 
 def read_rows(path: str | Path, *, header: bool = True, encoding: str = "utf-8") -> Iterator[Row]:
-    """The rows of a ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` (tab-separated, without quoting) file, packed or not.
+    """The rows of a ``.csv``, ``.tsv``, ``.txt`` (tab-separated, without quoting), ``.jsonl``, ``.json`` or ``.parquet`` file.
 
-    A row that cannot be read comes with its error instead of its cells. Raises DataError where the file is empty or absent,
-    UsageError where its name says none of these kinds.
+    All but the last may be packed. A row that cannot be read comes with its error instead of its cells. Raises DataError where the file
+    is empty or absent, UsageError where its name says none of these kinds.
     """
     kind = next((suffix for suffix in reversed(Path(path).suffixes) if suffix.lower() not in _PACKED), "").lower()
-    if kind == ".jsonl":
+    if kind in (".jsonl", ".json", ".parquet"):
         yield from _objects(path)
     elif kind in (".csv", ".tsv", ".txt"):
         yield from _cells(path, kind, header=header, encoding=encoding)
     else:
-        raise UsageError(f"{path}: name it .csv, .tsv, .txt (tab-separated) or .jsonl, or one of these with .gz or .zst")
+        raise UsageError(f"{path}: name it .csv, .tsv, .txt (tab-separated), .jsonl, .json or .parquet, or one of these with .gz or .zst")
 
 
 def cell(row: Row, column: str, where: Where) -> Any:
@@ -66,6 +67,9 @@ def number_in(row: Row, column: str, where: Where) -> float:
 
 
 def _objects(path: str | Path) -> Iterator[Row]:
+    if is_whole(path):
+        yield from (Row(number, row.value, str(row.raw)) for number, row in enumerate(read_whole(path), 1))
+        return
     for number, raw in raw_lines(path):
         text = raw.decode("utf-8", "backslashreplace").rstrip("\r\n")
         try:

@@ -8,9 +8,11 @@ import json
 import random
 from pathlib import Path
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.errors import DataError, UsageError
@@ -196,10 +198,42 @@ def test_latin_1_is_read_where_it_is_named(tmp_path):
         ({"computed": {"positivity": {}}}, "both rated and computed"),
         ({"ratings": {"positivity": {"column": "1", "range": [2, 2]}}}, "two different ratings"),
         ({"encoding": "latin-99"}, "unknown encoding"),
-        ({"files": [{"path": "x.parquet", "prompt": "?"}]}, "name it .csv"),
+        ({"files": [{"path": "x.xlsx", "prompt": "?"}]}, "name it .csv"),
         ({"files": [{"path": "x.csv"}]}, "exactly one of prompt and prompt_column"),
     ],
 )
 def test_a_description_that_cannot_be_meant(tmp_path, change, sentence):
     with pytest.raises((UsageError, DataError), match=sentence):
         read(described(table(tmp_path, 8), **change), tmp_path)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "json", "parquet"])
+def test_a_table_with_columns_for_prompt_and_system_prompt(tmp_path, form):
+    """Each row brings its own question and system prompt; an empty one is that of all rows."""
+    rows = [{"q": f"Q{i}", "s": ("S", "")[i % 2], "a": f"A{i}", "score": i} for i in range(4)]
+    path = tmp_path / f"t.{form}"
+    if form == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    elif form == "csv":
+        lines = ["q,s,a,score", *(",".join(map(str, row.values())) for row in rows)]
+        path.write_text("\n".join(lines), encoding="utf-8-sig")
+    else:
+        path.write_text(json.dumps(rows) if form == "json" else "".join(json.dumps(row) + "\n" for row in rows))
+    source = {
+        "files": [{"path": str(path), "prompt_column": "q", "system_column": "s"}],
+        "text_column": "a",
+        "ratings": {"positivity": {"column": "score", "range": [0, 3]}},
+        "hidden": 0.0,
+        "system": "all",
+    }
+    found = [record for _, record in read(source, tmp_path)]
+    assert [record["system"] for record in found] == ["S", "all", "S", "all"]
+    assert [[turn["value"] for turn in record["conversations"]] for record in found] == [[f"Q{i}", f"A{i}"] for i in range(4)]
+    assert [record["conversations"][1]["label"] for record in found] == [f"positivity:{round(i * 4 / 3)}" for i in range(4)]
+
+
+def test_a_table_without_a_header_may_begin_with_a_byte_order_mark(tmp_path):
+    path = tmp_path / "t.tsv"
+    path.write_text("3\ttext\n", encoding="utf-8-sig")
+    source = described(path, text_column="1", ratings={"positivity": {"column": "0", "range": [0, 4]}}, hidden=0.0)
+    assert label_of(read(source, tmp_path)[0][1])[0] == 3

@@ -35,7 +35,7 @@ class RatedFile(Spec):
     """One table and what its texts answer to."""
 
     path: Reference
-    """A ``.csv``, ``.tsv``, ``.txt`` (tab-separated) or ``.jsonl`` file, packed or not."""
+    """A ``.csv``, ``.tsv``, ``.txt`` (tab-separated), ``.jsonl`` or ``.json`` file, packed or not, or ``.parquet``."""
     prompt: Text | None = None
     """What the User turn before each text says."""
     prompt_column: Column | None = None
