@@ -1,7 +1,7 @@
 """Label a file of conversations through inference servers: each record exactly once, whatever is killed on the way.
 
-The input is read as a stream, labels go to a journal (``OUTPUT.journal``) as they are found, and the output is written in input order,
-whole, at the end. A run that was stopped goes on where it was when it is started again. Upstream: attribute_annotate.py.
+The input is read as a stream, each label is appended to a journal (``OUTPUT.journal``), and the output is written whole, in input order, at
+the end. A stopped run continues from its journal. Upstream: attribute_annotate.py.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
     turns: Turns = "unmasked"
     languages: bool = True
-    """Whether the language is labelled too, where the schema has languages (upstream: process_lang)."""
+    """Whether the language is labelled too, if the schema has languages (upstream: process_lang)."""
     batch_size: int = 1
-    """Conversations a request."""
+    """Conversations per request."""
     max_in_flight: int = 32
-    """Requests at once to one server, at most; how many are sent below that adapts to what it takes."""
+    """Upper limit of concurrent requests per server; below it the number adapts to the server."""
     shard: Shard = Shard()
     on_error: OnError = "fail"
-    """What a broken input record does: end the run before it starts, or join the rejects."""
+    """Whether a broken input record ends the run before any request, or joins the rejects."""
     confidence: bool = False
     """Write the probability of each value beside the label."""
     min_confidence: float = 0.0
     """Records with a value less probable than this join the rejects."""
     restart: bool = False
-    """Throw away what an earlier run has found."""
+    """Discard the labels of an earlier run."""
     attributes: str = "oasst"
     """Attribute preset of servers that announce none."""
     label_source: str = "unknown"
-    """What ``label_source`` says where the server announces no model."""
+    """The ``label_source`` of servers that announce no model."""
     policy: RetryPolicy = RetryPolicy()
 
     def __post_init__(self) -> None:
@@ -88,9 +88,14 @@ def annotate(
     """Label ``input_file`` into ``output_file`` through ``servers``. What cannot be labelled is in ``OUTPUT.rejected.jsonl``.
 
     The caller must look at ``Summary.complete``: a run with rejects returns as well.
-    Raises DataError for a broken record, or one that changed since an earlier run; ConfigError for servers of different models or a
-    journal of another one; UnavailableError when no server answers for ``policy.patience``; TryAgainError for a full disk;
-    KeyboardInterrupt after SIGINT and SystemExit(143) after SIGTERM, the journal whole.
+
+    Raises:
+        DataError: If a record is broken, or changed since an earlier run.
+        ConfigError: If servers have different models, or the journal belongs to another model.
+        UnavailableError: If no server answers for ``policy.patience`` seconds.
+        TryAgainError: If the disk is full.
+        KeyboardInterrupt: After SIGINT. The journal stays whole.
+        SystemExit: With code 143 after SIGTERM. The journal stays whole.
     """
     run = _Run(Path(input_file), Path(output_file), options or Options(), progress or (lambda _done, _total: None))
     return run.run(servers)
@@ -222,7 +227,7 @@ class _Run:
             if len(batch) == 1:
                 self.failed[batch[0].position] = failure.reason
                 return
-            # One bad record must not take its neighbours along: each by itself shows which it is.
+            # One bad record must not fail its neighbours: each is labelled by itself.
             for item in batch:
                 await self._label_batch([item], journal, pool, form)
             return
@@ -240,7 +245,7 @@ class _Run:
     def _write(self, journal: Journal, form: LabelFormat, resumed: int) -> Summary:
         source = self._source(form)
         writer = ResultWriter(self.output)
-        # The journal's lock says that whoever left these is dead.
+        # This process holds the journal's lock, so the process that left these files is dead.
         for path in (writer.output, writer.rejects.path):
             remove_leftovers(path)
         with writer:

@@ -1,8 +1,8 @@
-"""The labels found so far, in a file that survives a kill at any byte: one checksummed line a record, only ever appended to.
+"""The journal of a labelling run: an append-only file, one checksummed line per record, that survives a kill at any byte.
 
-The first line says which model and options the labels belong to. Each other line has the record's position in the input and a digest
-of its text, so labels are never given to another record. A torn last line is cut off; a line whose checksum does not fit is dropped and
-its record labelled again. Lines are handed to the system one by one (a killed process loses none) and to the disk once a second.
+The first line names the model and options of the labels. Each other line has the record's position in the input and a digest of its text,
+so that no label goes to another record. A torn last line is cut off; a line with a wrong checksum is dropped and its record labelled
+again. Each line is written to the system at once (a killed process loses none) and synced to the disk once per second.
 """
 
 from __future__ import annotations
@@ -56,11 +56,16 @@ class Journal:
     """An open journal. A context manager that holds the file's lock: a second process that wants it gets TryAgainError."""
 
     def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
-        """Open or create ``path``. Raises ConfigError where it belongs to another model or other options (and not ``restart``)."""
+        """Open or create ``path``.
+
+        Raises:
+            ConfigError: If it belongs to another model or other options, unless ``restart`` is given.
+            TryAgainError: If another process holds its lock.
+        """
         self.path = path
         self.header = header
         self._places: dict[int, tuple[int, int]] = {}
-        """Of each position's line: where it starts, and its length."""
+        """Offset and length of each position's line."""
         self._synced = time.monotonic()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = _locked(path)
@@ -87,7 +92,7 @@ class Journal:
 
     @property
     def positions(self) -> Iterator[int]:
-        """Of every labelled record, in no order."""
+        """The positions of all labelled records, in no order."""
         return iter(self._places)
 
     def get(self, position: int) -> Entry | None:
@@ -99,7 +104,11 @@ class Journal:
         return os.pread(self._file.fileno(), length, start)
 
     def check(self, position: int, digest: str, where: Where) -> bool:
-        """Whether the record at ``position`` is labelled. Raises DataError where it was another record when it was labelled."""
+        """Whether the record at ``position`` is labelled.
+
+        Raises:
+            DataError: If it was another record when it was labelled.
+        """
         entry = self.get(position)
         if entry and entry.digest != digest:
             raise DataError(
@@ -110,7 +119,11 @@ class Journal:
         return entry is not None
 
     def append(self, entry: Entry) -> None:
-        """Add one entry. Raises TryAgainError where the disk takes it not whole; the journal then ends before it."""
+        """Add one entry.
+
+        Raises:
+            TryAgainError: If the disk does not take the whole line; the journal then ends before it.
+        """
         line = _line(msgspec.json.encode(entry))
         self._places[entry.at] = (self._write(line), len(line))
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -118,11 +131,11 @@ class Journal:
             self._synced = time.monotonic()
 
     def remove(self) -> None:
-        """Delete the file: its labels are in the output now."""
+        """Delete the file, once its labels are in the output."""
         self.path.unlink(missing_ok=True)
 
     def compact(self) -> None:
-        """Rewrite the file without dropped and double lines, whole or not at all. The lock moves with it."""
+        """Rewrite the file without dropped and duplicate lines, atomically. The lock moves to the new file."""
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         with contextlib.ExitStack() as stack:
             fresh = stack.enter_context(temporary.open("w+b", buffering=0))
@@ -144,7 +157,7 @@ class Journal:
         self._file, self._places = fresh, places
 
     def _read(self) -> None:
-        """Index the file, cut its torn end, drop what is damaged, and write the header where there is none."""
+        """Index the file, cut off a torn end, drop damaged lines, and write the header if there is none."""
         end = lines = 0
         header = None
         self._file.seek(0)
@@ -199,7 +212,7 @@ def _locked(path: Path) -> IO[bytes]:
         except OSError as error:
             file.close()
             raise TryAgainError(f"{path} is in use: another process is labelling into this output") from error
-        # Between opening and locking, its holder may have finished and removed it.
+        # Between opening and locking, another process may have finished and removed the file.
         if path.exists() and os.fstat(file.fileno()).st_ino == path.stat().st_ino:
             return file
         file.close()
@@ -211,7 +224,7 @@ def _buffered(file: IO[bytes]) -> Iterator[bytes]:
 
 
 _TORN = re.compile(rb"[0-9a-f]{1,8}|[0-9a-f]{8} [^\n]*")
-"""The beginning of a line, cut before its end. Anything else in the first line is somebody else's file."""
+"""A line cut before its end. Anything else as the first line means that the file is no journal."""
 
 
 def _line(body: bytes) -> bytes:
@@ -219,13 +232,13 @@ def _line(body: bytes) -> bytes:
 
 
 def _checked(raw: bytes) -> bytes | None:
-    """What a line says, None where it is torn or damaged."""
+    """A line's JSON, or None if the line is torn or damaged."""
     body = raw[9:-1]
     return body if raw == _line(body) else None
 
 
 def _write_all(file: IO[bytes], line: bytes) -> None:
-    # One call a line, unless the disk is nearly full: then the call for the rest says why.
+    # One call per line, unless the disk is nearly full: then the call for the rest raises the reason.
     while line:
         line = line[file.write(line) :]
 

@@ -1,4 +1,4 @@
-"""From labels to files: the labelled records in input order, the rejects with their reasons, and what a run amounted to."""
+"""From labels to files: the labelled records in input order, the rejects with their reasons, and the summary of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nemo_steerlm.data.rejects import Rejects
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run did."""
+    """The counts of a labelling run."""
 
     model: str
     """The ``label_source`` of the labels."""
@@ -26,21 +26,21 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     labelled: int
     """Records in the output."""
     failed: int
-    """Records that no server could label or that are broken: in the rejects. 0 where the output is complete."""
+    """Records among the rejects that are broken or that no server could label. 0 if the output is complete."""
     unsure: int
-    """Records set aside because of ``min_confidence``: in the rejects as well."""
+    """Records among the rejects because of ``min_confidence``."""
     turns: int
     """Turns with a predicted label in the output."""
     schema: AttributeSchema | None = None
-    """What the labels are made of; None after a merge."""
+    """The labels' schema; None after a merge."""
     resumed: int
-    """Records whose labels an earlier run had found."""
+    """Records that an earlier run had labelled."""
     seconds: float
     output: str
     rejects: str | None
-    """The file of what is not in the output; None where nothing is missing."""
+    """The file of rejects; None if there are none."""
     reasons: dict[str, int] = {}
-    """Why records are in the rejects."""
+    """Number of rejects by reason."""
 
     @property
     def complete(self) -> bool:
@@ -55,25 +55,29 @@ def labelled(conversation: Conversation, labels: Sequence[TurnLabel], source: st
     replaced and never taken for a human's label.
     """
     turns = list(conversation.turns)
-    for found in labels:
-        turns[found.index] = turns[found.index].predicted(found.label, source, found.confidence if confidence else None)
+    for label in labels:
+        turns[label.index] = turns[label.index].predicted(label.label, source, label.confidence if confidence else None)
     return msgspec.structs.replace(conversation, turns=tuple(turns))
 
 
 def require_confidence(labels: Sequence[TurnLabel], least: float, where: Where) -> None:
-    """Raise DataError where a chosen value's probability is under ``least``."""
-    for found in labels:
-        for name, probability in (found.confidence or {}).items():
+    """Check that every chosen value is probable enough.
+
+    Raises:
+        DataError: If a value's probability is below ``least``.
+    """
+    for label in labels:
+        for name, probability in (label.confidence or {}).items():
             if probability < least:
                 raise DataError(
                     f"{name} is below --min-confidence",
-                    where=where.at(f"conversations[{found.index}].label"),
+                    where=where.at(f"conversations[{label.index}].label"),
                     instead=f"probability {probability:.3f}, wanted {least:g}",
                 )
 
 
 class ResultWriter:
-    """Writes output and rejects, counting as it goes. Both files appear whole when its block ends well."""
+    """Writes output and rejects and counts records. Both files appear whole if the block ends without an exception."""
 
     def __init__(self, output: Path) -> None:
         self.output = output
@@ -106,7 +110,11 @@ class ResultWriter:
         self.failed += not unsure
 
     def summary(self, *, model: str, total: int, resumed: int, seconds: float, schema: AttributeSchema | None = None) -> Summary:
-        """What was written. Raises TryAgainError where it is not what came in, as when the input changes meanwhile."""
+        """The counts, with what the writer cannot know.
+
+        Raises:
+            TryAgainError: If they do not add up to ``total``, as when the input changed meanwhile.
+        """
         if self.labelled + self.failed + self.unsure != total:
             raise TryAgainError(f"{self.output} has {self.labelled} records and {self.failed + self.unsure} rejects of {total}; run again")
         return Summary(
@@ -127,7 +135,7 @@ class ResultWriter:
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn what the disk refuses into TryAgainError."""
+    """Turn OSError into TryAgainError that names ``path``."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Put the parts of a file that was labelled in shards together again, in input order."""
+"""Merge the outputs of a file that was labelled in shards, in input order."""
 
 from __future__ import annotations
 
@@ -26,7 +26,11 @@ class _Part:
         self.conversations: Iterator[Conversation] = read_conversations(path) if path.stat().st_size else iter(())
 
     def take(self, original: Conversation, where: Where) -> Conversation:
-        """The next conversation. Raises DataError where it is not ``original`` with labels."""
+        """The next conversation.
+
+        Raises:
+            DataError: If it is not ``original`` with labels.
+        """
         found = next(self.conversations, None)
         if found is None or _texts(found) != _texts(original):
             raise DataError(f"the next record of {self.path} is another", where=where, instead="label that shard again from this input")
@@ -40,7 +44,9 @@ def _texts(conversation: Conversation) -> list[str]:
 def merge(input_file: str | Path, output_file: str | Path, count: int) -> Summary:
     """Write ``output_file`` from the outputs of shards ``0/count`` to ``count-1/count`` of ``input_file``; they are left where they are.
 
-    Raises UsageError if a shard is missing, DataError if one does not belong to this input.
+    Raises:
+        UsageError: If a shard is missing.
+        DataError: If one does not belong to this input.
     """
     began, source, output = time.monotonic(), Path(input_file), Path(output_file)
     parts = [_Part(Shard(index=index, count=count).path(output)) for index in range(count)]

@@ -50,7 +50,11 @@ def plan(
 
 
 def render(file: Path, namespace: str, operator_config: Path | None) -> list[dict[str, Any]]:
-    """The objects of a pipeline. Raises UsageError where the operator is not installed beside this package."""
+    """The objects of a pipeline.
+
+    Raises:
+        UsageError: If the operator is not installed beside this package.
+    """
     manifests.load(file)
     found = list(importlib.metadata.entry_points(group=RENDERERS, name="kubernetes"))
     if not found:

@@ -1,4 +1,4 @@
-"""What a server says of itself at ``GET /v1/models``, and what is assumed of one that says nothing (upstream's has no such page)."""
+"""What a server announces at ``GET /v1/models``, and what is assumed of one without that endpoint (upstream's)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nemo_steerlm.core.model_info import ModelInfo, ModelKind
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):
-    """A served model. ``info`` is None where the server announces nothing: upstream's, or another project's."""
+    """A served model. ``info`` is None if the server announces no model of this project."""
 
     info: ModelInfo | None = None
     scores: bool = False
@@ -21,19 +21,21 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def fingerprint(self) -> str:
-        """The model's, empty where it is not announced."""
+        """The model's fingerprint, empty if it is not announced."""
         return self.info.fingerprint if self.info else ""
 
     @property
     def name(self) -> str:
-        """The model, as messages name it."""
+        """How messages name the model."""
         return f"model {self.fingerprint or 'without fingerprint'}" if self.info else "a model that it does not announce"
 
 
 async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPolicy, kind: ModelKind = "value") -> Announcement:
     """Ask ``url`` what it serves; of several models the first of ``kind`` counts, or the first where there is none.
 
-    Raises RequestFailed where it does not answer (yet), ConfigError where it never will.
+    Raises:
+        RequestFailed: If it does not answer (yet).
+        ConfigError: If it refuses this client's key.
     """
     try:
         body = await send(client, client.build_request("GET", f"{url}/v1/models"), policy.timeout)
@@ -42,10 +44,10 @@ async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPo
         return Announcement()
     try:
         models = msgspec.json.decode(body)["data"]
-        told = [(model.get("metadata") or {}).get("steerlm") for model in models]
-        at = next((i for i, one in enumerate(told) if one and one.get("kind") == kind), 0)
+        described_models = [(model.get("metadata") or {}).get("steerlm") for model in models]
+        at = next((i for i, one in enumerate(described_models) if one and one.get("kind") == kind), 0)
         metadata: dict[str, Any] = models[at].get("metadata") or {}
-        described = told[at]
+        described = described_models[at]
     except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
         raise RequestFailed(Fault.SERVER, "GET /v1/models: not a list of models") from error
     if described is None:
@@ -62,7 +64,7 @@ async def _require_generate(url: str, client: httpx.AsyncClient, failure: Reques
         raise ConfigError(f"{url} refuses this client ({failure.reason}); put its key in STEERLM_API_KEY") from failure
     if not failure.reason.startswith(("HTTP 404", "HTTP 405")):
         raise failure
-    # Upstream's server has no such page, but neither has a proxy whose server is still missing: only the first has /generate.
+    # Upstream's server lacks /v1/models, but so does a proxy without a backend: only the former has /generate.
     try:
         response = await client.options(f"{url}/generate")
     except httpx.HTTPError as error:

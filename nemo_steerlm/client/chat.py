@@ -1,7 +1,7 @@
 """Ask a served SteerLM model under chosen attributes: step 10 of the tutorial, and chats with a history.
 
-A server of this project gets ``POST /v1/chat/completions`` with ``attributes`` and builds the prompt itself. One that announces no model
-(upstream's) gets the rendered prompt by ``PUT /generate``.
+A server of this project gets ``POST /v1/chat/completions`` with ``attributes`` and builds the prompt itself. A server that announces no
+model (upstream's) gets the rendered prompt by ``PUT /generate``.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def get_answer(
 ) -> str:
     """The model's answer to ``question``, written under ``attributes``; those not named are at the server's defaults. Greedy.
 
-    Raises UsageError for attributes the model does not have, UnavailableError where no server answers within ``patience`` seconds.
+    Raises:
+        UsageError: For attributes the model does not have.
+        UnavailableError: If no server answers within ``patience`` seconds.
     """
     with Chat(server, attributes or {}, max_tokens=max_tokens, system=system, patience=patience) as chat:
         return "".join(chat.say(question))
@@ -63,7 +65,13 @@ class Chat:
         system: str | None = None,
         patience: float = 30.0,
     ) -> None:
-        """Wait for the server and look at its model. Raises UnavailableError, ConfigError for a value model, UsageError for attributes."""
+        """Wait for the server and look at its model.
+
+        Raises:
+            UnavailableError: If no server answers within ``patience`` seconds.
+            ConfigError: If it serves a value model.
+            UsageError: If the model does not have the attributes.
+        """
         self.server = server.rstrip("/")
         self.max_tokens = max_tokens
         self.temperature = temperature
@@ -87,7 +95,11 @@ class Chat:
         self._client.close()
 
     def set(self, attributes: Attributes) -> None:
-        """Change attributes from the next answer on. Raises UsageError for a name or value that the model does not have."""
+        """Change attributes from the next answer on.
+
+        Raises:
+            UsageError: For a name or value that the model does not have.
+        """
         try:
             self.attributes = self.schema.label(attributes).over(self.attributes)
         except DataError as error:
@@ -95,13 +107,16 @@ class Chat:
             raise UsageError(f"{error.reason}; this model has {ranges}") from error
 
     def reset(self) -> None:
-        """Forget what was said."""
+        """Drop the conversation so far."""
         self.messages.clear()
 
     def say(self, text: str) -> Iterator[str]:
         """The answer to ``text``, in pieces as they come. It joins the history once it is whole.
 
-        Raises TryAgainError where the answer breaks off, UnavailableError where the server is gone, UsageError where it refuses.
+        Raises:
+            TryAgainError: If the answer breaks off.
+            UnavailableError: If the server is gone.
+            UsageError: If it refuses.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
         answer = ""
@@ -192,7 +207,7 @@ async def _announcement(server: str, patience: float) -> Announcement:
 
 
 def _completion(sentence: str, prompt: str) -> str:
-    """``sentence`` without ``prompt``. Where a tokenizer changed the prompt on its way, the last line of it that is left marks its end."""
+    """``sentence`` without ``prompt``. If a tokenizer changed the prompt, the prompt's last line marks its end."""
     if sentence.startswith(prompt):
         return sentence[len(prompt) :]
     last_line = prompt.rstrip("\n").rsplit("\n", 1)[-1]
@@ -201,7 +216,7 @@ def _completion(sentence: str, prompt: str) -> str:
 
 
 def _pieces(lines: Iterator[str]) -> Iterator[str]:
-    """Text from server-sent events. Raises TryAgainError where they end without ``[DONE]``."""
+    """Text from server-sent events. Raises TryAgainError if they end without ``[DONE]``."""
     for line in lines:
         if not line.startswith("data:"):
             continue

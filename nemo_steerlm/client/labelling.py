@@ -1,4 +1,4 @@
-"""The two protocols that label conversations: ``POST /v1/attributes`` (one request) and upstream's ``PUT /generate`` (one a value)."""
+"""The two protocols that label conversations: ``POST /v1/attributes`` (one request) and upstream's ``PUT /generate`` (one per value)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ UPSTREAM_SAMPLING = {
     "repetition_penalty": 1.0,
     "min_tokens_to_generate": 1,
 }
-"""What upstream's attribute_annotate.py asks for."""
+"""The sampling options that upstream's attribute_annotate.py sends."""
 
 
 class TurnLabel(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -39,7 +39,7 @@ class TurnLabel(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     index: int
     label: str
     confidence: dict[str, float] | None = None
-    """Probability of each chosen value; None where the server gives none."""
+    """Probability of each chosen value; None if the server gives none."""
 
 
 class LabelFormat(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,11 +50,11 @@ class LabelFormat(msgspec.Struct, frozen=True, kw_only=True):
     turns: Turns = "unmasked"
     fingerprint: str = ""
     confidence: bool = False
-    """Whether labels without probabilities are of no use."""
+    """Whether labels need probabilities."""
 
 
 class Labelling:
-    """One conversation on its way to being labelled. What is known survives failed requests and other servers."""
+    """The labels of one conversation so far. They survive failed requests and a change of server."""
 
     def __init__(self, conversation: Conversation, form: LabelFormat) -> None:
         self.form = form
@@ -65,25 +65,33 @@ class Labelling:
 
     @property
     def done(self) -> bool:
-        """Whether every wanted turn has its label."""
+        """Whether every turn to label has its label."""
         return len(self.labels) == len(self.targets)
 
     def set_labels(self, labels: Sequence[TurnLabel]) -> None:
-        """Take all labels at once. Raises RequestFailed where they are of other turns than those wanted."""
+        """Take all labels at once.
+
+        Raises:
+            RequestFailed: If they are not those of exactly the turns to label.
+        """
         if tuple(label.index for label in labels) != self.targets:
             raise RequestFailed(Fault.ATTEMPT, f"labels of turns {[label.index for label in labels]} instead of {list(self.targets)}")
         self.labels = {label.index: label for label in labels}
 
     def prompt(self) -> str:
-        """What comes before the next missing value. The values before it, and the labels before that, are in it."""
+        """The prompt for the next missing value: earlier turns with their labels, then the values so far."""
         turn = self.targets[len(self.labels)]
         start = text_of(self.form.template.label_prompt(self._labelled(), turn))
         return start + self._label_with("")
 
     def take(self, sentence: str, prompt: str) -> None:
-        """Read the next value from upstream's answer, prompt and completion. Raises RequestFailed where it is none."""
+        """Read the next value from upstream's answer, prompt and completion.
+
+        Raises:
+            RequestFailed: If the answer has no valid value there.
+        """
         field = self._field()
-        # Some tokenizers drop control tokens or white space when decoding, so the prompt may not come back to the letter.
+        # Some tokenizers drop control tokens or white space when decoding, so the prompt may come back changed.
         at = len(prompt) if sentence.startswith(prompt) else sentence.rfind(f"{field}:") + len(field) + 1
         if at < len(field) + 1:
             raise RequestFailed(Fault.ATTEMPT, f"answer has no {field}: {shown(sentence[-60:])}")
@@ -118,7 +126,7 @@ class Labelling:
 
 
 def _without_labels(conversation: Conversation, targets: Sequence[int]) -> Conversation:
-    # A human label of a turn that is to be labelled must reach neither prompt nor server.
+    # The human label of a turn to label must reach neither prompt nor server.
     turns = list(conversation.turns)
     for index in targets:
         turns[index] = msgspec.structs.replace(turns[index], label=None)
@@ -126,7 +134,11 @@ def _without_labels(conversation: Conversation, targets: Sequence[int]) -> Conve
 
 
 async def advance(work: Sequence[Labelling], server: Server, client: httpx.AsyncClient, policy: RetryPolicy) -> None:
-    """Send one request that brings ``work`` forward, in the best protocol that ``server`` has. Raises RequestFailed."""
+    """Send one request that gets labels or values for ``work``, in the better of the protocols that ``server`` has.
+
+    Raises:
+        RequestFailed: If the request fails or its answer is invalid.
+    """
     pending = [item for item in work if not item.done]
     if server.announcement and server.announcement.scores:
         await _score(pending, server, client, policy)

@@ -1,4 +1,4 @@
-"""What a failed request means: read (status and headers), classify (whose fault it is), wait (how long before the next try)."""
+"""What a failed request means: read status and headers, classify the fault, decide how long to wait before the next attempt."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class Fault(enum.Enum):
     """Whose fault a failed request is, which decides what happens next."""
 
     BUSY = "busy"
-    """The server asks for less: send it less. Costs the request nothing."""
+    """The server is overloaded: send it less. Costs the request no attempt."""
     SERVER = "server"
-    """The server cannot be reached or refuses this client: go elsewhere. Costs the request nothing."""
+    """The server cannot be reached or refuses this client: use another. Costs the request no attempt."""
     ATTEMPT = "attempt"
-    """Either may be at fault (500, cut answer, timeout, wrong value): try again, elsewhere if possible, a limited number of times."""
+    """Server or request may be at fault (500, cut answer, timeout, wrong value): try again a limited number of times, on another server if
+    possible."""
     REQUEST = "request"
-    """The request is wrong for any server: final."""
+    """The request is invalid for every server: final."""
 
 
 class RequestFailed(Exception):  # noqa: N818 - an event that is handled, not an error that is shown
@@ -33,7 +34,7 @@ class RequestFailed(Exception):  # noqa: N818 - an event that is handled, not an
         self.fault = fault
         self.reason = reason
         self.retry_after = retry_after
-        """Seconds the server asked to wait, where it did."""
+        """Seconds that the server asked to wait; None if it did not."""
         super().__init__(reason)
 
 
@@ -53,7 +54,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
     wait_max: float = 15.0
 
     def attempts_of(self) -> stamina._core._RetryContextIterator:
-        """The attempts of one request, exponentially further apart, with jitter. Only ``Fault.ATTEMPT`` gets another one."""
+        """The attempts of one request, with exponential backoff and jitter. Only ``Fault.ATTEMPT`` leads to another attempt."""
         return stamina.retry_context(
             on=_try_again,
             attempts=self.attempts,
@@ -64,7 +65,7 @@ class RetryPolicy(msgspec.Struct, frozen=True, kw_only=True):
         )
 
     def pause(self, failures: int) -> float:
-        """How long a server rests after that many failures in a row."""
+        """Seconds that a server is left alone after ``failures`` failures in a row."""
         return float(min(self.wait_max, self.wait_initial * 2 ** min(failures, 20)))
 
 
@@ -75,13 +76,13 @@ def _try_again(error: Exception) -> bool | float:
 
 
 LONGEST_REST = 600.0
-"""Seconds a server may ask to be left alone: one that names a day must not put itself out of the run."""
+"""The longest ``Retry-After`` that is obeyed, in seconds: a server that asks for a day must not drop out of the run."""
 
 
 def retry_after(headers: Mapping[str, str], now: dt.datetime) -> float | None:
     """Seconds that ``Retry-After`` asks for, LONGEST_REST at most, given as seconds or as a date (RFC 9110 section 10.2.3).
 
-    None where it is absent or unreadable.
+    None if it is absent or unreadable.
     """
     text = headers.get("retry-after", "").strip()
     if text.isascii() and text.isdigit():
@@ -96,29 +97,33 @@ def retry_after(headers: Mapping[str, str], now: dt.datetime) -> float | None:
 
 
 def classify_status(status: int) -> Fault | None:
-    """Whose fault a response status is; None where it is a success."""
+    """The fault that a response status stands for; None for success."""
     if 200 <= status < 300:
         return None
     if status in (408, 429, 503):
         return Fault.BUSY
     if status in (401, 403, 404, 405, 407, 502, 504) or status < 400:
-        # No record can cause these: a proxy in front of nothing, a wrong address or key, a server of another kind.
+        # No record can cause these: a proxy without a backend, a wrong address or key, a server of another kind.
         return Fault.SERVER
     return Fault.ATTEMPT if status >= 500 else Fault.REQUEST
 
 
 def classify_exception(error: Exception) -> Fault:
-    """Whose fault an exception of the HTTP client is."""
+    """The fault that an exception of the HTTP client stands for."""
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.UnsupportedProtocol | httpx.ProxyError):
         return Fault.SERVER
-    # A connection cut in mid-answer, a timeout: the request itself may be what kills the server.
+    # A connection cut in mid-answer or a timeout: the request itself may have killed the server.
     return Fault.ATTEMPT
 
 
 async def send(client: httpx.AsyncClient, request: httpx.Request, seconds: float) -> bytes:
-    """One try: the body of a successful response. Raises RequestFailed, classified, for everything else."""
+    """One try: the body of a successful response.
+
+    Raises:
+        RequestFailed: For every other outcome, with the fault.
+    """
     try:
-        # asyncio.wait_for swallows a cancellation that comes with the answer, before Python 3.12.
+        # Before Python 3.12, asyncio.wait_for swallows a cancellation that arrives together with the answer.
         with anyio.fail_after(seconds):
             response = await client.send(request)
     except (TimeoutError, httpx.TimeoutException) as error:

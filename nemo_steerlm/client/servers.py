@@ -1,4 +1,4 @@
-"""Many servers, one of which is asked next: how much each is sent (AIMD), when it rests, and when it is asked again after a failure."""
+"""A pool of servers: how many requests each gets (AIMD), when it is left alone, and when it is probed again after a failure."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ FAILURES_TO_REST = 3
 
 
 class Server:
-    """One address and what is known of it."""
+    """One server's address and state."""
 
     def __init__(self, url: str, limit: int = START_LIMIT) -> None:
         self.url = url.rstrip("/")
         self.announcement: Announcement | None = None
-        """What it said of itself when it was last ready."""
+        """Its announcement when it was last ready."""
         self.ready = False
         self.limit = float(limit)
-        """Requests it is given at once: one more per round of successes, half after a failure."""
+        """Concurrent requests: one more per round of successes, half after a failure (AIMD)."""
         self.in_flight = 0
         self.failures = 0
-        """In a row."""
+        """Consecutive failures."""
         self.rests_until = 0.0
         self.epoch = 0
-        """Counts its rests, so that requests sent before one do not cause the next."""
+        """Number of rests so far: a request sent before a rest cannot cause the next one."""
         self.last_failure = "was never reached"
 
 
@@ -57,9 +57,18 @@ class ServerPool:
         start_limit: int = START_LIMIT,
         kind: ModelKind = "value",
     ) -> None:
-        """``start_limit``: requests each server is given at once before it is known how many it takes.
+        """Check the addresses.
 
-        ``kind``: the model that is meant where a server has several, as one with a steer model and what reads for it.
+        Args:
+            urls: The servers; duplicates count once.
+            client: Sends the requests.
+            policy: Attempts, timeouts and patience.
+            max_in_flight: Upper limit of concurrent requests per server.
+            start_limit: Concurrent requests per server before its capacity is known.
+            kind: Which model counts if a server has several, as one with a steer model and a value model that reads for it.
+
+        Raises:
+            UsageError: If ``urls`` is empty or has something that is no address.
         """
         if not urls:
             raise UsageError("no server: give --server http://HOST:PORT, several times for several")
@@ -88,7 +97,12 @@ class ServerPool:
         await asyncio.gather(*self._probes, return_exceptions=True)
 
     async def announcement(self) -> Announcement:
-        """What the servers say of their model, as soon as one is ready. Raises UnavailableError when patience ends before."""
+        """The servers' announcement, as soon as one of them is ready.
+
+        Raises:
+            UnavailableError: If none is ready within ``policy.patience`` seconds.
+            ConfigError: If two servers announce different models.
+        """
         server = await self._acquire(set())
         self._release(server)
         return server.announcement or Announcement()
@@ -96,7 +110,9 @@ class ServerPool:
     async def call(self, send: Callable[[Server], Awaitable[T]]) -> T:
         """The result of ``send`` from the first server that gives one.
 
-        Raises RequestFailed when the request is at fault or its attempts are used up, UnavailableError when no server is left.
+        Raises:
+            RequestFailed: If the request is at fault or its attempts are used up.
+            UnavailableError: If no server has answered for ``policy.patience`` seconds.
         """
         failed: set[Server] = set()
         async for attempt in self.policy.attempts_of():
@@ -128,7 +144,7 @@ class ServerPool:
                 raise self._broken
             now = _now()
             ready = [s for s in self.servers if s.ready]
-            # A server that failed this request gets it again only where there is no other.
+            # A server that failed this request gets it again only if there is no other.
             wanted = [s for s in ready if s not in avoid] or ready
             free = [s for s in wanted if s.rests_until <= now and s.in_flight < int(s.limit)]
             if free:
@@ -152,7 +168,7 @@ class ServerPool:
 
     def _note_failure(self, server: Server, epoch: int, failure: RequestFailed) -> None:
         if failure.fault is Fault.REQUEST:
-            # It judged the request, so it works.
+            # The server judged the request, so the server works.
             self._last_success = _now()
             return
         server.last_failure = failure.reason

@@ -1,4 +1,4 @@
-"""Signals that end an event loop between two steps, never within one."""
+"""Signals that end an event loop by cancelling its main task."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ T = TypeVar("T")
 
 
 def run_until_signal(main: Coroutine[Any, Any, T]) -> T:
-    """``asyncio.run`` that SIGINT and SIGTERM end by cancelling ``main``: KeyboardInterrupt, or SystemExit(143), once it has cleaned up.
+    """``asyncio.run`` that SIGINT and SIGTERM end by cancelling ``main``.
 
-    A handler that raises would do so wherever the loop happens to be, which can lose the exception or leave a task waiting forever.
-    Handlers are as before when it returns. Outside the main thread signals are left alone.
+    A signal handler that raises would do so at any point of the loop, which can lose the exception or leave a task waiting forever.
+    The handlers are restored at the end. Outside the main thread signals are left alone.
+
+    Raises:
+        KeyboardInterrupt: After SIGINT, once ``main`` has cleaned up.
+        SystemExit: With code 143 after SIGTERM, once ``main`` has cleaned up.
     """
     caught: list[signal.Signals] = []
     try:

@@ -42,7 +42,11 @@ class ValueTree(msgspec.Struct, frozen=True):
 
     @classmethod
     def build(cls, values: dict[str, tuple[int, ...]]) -> ValueTree:
-        """From the tokens of every value, its separator last. Raises ConfigError where two values have the same tokens."""
+        """From the tokens of every value, its separator last.
+
+        Raises:
+            ConfigError: If two values have the same tokens.
+        """
         nodes = [TreeNode(-1, -1, 0, {})]
 
         def grow(at: int, members: list[str]) -> None:
@@ -110,7 +114,8 @@ class LabelPlan(NamedTuple):
 def compile_label(info: ModelInfo, tokenizer: TextTokenizer) -> LabelPlan:
     """The label of ``info``'s schema in ``tokenizer``'s tokens.
 
-    Raises ConfigError for a tokenizer that merges a value with its neighbours: its labels have no place where a value is chosen.
+    Raises:
+        ConfigError: For a tokenizer that merges a value with its neighbours: its labels have no place where a value is chosen.
     """
     fields = {a.name: tuple(map(str, a.values)) for a in info.attributes.attributes}
     if info.attributes.languages:

@@ -27,7 +27,11 @@ _END_SECONDS = 20
 
 
 def rank_of(environment: MutableMapping[str, str], *, devices: int, nodes: int) -> int:
-    """This process's number among ``devices * nodes``. Raises ConfigError where a launcher started another number of them."""
+    """This process's number among ``devices * nodes``.
+
+    Raises:
+        ConfigError: If a launcher started another number of them.
+    """
     started = environment.get("WORLD_SIZE")
     if started and int(started) != devices * nodes:
         raise ConfigError(

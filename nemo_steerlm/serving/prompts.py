@@ -17,7 +17,11 @@ class Prompts:
     """How one model is asked."""
 
     def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, max_length: int, defaults: Label | None = None) -> None:
-        """``defaults`` are the server's own, over those of the schema. Raises DataError where they are not in the schema."""
+        """``defaults`` are the server's own, over those of the schema.
+
+        Raises:
+            DataError: If they are not in the schema.
+        """
         self.info = info
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -47,7 +51,11 @@ class Prompts:
         return self.control_stops()[0] | {i for i in more or () if 0 <= i < self.tokenizer.vocab_size}
 
     def label(self, attributes: Mapping[str, int | str]) -> str:
-        """The label string for ``attributes`` over the defaults. Raises DataError listing what exists."""
+        """The label string for ``attributes`` over the defaults.
+
+        Raises:
+            DataError: Listing what exists.
+        """
         schema = self.info.attributes
         try:
             wanted = schema.label(attributes).over(self.defaults)
@@ -80,7 +88,11 @@ class Prompts:
         return prompt_ids(spans, self.tokenizer)
 
     def raw(self, prompt: str | Sequence[int]) -> list[int]:
-        """Token ids of a raw prompt: control strings in it are control tokens. Raises DataError where it is empty or has no such id."""
+        """Token ids of a raw prompt: control strings in it are control tokens.
+
+        Raises:
+            DataError: If it is empty or has no such id.
+        """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise DataError("the prompt is empty")
@@ -95,7 +107,11 @@ class Prompts:
         return self.tokenizer.decode([*anchor, token])[len(self.tokenizer.decode(anchor)) :]
 
     def room(self, prompt: Sequence[int], wanted: int | None) -> int:
-        """Tokens to generate: ``wanted``, or as many as fit. Raises DataError where not even one does."""
+        """Tokens to generate: ``wanted``, or as many as fit.
+
+        Raises:
+            DataError: If not even one does.
+        """
         left = self.max_length - len(prompt)
         if left < 1:
             raise DataError(f"the prompt has {len(prompt)} tokens", instead=f"this model takes {self.max_length - 1} and one to generate")

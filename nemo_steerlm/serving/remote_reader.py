@@ -17,7 +17,11 @@ class RemoteReader:
     """Forwards ``POST /v1/attributes`` to another server."""
 
     def __init__(self, url: str, *, api_key: str | None = None) -> None:
-        """Take the server's address and bearer token. Raises UsageError if ``url`` is no address."""
+        """Take the server's address and bearer token.
+
+        Raises:
+            UsageError: If ``url`` is no address.
+        """
         try:
             httpx.URL(url)
         except httpx.InvalidURL as error:

@@ -43,7 +43,11 @@ def listen(host: str, port: int, api_key: str | None, *, insecure: bool) -> sock
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A listening socket; port 0 picks a free one. Raises UsageError where the address cannot be had."""
+    """A listening socket; port 0 picks a free one.
+
+    Raises:
+        UsageError: If the address cannot be had.
+    """
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         server = socket.create_server(infos[0][4][:2], family=infos[0][0], backlog=1024)
