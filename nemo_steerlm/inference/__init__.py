@@ -1,1 +1,1 @@
-"""Engines: what runs a model's layers, batches, samples and scores. Knows no HTTP."""
+"""Engines: they run a model's layers, batch, sample and score. No HTTP here."""

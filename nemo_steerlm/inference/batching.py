@@ -1,4 +1,4 @@
-"""Continuous batching and scoring over any model that reads blocks of tokens: all of an engine but its layers."""
+"""Continuous batching and scoring over any ``BlockModel``: everything of an engine but its layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nemo_steerlm.inference.sampling import draw, generator, penalize
 from nemo_steerlm.inference.scoring import AttributeScorer
 
 _PIECE = 128
-"""Tokens of a prompt read at once where the log-probabilities of all of them are wanted."""
+"""Prompt tokens per forward if their log-probabilities are requested."""
 
 
 class _Running:
@@ -35,7 +35,11 @@ class BatchedEngine:
     """See ``Engine``. Rows join and leave the batch between steps (continuous batching)."""
 
     def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: BlockModel, *, max_rows: int = 32) -> None:
-        """Raises ConfigError where a value model's labels cannot be scored."""
+        """Wrap a loaded model.
+
+        Raises:
+            ConfigError: If it is a value model whose labels cannot be scored.
+        """
         self.info = info
         self.tokenizer = tokenizer
         self.max_rows = max_rows
@@ -54,11 +58,11 @@ class BatchedEngine:
         self._waiting.append(_Running(row, request))
 
     def remove(self, row: int) -> None:
-        """See Engine. Takes effect with the next step, so that rows which end together are cut out together."""
+        """See Engine. Takes effect with the next step, so that rows which end together leave the cache together."""
         self._removed.add(row)
 
     def close(self) -> None:
-        """See Engine. Nothing beside memory is held."""
+        """See Engine. The engine holds nothing but memory."""
 
     def _remove(self) -> None:
         gone, self._removed = self._removed, set()
@@ -73,14 +77,18 @@ class BatchedEngine:
             self._cache.select(keep)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[ScoredTurn]]:
-        """See Engine. Raises RuntimeError on a steer model, whose server offers no scoring."""
+        """See Engine.
+
+        Raises:
+            RuntimeError: On a steer model, whose server offers no scoring.
+        """
         if self._scorer is None:
             raise RuntimeError("a steer model writes under labels; it does not read them")
         return self._scorer.score(requests)
 
     @torch.inference_mode()
     def step(self) -> dict[int, NextToken]:
-        """See Engine. Rows that are new get their prompts read first, and their first token in the same step."""
+        """See Engine. New rows get their prompts read and their first token in the same step."""
         self._remove()
         tokens: dict[int, NextToken] = {}
         running = self._running
@@ -98,7 +106,7 @@ class BatchedEngine:
         return tokens
 
     def _groups(self) -> list[list[_Running]]:
-        """Waiting rows of like length together; those that want their prompt's log-probabilities alone."""
+        """Waiting rows in groups of similar length; rows that request prompt log-probabilities form groups of one."""
         waiting, self._waiting = sorted(self._waiting, key=lambda r: len(r.ids)), []
         groups: list[list[_Running]] = []
         alone: list[list[_Running]] = []
@@ -112,7 +120,7 @@ class BatchedEngine:
         return groups + alone
 
     def _prefill(self, rows: list[_Running]) -> tuple[RowCache, torch.Tensor]:
-        """Read the prompts. Returns the cache and the scores of each row's next token."""
+        """Read the prompts. Returns their cache, and the scores of each row's next token [rows, vocabulary]."""
         if rows[0].request.prompt_logprobs:
             return self._prefill_with_logprobs(rows[0])
         same = _common_prefix([r.request.prompt for r in rows]) if len(rows) > 1 else 0
@@ -124,20 +132,20 @@ class BatchedEngine:
         return cache, self._model.forward(cache, block, reads=_last(block))
 
     def _prefill_with_logprobs(self, row: _Running) -> tuple[RowCache, torch.Tensor]:
-        """In pieces: scores of every prompt token over the whole vocabulary are large."""
+        """In pieces: the scores of all prompt tokens over the whole vocabulary take much memory."""
         cache = self._model.cache(1)
-        found: list[TokenLogprob] = []
+        logprobs: list[TokenLogprob] = []
         scores = torch.empty(0)
         for start in range(0, len(row.ids), _PIECE):
             piece = row.ids[start : start + _PIECE]
             scores = self._model.forward(cache, Block([piece], [start]), reads=[(0, i) for i in range(len(piece))])
             logs = scores[:, : self.tokenizer.vocab_size].log_softmax(-1)
-            found += [_logprob(log, token, row.request) for log, token in zip(logs, row.ids[start + 1 :], strict=False)]
-        row.prompt_logprobs = found
+            logprobs += [_logprob(log, token, row.request) for log, token in zip(logs, row.ids[start + 1 :], strict=False)]
+        row.prompt_logprobs = logprobs
         return cache, scores[-1:]
 
     def _choose(self, rows: list[_Running], logits: torch.Tensor) -> dict[int, NextToken]:
-        # What a padded vocabulary has beyond the tokenizer's is never meant.
+        # A padded vocabulary has columns beyond the tokenizer's; they stand for no token.
         logits = logits[:, : self.tokenizer.vocab_size]
         raw = logits.log_softmax(-1) if any(r.request.logprobs is not None or r.request.full_logprobs for r in rows) else None
         if raw is not None and any(r.request.sampling.repetition_penalty != 1.0 or r.request.min_tokens for r in rows):
@@ -162,7 +170,7 @@ class BatchedEngine:
 
 
 def _last(block: Block) -> list[tuple[int, int]]:
-    """Where the scores of every row's next token are."""
+    """(row, column) of the scores of every row's next token."""
     return [(row, block.tokens.shape[1] - 1) for row in range(block.tokens.shape[0])]
 
 
@@ -177,7 +185,7 @@ def _logprob(logs: torch.Tensor, token: int, request: GenerationRequest) -> Toke
 
 
 def _common_prefix(prompts: list[tuple[int, ...]]) -> int:
-    """How many tokens all prompts start with, at least one token of each left over."""
+    """Length of the common prefix, shorter than every prompt by at least one token."""
     first, last = min(prompts), max(prompts)
     same = 0
     while same < min(map(len, prompts)) - 1 and first[same] == last[same]:

@@ -1,4 +1,4 @@
-"""Blocks of tokens, and a KV cache of independent rows: what scoring and continuous batching are made of, whatever runs the layers."""
+"""Blocks of tokens, and a KV cache of independent rows: the basis of scoring and continuous batching for every engine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _GROW = 64
 class RowCache(Cache):
     """Keys and values of a batch of rows that share columns but not content.
 
-    ``visible`` [rows, columns] says which columns a row may look at; the others are padding, were taken back, or are other rows' only.
-    A row's columns are in time order, positions are its own (the caller gives them), so rows of any lengths sit side by side.
+    ``visible`` [rows, columns] is the attention mask of each row: the other columns are padding, rolled back, or belong to other rows.
+    A row's columns are in time order and its positions are its own (the caller gives them), so rows of any length share a batch.
     """
 
     def __init__(self, rows: int) -> None:
@@ -28,13 +28,13 @@ class RowCache(Cache):
         self.length = 0
         """Columns in use."""
         self.start = 0
-        """The column where the forward under way, or the last one, writes its block."""
+        """The first column of the block that the current or last forward writes."""
         self.active: torch.Tensor | None = None
-        """The rows that the forward under way is for; None: all."""
+        """The rows of the current forward; None: all."""
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return self.visible.shape[0]
 
     def get_seq_length(self, layer_idx: int | None = 0) -> int:  # noqa: ARG002  transformers' signature
@@ -71,7 +71,7 @@ class RowCache(Cache):
         return keys[self.active, :, :end], values[self.active, :, :end]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may be named more than once. Columns nobody sees any more are dropped."""
+        """Keep these rows, in this order, repetitions allowed; leading columns that no row sees are dropped."""
         seen = self.visible[list(rows)].any(dim=0).nonzero()
         self.take(rows, int(seen[0]) if len(seen) else self.length)
 
@@ -102,7 +102,7 @@ def _grown(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:
 def _stacked(first: torch.Tensor, first_used: int, second: torch.Tensor, second_used: int) -> torch.Tensor:
     length = max(first_used, second_used)
     rows = first.shape[0] + second.shape[0]
-    # Zeros, not garbage: a masked weight is 0, and 0 times NaN is NaN.
+    # Zeros, not uninitialized memory: masked weights are 0, and 0 times NaN is NaN.
     stacked = first.new_zeros((rows, first.shape[1], length + _GROW, first.shape[3]))
     stacked[: first.shape[0], :, length - first_used : length] = first[:, :, :first_used]
     stacked[first.shape[0] :, :, length - second_used : length] = second[:, :, :second_used]
@@ -126,7 +126,7 @@ class Block:
             self.positions[i, -len(row) :] = torch.arange(start, start + len(row))
             self.visible[i, -len(row) :] = True
         self.inside: torch.Tensor | None = None
-        """[rows, new, new]: which new tokens see which, where that is not simply the earlier visible ones and themselves."""
+        """Mask [rows, new, new] among the new tokens; None if each sees itself and the visible ones before it."""
 
     def padding(self, row: int) -> int:
         """Columns before the row's first token."""
@@ -139,7 +139,7 @@ class BlockModel(Protocol):
     max_length: int
     """Tokens of prompt and answer together."""
     forward_cost: int
-    """What one forward costs beside its tokens, in tokens; says how much is worth guessing."""
+    """Fixed cost of one forward, in tokens; decides how much of a label is worth guessing."""
 
     def cache(self, rows: int) -> RowCache:
         """An empty cache for this model."""
@@ -161,7 +161,7 @@ class BlockModel(Protocol):
 
 
 FORWARD_COST = {"cpu": 40, "cuda": 4000}
-"""``forward_cost`` by device: a GPU is idle while few tokens pass."""
+"""``forward_cost`` by device type: a GPU is mostly idle during a forward of few tokens."""
 
 
 @contextlib.contextmanager
@@ -187,7 +187,7 @@ def appended(
 
 
 def _mask(seen: torch.Tensor, block: Block, dtype: torch.dtype) -> torch.Tensor:
-    """Padding looks at itself, or its softmax would be empty."""
+    """The additive mask [rows, 1, new, columns]. Padding sees itself, or its softmax would be empty."""
     rows, new = block.tokens.shape
     inside = block.inside
     if inside is None:

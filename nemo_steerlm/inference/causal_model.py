@@ -65,7 +65,7 @@ class CausalModel:
         if tokens is None:
             return self.head(picked).float().cpu()
         index = torch.tensor(tokens, device=self.device)
-        # In fp32: bf16 has no more than three digits, with which close values would be alike.
+        # In fp32: bf16 has three digits, too few to tell close values apart.
         bias = None if self.head.bias is None else self.head.bias[index].float()
         return torch.nn.functional.linear(picked.float(), self.head.weight[index].float(), bias).cpu()
 
@@ -83,7 +83,7 @@ class CausalModel:
 
 
 def _config(folder: Path) -> Any:
-    """The folder's config, with what transformers 5 writes in a place where 4.51 does not look (it would silently use 10,000)."""
+    """The folder's config. transformers 5 writes the rotary base where 4.51 does not look, and 4.51 would silently use 10,000."""
     try:
         config = AutoConfig.from_pretrained(folder)
         raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""What a server asks of a model: one more token for every running row, and the attribute labels of conversations."""
+"""The ``Engine`` protocol: one more token for every running row, and the attribute labels of conversations."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """0: all."""
     top_p: float = 1.0
     repetition_penalty: float = 1.0
-    """As transformers: scores of tokens seen in prompt or output are divided (multiplied where negative) by it."""
+    """As in transformers: scores of tokens seen in prompt or output are divided by it (multiplied if negative)."""
     seed: int | None = None
-    """The same seed and request give the same text, whatever else is in the batch. None: drawn from the system."""
+    """The same seed and request give the same text, whatever else is in the batch. None: a random seed."""
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """One row to generate. Stopping is the scheduler's job; the engine only needs to know what it must not stop at too early."""
+    """One row to generate. The scheduler stops it; the engine only needs to know which tokens must not come too early."""
 
     prompt: tuple[int, ...]
     """Token ids, at least one."""
@@ -36,17 +36,17 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     min_tokens: int = 0
     """``stop_ids`` have probability 0 before this many tokens are generated."""
     logprobs: int | None = None
-    """None: none wanted. Otherwise the chosen token's, and those of this many most probable tokens."""
+    """None: no log-probabilities. Otherwise that of the chosen token, and those of this many most probable tokens."""
     logprob_ids: tuple[int, ...] = ()
-    """Tokens whose log-probabilities are wanted, instead of the most probable ones'; ``logprobs`` is given as well."""
+    """Tokens whose log-probabilities replace those of the most probable ones; needs ``logprobs``."""
     prompt_logprobs: bool = False
-    """Whether the prompt's own tokens are wanted as well (in the first token's ``prompt``)."""
+    """Whether the first generated token comes with log-probabilities of the prompt's tokens (``NextToken.prompt``)."""
     full_logprobs: bool = False
-    """Whether log-probabilities of the whole vocabulary are wanted (upstream's ``all_probs``)."""
+    """Whether log-probabilities of the whole vocabulary are returned (upstream's ``all_probs``)."""
 
 
 class TokenLogprob(NamedTuple):
-    """A token's log-probability (natural, of the model's own distribution: before temperature and filters), and its rivals'."""
+    """A token's natural log-probability under the model's own distribution (before temperature and filters), and other tokens'."""
 
     logprob: float
     top: list[tuple[int, float]]
@@ -55,7 +55,7 @@ class TokenLogprob(NamedTuple):
 
 
 class NextToken(NamedTuple):
-    """What one step gave one row."""
+    """One row's result of one step."""
 
     token: int
     logprob: TokenLogprob | None = None
@@ -64,7 +64,7 @@ class NextToken(NamedTuple):
 
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
-    """A field of a label as the model reads it."""
+    """The model's reading of one label field."""
 
     value: str
     """The most probable allowed value."""
@@ -78,11 +78,11 @@ class ScoredTurn(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     label: str
     choices: dict[str, Choice]
-    """By attribute name, in label order; under ``lang`` where the schema has languages."""
+    """By attribute name, in label order; the language under ``lang`` if the schema has languages."""
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A conversation and the turns to label, ascending. Labels of other turns are context; those of these turns are not looked at."""
+    """A conversation and the turns to label, ascending. Labels of other turns are context; those of these turns are ignored."""
 
     conversation: Conversation
     turns: tuple[int, ...]
@@ -99,7 +99,7 @@ class Engine(Protocol):
     max_length: int
     """Tokens of prompt and answer together."""
     max_rows: int
-    """How many rows may generate at once, and how many conversations ``score`` takes."""
+    """Rows that may generate at once, and conversations per call of ``score``."""
 
     def add(self, row: int, request: GenerationRequest) -> None:
         """Let ``row`` take part from the next ``step`` on."""
@@ -108,10 +108,10 @@ class Engine(Protocol):
         """One more token for every row."""
 
     def remove(self, row: int) -> None:
-        """Forget ``row``: it is finished, or nobody wants it any more."""
+        """Drop ``row``: it is finished or cancelled."""
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[list[ScoredTurn]]:
         """The labels of one batch of conversations, each no longer than ``max_length``."""
 
     def close(self) -> None:
-        """No more calls follow: give back what it holds beside memory."""
+        """Release everything but memory. No more calls follow."""

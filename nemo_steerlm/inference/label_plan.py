@@ -1,4 +1,4 @@
-"""A model's label, compiled to token ids: what is forced, and where one of a few values has to be chosen.
+"""A model's label, compiled to token ids: forced tokens, and slots at which one of a few values is chosen.
 
 ``quality:4,toxicity:0,lang:en`` is a run of forced tokens (``quality:``), a choice among the values, a forced run (``,toxicity:``), and so
 on. The label is tokenized as a whole, in the place where it stands in a prompt, because that is what the model was trained on.
@@ -21,7 +21,7 @@ from nemo_steerlm.inference.engine import Choice
 
 
 class TreeNode(msgspec.Struct):
-    """A place in a value tree: some tokens of a value have been read, and these may follow."""
+    """A prefix of value tokens, and the tokens that may follow it."""
 
     token: int
     """The token that leads here; -1 at the root."""

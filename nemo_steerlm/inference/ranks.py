@@ -1,7 +1,7 @@
-"""The processes that serve one model together: rank 0 answers requests and gives orders, the others follow.
+"""The processes that serve one model together: rank 0 answers requests and sends orders, the other ranks follow.
 
-Started by torchrun, or plainly: then the first process starts the others with its own command line, in the environment that torchrun
-would have given them. Imports nothing heavy.
+torchrun starts them; without torchrun, the first process starts the others with its own command line and the environment variables that
+torchrun would set. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from nemo_steerlm.core.errors import ConfigError, UnavailableError
 logger = logging.getLogger(__name__)
 
 _END_SECONDS = 20
-"""What processes that were told to end get to do so."""
+"""Seconds that the other processes get to end before they are killed."""
 
 
 def rank_of(environment: MutableMapping[str, str], *, devices: int, nodes: int) -> int:
     """This process's number among ``devices * nodes``.
 
     Raises:
-        ConfigError: If a launcher started another number of them.
+        ConfigError: If a launcher started another number of processes.
     """
     started = environment.get("WORLD_SIZE")
     if started and int(started) != devices * nodes:
@@ -43,7 +43,11 @@ def rank_of(environment: MutableMapping[str, str], *, devices: int, nodes: int) 
 
 
 def require_devices(devices: int, nodes: int, tensor: int, pipeline: int) -> None:
-    """Raise ConfigError unless there are as many devices as the model is to be spread over."""
+    """Check that there are as many devices as ranks.
+
+    Raises:
+        ConfigError: If ``devices * nodes`` is not ``tensor * pipeline``.
+    """
     if devices * nodes != tensor * pipeline:
         raise ConfigError(
             "devices * num_nodes should equal tensor_model_parallel_size * pipeline_model_parallel_size: "
@@ -52,7 +56,7 @@ def require_devices(devices: int, nodes: int, tensor: int, pipeline: int) -> Non
 
 
 class Ranks:
-    """The processes of this node that this one started, if it is the one that starts them."""
+    """The other processes of this node, if this process starts them."""
 
     def __init__(self, *, devices: int, nodes: int) -> None:
         self.rank = rank_of(os.environ, devices=devices, nodes=nodes)
@@ -63,7 +67,7 @@ class Ranks:
         elif devices * nodes > 1 and "LOCAL_RANK" not in os.environ:
             self._start(devices, nodes)
         if self.rank:
-            # The first process drains before it tells the others to stop; a launcher and Ctrl-C signal all at once.
+            # Rank 0 drains before it tells the others to stop, but a launcher and Ctrl-C signal all ranks at once.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
 
@@ -79,7 +83,7 @@ class Ranks:
             raise ConfigError(f"trainer.num_nodes={nodes}: set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node, or use torchrun")
         for local in range(1, devices):
             environment = os.environ | place | {"LOCAL_RANK": str(local), "RANK": str(self.rank + local), STARTED_BY_RANK_0: "1"}
-            # What they print would mix with what whoever started this process reads.
+            # Their standard output would mix with the messages that this process prints for its parent.
             child = subprocess.Popen(sys.orig_argv, env=environment, stdin=subprocess.PIPE, stdout=sys.stderr)
             self._children.append(child)
             threading.Thread(target=self._watch, args=(child, self.rank + local), name=f"rank-{local}", daemon=True).start()
@@ -99,7 +103,7 @@ class Ranks:
         os._exit(UnavailableError.exit_code)
 
     def close(self) -> None:
-        """Wait for the others, who have been told to end."""
+        """Wait for the other processes, which have been told to end."""
         self._closing = True
         deadline = time.monotonic() + _END_SECONDS
         for local, child in enumerate(self._children, 1):

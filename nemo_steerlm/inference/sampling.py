@@ -1,4 +1,4 @@
-"""Drawing the next token of every row of a batch, each under its own settings and its own random numbers."""
+"""Sampling the next token of every row of a batch, each with its own settings and its own random numbers."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from nemo_steerlm.inference.engine import Sampling
 
 _CANDIDATES = 256
-"""Most probable tokens looked at first for top-p; sorting the whole vocabulary costs more than a small model's step."""
+"""Most probable tokens that top-p tries first; sorting the whole vocabulary costs more than a small model's step."""
 
 
 def generator(sampling: Sampling) -> torch.Generator:
-    """A row's own source of random numbers."""
+    """A row's own source of random numbers, seeded by ``sampling.seed`` or at random."""
     source = torch.Generator()
     if sampling.seed is None:
         source.seed()
@@ -23,13 +23,28 @@ def generator(sampling: Sampling) -> torch.Generator:
 
 
 def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
-    """Repetition penalty as transformers has it (CTRL, arXiv:1909.05858), in place on [vocabulary]."""
+    """Apply the repetition penalty in place, as transformers does (CTRL, arXiv:1909.05858).
+
+    Args:
+        logits: Scores [vocabulary].
+        seen: Token ids of prompt and output, each once.
+        penalty: Divides positive scores and multiplies negative ones.
+    """
     scores = logits[seen]
     logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
 def draw(logits: torch.Tensor, settings: Sequence[Sampling], sources: Sequence[torch.Generator]) -> list[int]:
-    """One token a row from ``logits`` [rows, vocabulary]."""
+    """Sample one token per row.
+
+    Args:
+        logits: Scores [rows, vocabulary], the repetition penalty applied.
+        settings: Per row.
+        sources: Per row; each sampled token takes one random number.
+
+    Returns:
+        Token ids, one per row.
+    """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for i, (sampling, source) in enumerate(zip(settings, sources, strict=True)):
         if not (sampling.greedy or sampling.top_k == 1 or sampling.temperature == 0):
@@ -50,7 +65,7 @@ def _draw_row(logits: torch.Tensor, sampling: Sampling, source: torch.Generator)
     for size in (min(_CANDIDATES, kept), kept):
         values, ids = scores.topk(size)
         chances = (values - total).exp()
-        # A token stays while those before it have less than top_p together; so at least one does.
+        # A token stays if the tokens before it sum to less than top_p; so at least one stays.
         before = chances.cumsum(0) - chances
         inside = int((before < sampling.top_p).sum())
         if inside < size or size == kept:

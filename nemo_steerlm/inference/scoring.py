@@ -1,8 +1,8 @@
-"""Attribute scoring: one prefill a turn, values chosen among the allowed ones, everything else fed and not sampled.
+"""Attribute scoring: one prefill per turn; only values are chosen, among the allowed ones, and all other label tokens are fed.
 
-A turn's text and a guess at its whole label go through the model in one forward. Where the model would have chosen another value, the
-guess from there on is taken back (its columns become invisible) and the next forward goes on from the model's choice. The result is that of
-choosing value after value; a good guess only makes it faster.
+Speculative decoding: a turn's text and a guess at its whole label go through the model in one forward. If the model would have chosen
+another value, the guess from there on is rolled back (its columns become invisible) and the next forward continues from the model's
+choice. The result equals that of choosing value after value; a good guess only makes it faster.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nemo_steerlm.inference.label_plan import LabelPlan, TreeNode, compile_label
 
 
 class _Row:
-    """One conversation on its way through the model."""
+    """The scoring state of one conversation."""
 
     def __init__(self, number: int, request: ScoreRequest) -> None:
         self.number = number
@@ -32,7 +32,7 @@ class _Row:
         self.ids: list[int] = []
         """Tokens in the cache, by position."""
         self.columns: list[int] = []
-        """Where each of them is."""
+        """The cache column of each of them."""
         self.pending: list[int] = []
         """Known tokens not yet in the cache."""
         self.values: list[str] = []
@@ -41,7 +41,7 @@ class _Row:
 
 
 class _Plan:
-    """What one row feeds in one forward: pending tokens, then guessed fields; and where the choices are read."""
+    """One row's input to one forward: pending tokens, then guessed fields; and the positions at which choices are read."""
 
     def __init__(self) -> None:
         self.chain: list[int] = []
@@ -63,7 +63,7 @@ class AttributeScorer:
         self._template: Template = info.template(tokenizer)
         self.plan: LabelPlan = compile_label(info, tokenizer)
         self._habits = [dict[str, Counter[str]]() for _ in self.plan.slots]
-        """For each slot: how often each value followed a value of the slot before."""
+        """For each slot, how often each value followed each value of the slot before."""
         self._tokens = sorted({token for slot in self.plan.slots for node in slot.tree.nodes for token in node.children})
         self._token_index = {token: i for i, token in enumerate(self._tokens)}
 
@@ -78,7 +78,7 @@ class AttributeScorer:
             self._next_turn(row)
         cache = self._shared_prefix(waiting)
         while waiting:
-            # Turn by turn, so that rows of one forward are of like length.
+            # Turn by turn, so that rows of one forward have similar lengths.
             self._label_turns(cache, waiting)
             alive = [i for i, row in enumerate(waiting) if len(row.results) < len(row.turns)]
             if len(alive) < len(waiting):
@@ -96,7 +96,7 @@ class AttributeScorer:
             row.columns = [column - (before - cache.length) for column in row.columns]
 
     def _next_turn(self, row: _Row, cache: RowCache | None = None, at: int = 0) -> None:
-        """Point ``row`` at its next turn: what of that prompt is not in the cache becomes pending."""
+        """Move ``row`` to its next turn: the part of that prompt that is not in the cache becomes pending."""
         spans = self._template.label_prompt(row.conversation, row.turns[len(row.results)])
         prompt = self._tokenizer.encode(text_of(spans))
         same = 0
@@ -114,7 +114,7 @@ class AttributeScorer:
         del row.ids[keep:], row.columns[keep:]
 
     def _shared_prefix(self, rows: list[_Row]) -> RowCache:
-        """A cache that has what all prompts start with, read once."""
+        """A cache that holds the common prefix of all prompts, read once."""
         first = min(row.pending for row in rows)
         last = max(row.pending for row in rows)
         same = 0
@@ -141,7 +141,7 @@ class AttributeScorer:
             self._finish(row)
 
     def _groups(self, rows: list[_Row], active: list[int]) -> list[list[int]]:
-        """The active rows by what they have to read: the groups whose forwards cost least, each padded to its longest row."""
+        """Active rows grouped so that the forwards, each padded to its longest row, cost least (dynamic programming)."""
         active = sorted(active, key=lambda i: len(rows[i].pending))
         costs, starts = [0], [0]
         for end, i in enumerate(active, 1):
@@ -249,7 +249,7 @@ class AttributeScorer:
         return found
 
     def _likely(self, k: int, previous: str) -> tuple[str, float]:
-        """The value that most often followed ``previous``, and how often it did. What was never seen is not guessed."""
+        """The value that most often followed ``previous``, and its share; nothing if ``previous`` was never seen."""
         counts = self._habits[k].get(previous)
         if not counts:
             return "", 0.0

@@ -1,5 +1,5 @@
 """One ASGI app over a ``Model``: attribute scoring, the OpenAI endpoints with an ``attributes`` field, and upstream's ``PUT /generate``.
 
-``app`` assembles routes (``attributes``, ``openai``, ``generate``) around a ``Scheduler``, the one thread that drives an engine of the
-room ``inference``, or around a model that another server has. Nothing here imports torch.
+``app`` assembles the routes (``attributes``, ``openai``, ``generate``) around a ``Model``: a ``Scheduler``, the one thread that drives an
+engine of the room ``inference``, or a ``RemoteModel``, whose weights another server has. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""``POST /v1/attributes``: how the value model reads conversations, with the probability of every value."""
+"""``POST /v1/attributes``: the value model's labels of conversations, with the probability of every value."""
 
 from __future__ import annotations
 
@@ -49,7 +49,13 @@ class _Scoring:
         self._plan = compile_label(service.model.info, service.model.tokenizer)
 
     async def requests(self, body: AttributesBody) -> list[tuple[ScoreRequest, int]]:
-        """What to score, with lengths in tokens. Raises DataError for what cannot be, DrainingError and QueueFullError."""
+        """The conversations to score, with their lengths in tokens.
+
+        Raises:
+            DataError: If a conversation is malformed or too long.
+            DrainingError: If the server is stopping.
+            QueueFullError: If its queue is full.
+        """
         requests = await run_in_threadpool(_requests, self._service, self._plan, body)
         self._service.require_open(len(requests))
         return requests

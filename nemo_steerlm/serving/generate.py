@@ -1,7 +1,7 @@
 """``PUT /generate``: NeMo's text generation server (``text_generation_server.py``, v2.4.1), its messages and status codes to the byte.
 
-Differences, on purpose: every sentence gets ``tokens_to_generate`` tokens (upstream counts from the longest), rows that end early are not
-padded with end-of-text, what upstream answers with a crash (500) is a 400 with a sentence: no request makes a server look broken.
+Deliberate differences: every sentence gets ``tokens_to_generate`` tokens (upstream counts from the longest); rows that end early are not
+padded with end-of-text; requests on which upstream crashes (500) are answered with 400 and a sentence.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 MAX_SENTENCES = 128
 _BOS = ("<s>", "<|begin_of_text|>", "<bos>")
-"""What ``add_BOS`` puts in front; models without one (GPT-2) use end of text."""
+"""The tokens that ``add_BOS`` may prepend; models without any (GPT-2) use end of text."""
 
 
 def _whole(value: Any) -> bool:
@@ -153,8 +153,8 @@ def _generation(service: Service, sentence: str, options: Mapping[str, Any]) -> 
     end_ids = {tokenizer.eos_id}
     strings = []
     for end in options["end_strings"]:
-        found = tokenizer.token_id(end)
-        end_ids.add(found) if found is not None else strings.append(end)
+        token = tokenizer.token_id(end)
+        end_ids.add(token) if token is not None else strings.append(end)
     wants_logprob = options["compute_logprob"] or options["all_probs"]
     request = GenerationRequest(
         prompt=tuple(prompt),
@@ -176,13 +176,13 @@ def _generation(service: Service, sentence: str, options: Mapping[str, Any]) -> 
 
 
 def _answer(
-    how: Prompts, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[NextToken]], options: Mapping[str, Any]
+    encoder: Prompts, prompts: Sequence[Sequence[int]], generated: Sequence[Sequence[NextToken]], options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Upstream's fields. ``logprob`` and ``full_logprob`` have one entry a token but the first."""
+    """Upstream's fields. ``logprob`` and ``full_logprob`` have one entry per token except the first."""
     ids = [[*prompt, *(t.token for t in tokens)] for prompt, tokens in zip(prompts, generated, strict=True)]
-    texts = [[how.token_text(i) for i in row] for row in ids]
+    texts = [[encoder.token_text(i) for i in row] for row in ids]
     answer: dict[str, Any] = {
-        "sentences": [how.tokenizer.decode(row) for row in ids],
+        "sentences": [encoder.tokenizer.decode(row) for row in ids],
         "tokens": texts,
         "logprob": None,
         "token_ids": ids,

@@ -1,4 +1,4 @@
-"""What the routes ask: a model that answers many requests at once, whoever runs it."""
+"""The ``Model`` protocol that the routes use: a model that answers many requests at once, local or remote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Finish = Literal["stop", "length"]
 
 
 class QueueFullError(SteerLMError):
-    """Too much is waiting already."""
+    """The queue is full."""
 
     code = "queue_full"
     exit_code = 75
@@ -47,7 +47,7 @@ class Generation:
         self.generated = 0
 
     def advance(self, token: NextToken) -> Delta:
-        """Take one more token; says whether it was the last."""
+        """Take one more token. Returns the text that became certain, and the finish reason with the last token."""
         self.generated += 1
         if token.token in self.request.stop_ids:
             return Delta(self.text.flush(ended=True), token, "stop")
@@ -70,13 +70,13 @@ class Model(Protocol):
     metrics: Metrics
 
     def require_room(self, more: int) -> None:
-        """Raise QueueFullError if ``more`` rows or conversations can not wait."""
+        """Check that the queue has room. Raises QueueFullError if ``more`` rows or conversations cannot wait."""
 
     def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
-        """The answer as it comes; ``together`` rows are one request's. Whoever leaves the loop early ends the work."""
+        """The answer as it comes; ``together`` is the number of rows of its request. Leaving the loop early cancels the row."""
 
     async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
-        """Labels of conversations, given with their lengths in tokens."""
+        """Labels of conversations; each request comes with its length in tokens."""
 
     def close(self) -> None:
-        """End all work."""
+        """Cancel all work and release the engine."""

@@ -25,7 +25,7 @@ _COMPLETION_TOKENS = 16
 
 
 class _Answer:
-    """One choice, as far as it has come."""
+    """One choice of the answer so far."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.prompt = prompt
@@ -83,7 +83,7 @@ def _model(service: Service) -> dict[str, Any]:
 
 
 class _Endpoint(abc.ABC):
-    """What both endpoints do: make rows, and tell their steps as one answer or as events."""
+    """What both endpoints share: they create rows, and return their steps as one answer or as server-sent events."""
 
     object_name: str
     chunk_name: str
@@ -106,7 +106,7 @@ class _Endpoint(abc.ABC):
             top_k=max(body.top_k or 0, 0),
             top_p=1.0 if body.top_p is None else body.top_p,
             repetition_penalty=body.repetition_penalty or 1.0,
-            # Choices differ from each other, and are the same in the next request with this seed.
+            # Choices differ from each other, but repeat in the next request with this seed.
             seed=None if body.seed is None else body.seed + n,
         )
 

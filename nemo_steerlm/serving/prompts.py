@@ -14,13 +14,13 @@ from nemo_steerlm.serving.schemas import Message
 
 
 class Prompts:
-    """How one model is asked."""
+    """Builds one model's prompts."""
 
     def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, max_length: int, defaults: Label | None = None) -> None:
-        """``defaults`` are the server's own, over those of the schema.
+        """Prepare the template; ``defaults`` are the server's own and override the schema's.
 
         Raises:
-            DataError: If they are not in the schema.
+            DataError: If the defaults are not in the schema.
         """
         self.info = info
         self.tokenizer = tokenizer
@@ -54,7 +54,7 @@ class Prompts:
         """The label string for ``attributes`` over the defaults.
 
         Raises:
-            DataError: Listing what exists.
+            DataError: If a name or value is not in the schema; the message lists the schema.
         """
         schema = self.info.attributes
         try:
@@ -91,7 +91,7 @@ class Prompts:
         """Token ids of a raw prompt: control strings in it are control tokens.
 
         Raises:
-            DataError: If it is empty or has no such id.
+            DataError: If the prompt is empty or has an id outside the vocabulary.
         """
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
@@ -110,7 +110,7 @@ class Prompts:
         """Tokens to generate: ``wanted``, or as many as fit.
 
         Raises:
-            DataError: If not even one does.
+            DataError: If not even one token fits.
         """
         left = self.max_length - len(prompt)
         if left < 1:

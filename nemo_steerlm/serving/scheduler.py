@@ -1,4 +1,4 @@
-"""The one thread that drives an engine: it forms batches of what waits, steps them, and hands results to the event loop."""
+"""The one thread that drives an engine: it batches waiting jobs, steps them, and hands results to the event loop."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Que
 logger = logging.getLogger(__name__)
 
 _SCORE_TOKENS = 16_384
-"""Padded tokens of one scoring batch: more does not make it faster, only larger."""
+"""Padded tokens per scoring batch: larger batches are not faster."""
 
 
 class _Job:
-    """Something that waits for the engine, and where its results go."""
+    """A generation or scoring request, and the queue of its results."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Generation | ScoreRequest, length: int) -> None:
         self.loop = loop
@@ -34,15 +34,20 @@ class _Job:
     def send(self, result: Delta | list[ScoredTurn] | SteerLMError) -> None:
         try:
             self.loop.call_soon_threadsafe(self.results.put_nowait, result)
-        except RuntimeError:  # the loop is closed: nobody waits any more
+        except RuntimeError:  # the loop is closed: nobody waits for the result
             self.cancelled = True
 
 
 class Scheduler:
-    """A Model around an engine: continuous batching for generation, batches of like length for scoring."""
+    """A Model around an engine: continuous batching for generation, batches of similar length for scoring."""
 
     def __init__(self, engine: Engine, *, max_waiting: int = 256) -> None:
-        """``max_waiting``: conversations and rows that may wait before new ones are refused."""
+        """Start the engine's thread.
+
+        Args:
+            engine: Driven by that thread alone.
+            max_waiting: Conversations and rows that may wait before new ones are refused.
+        """
         self.info = engine.info
         self.tokenizer = engine.tokenizer
         self.max_length = engine.max_length
@@ -54,14 +59,14 @@ class Scheduler:
         self._running: dict[int, _Job] = {}
         self._rows = 0
         self._idle = 0
-        """Rows that could have run, summed over the steps since somebody last joined."""
+        """Free rows, summed over the steps since a row last joined."""
         self._changed = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """See Model. Ends the thread, whatever still waits."""
+        """See Model. Ends the thread; waiting jobs get no result."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -70,7 +75,7 @@ class Scheduler:
             self._engine.close()
 
     def require_room(self, more: int) -> None:
-        """See Model. A request that alone exceeds the queue may have it when it is empty."""
+        """See Model. A request larger than the queue is admitted if the queue is empty."""
         with self._changed:
             waiting = len(self._generations) + len(self._scores)
             if waiting and waiting + more > self._max_waiting:
@@ -113,7 +118,7 @@ class Scheduler:
         job = _Job(asyncio.get_running_loop(), work, length)
         with self._changed:
             waiting = len(self._generations) + len(self._scores)
-            # Again: many requests may have found room at the same moment.
+            # Checked again: several requests may have found room at the same moment.
             if waiting >= max(self._max_waiting, together):
                 raise QueueFullError(f"{waiting} requests wait already")
             if isinstance(work, Generation):
@@ -153,7 +158,7 @@ class Scheduler:
         return bool(self._closed or self._generations or self._scores or self._running)
 
     def _guarded_step(self, gone: list[int], admitted: list[_Job]) -> None:
-        """An engine error ends the rows it hit, not the server."""
+        """Step the engine. An engine error ends the running rows, not the server."""
         try:
             self._step(gone, admitted)
         except Exception:
@@ -163,10 +168,10 @@ class Scheduler:
                 self._forget(row)
 
     def _admitted(self) -> list[_Job]:
-        """Those that get a place in the batch now.
+        """The jobs that join the batch now.
 
-        Where more wait than there is room for, places stay free for some steps: who joins has its prompt read in a forward of its own, and
-        everybody's keys and values are copied. Once what stood idle amounts to half a step of the whole batch, all places are given out.
+        Joining costs a forward for the prompt and a copy of all keys and values. So if more jobs wait than rows are free, free rows stay
+        idle for some steps; once the idle rows add up to half a step of the whole batch, all of them are filled.
         """
         free = self._engine.max_rows - len(self._running)
         if self._running and len(self._generations) > free:
@@ -182,7 +187,7 @@ class Scheduler:
         return jobs
 
     def _score_batch(self) -> list[_Job]:
-        """The oldest waiting conversation, and those nearest to it in length."""
+        """The oldest waiting conversation, and the waiting conversations closest to it in length."""
         if not self._scores:
             return []
         oldest = self._scores[0]

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn, with signals left to ``serve``: its own handler raises the signal again, so the process would not exit 0."""
+    """Uvicorn without its signal handler, which raises the signal again, so that the process would not exit with 0."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,7 +46,7 @@ def bind(host: str, port: int) -> socket.socket:
     """A listening socket; port 0 picks a free one.
 
     Raises:
-        UsageError: If the address cannot be had.
+        UsageError: If the address cannot be bound.
     """
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -59,7 +59,11 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def require_token(listener: socket.socket, api_key: str | None, *, insecure: bool) -> None:
-    """Raise UsageError where other machines could reach a server that asks for no token, unless that is meant; then say it in the log."""
+    """Refuse to listen for other machines without a token; with ``insecure`` warn in the log instead.
+
+    Raises:
+        UsageError: If the address is no loopback address and there is neither a token nor ``insecure``.
+    """
     host = listener.getsockname()[0]
     if api_key is not None or ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         return
@@ -72,9 +76,9 @@ def require_token(listener: socket.socket, api_key: str | None, *, insecure: boo
 
 
 def serve(service: Service, listener: socket.socket, *, page: bool = False, drain_seconds: float = 30.0) -> None:
-    """Serve until SIGTERM or SIGINT; then finish what is in flight, for ``drain_seconds`` at most.
+    """Serve until SIGTERM or SIGINT; then finish requests in flight, for ``drain_seconds`` at most.
 
-    Prints one JSON line on stdout when the server answers. While it drains it is alive, not ready, and answers new requests 503.
+    Prints one JSON line on stdout once the server answers. While it drains, it is live but not ready and answers new requests with 503.
     """
     app = create_app(service, page=page)
     config = uvicorn.Config(
@@ -96,14 +100,14 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
         host, port = listener.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         line = {"steerlm": "serving", "url": f"http://{shown}:{port}", "model": service.settings.name, "kind": service.model.info.kind}
-        print(json.dumps(line), flush=True)  # noqa: T201  whoever started this process waits for the line
+        print(json.dumps(line), flush=True)  # noqa: T201  the parent process waits for this line
         if sys.stderr.isatty():
             print(f"Open {line['url']} in a browser. Ctrl-C stops the server.", file=sys.stderr)  # noqa: T201  for people
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
     service.drain()
     deadline = loop.time() + drain_seconds
-    while service.in_flight and loop.time() < deadline:  # noqa: ASYNC110  a counter, looked at for a moment once in a server's life
+    while service.in_flight and loop.time() < deadline:  # noqa: ASYNC110  a counter, polled only while the server drains
         await asyncio.sleep(0.02)
     stopping.cancel()
     server.should_exit = True

@@ -1,4 +1,4 @@
-"""What all routes share: the model, the server's settings, and how a request waits for its answers."""
+"""What all routes share: the model, the server's settings, and waiting for answers with a time limit."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ T = TypeVar("T")
 
 
 class TimedOutError(SteerLMError):
-    """The answer took longer than the server lets a request take."""
+    """The answer took longer than the server's time limit."""
 
     code = "timeout"
 
 
 class DrainingError(SteerLMError):
-    """The server is about to stop and takes no more requests."""
+    """The server is stopping and takes no more requests."""
 
     code = "draining"
 
 
 class ClientGoneError(SteerLMError):
-    """The client hung up; nobody reads what is answered."""
+    """The client hung up; nobody reads the answer."""
 
     code = "client_gone"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """How one server behaves, whatever it serves."""
+    """Settings of one server, whatever its model."""
 
     name: str = "steerlm"
     """The model's name in ``/v1/models``."""
@@ -56,15 +56,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Service:
-    """One model, being served."""
+    """One served model."""
 
     def __init__(self, model: Model, settings: Settings) -> None:
         self.model = model
         self.settings = settings
         self.reader: Service | None = None
-        """Serves the value model that reads for this steer model, where one process has both."""
+        """Serves the value model that reads for this steer model, if one process has both."""
         self.remote_reader: RemoteReader | None = None
-        """Reads for this steer model where another server has the value model."""
+        """Reads for this steer model if another server has the value model."""
         self.metrics = model.metrics
         self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.defaults)
         self.started = int(time.time())
@@ -78,7 +78,7 @@ class Service:
         return self.model.info.kind == "value"
 
     def drain(self) -> None:
-        """Take no more requests."""
+        """Refuse new requests from now on."""
         self.draining = True
         if self.reader:
             self.reader.drain()
@@ -90,13 +90,26 @@ class Service:
             self.reader.close()
 
     def require_open(self, jobs: int) -> None:
-        """Raise DrainingError or QueueFullError where ``jobs`` more cannot be taken."""
+        """Check that ``jobs`` more rows or conversations can be taken.
+
+        Raises:
+            DrainingError: If the server is stopping.
+            QueueFullError: If its queue is full.
+        """
         if self.draining:
             raise DrainingError("this server is stopping; ask another")
         self.model.require_room(jobs)
 
     async def merged(self, generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, Delta], None]:
-        """Steps of several answers as they come, each with its answer's number."""
+        """Merge the steps of several answers as they come.
+
+        Yields:
+            The answer's number in ``generations``, and its step.
+
+        Raises:
+            TimedOutError: If the answers are not complete within the time limit.
+            SteerLMError: The first error of an answer; the other answers are cancelled.
+        """
         steps: asyncio.Queue[tuple[int, Delta | SteerLMError]] = asyncio.Queue()
 
         async def follow(index: int, generation: Generation) -> None:
@@ -106,12 +119,12 @@ class Service:
             except SteerLMError as error:
                 steps.put_nowait((index, error))
             except Exception:
-                # Nobody else looks at this task: whoever waits for its steps would wait until the request's time is up.
+                # Nothing else awaits this task: without a result its consumer would wait for the whole time limit.
                 logger.exception("an answer failed")
                 steps.put_nowait((index, EngineFailedError("the answer failed; see the server's log")))
 
         tasks = [asyncio.create_task(follow(i, g)) for i, g in enumerate(generations)]
-        # Not wait_for: before Python 3.12 it may swallow a cancellation, and it costs a task a step.
+        # Not wait_for: before Python 3.12 it may swallow a cancellation, and it costs a task per step.
         seconds = self.settings.request_timeout
         too_late = TimedOutError(f"no complete answer within {seconds:g} s")
         timer = asyncio.get_running_loop().call_later(seconds, steps.put_nowait, (0, too_late))
@@ -128,7 +141,12 @@ class Service:
             await cancel_and_wait(tasks)
 
     async def within(self, request: Request, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``, which is cancelled when time is up or the client hangs up. Raises TimedOutError, ClientGoneError."""
+        """The result of ``work``, which is cancelled if time runs out or the client hangs up.
+
+        Raises:
+            TimedOutError: If the time limit passed.
+            ClientGoneError: If the client hung up.
+        """
         task = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_disconnected(request))
         try:

@@ -1,4 +1,4 @@
-"""Tokens to text as they come: whole characters only, people's text unescaped, cut at stop strings that may span tokens."""
+"""Tokens to text as they come: whole characters only, unescaped, cut at stop strings that may span tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import TextTokenizer
 
 _CONTEXT = 6
-"""Tokens decoded again before a new one: sentencepiece drops the space of whatever comes first."""
+"""Tokens decoded again before each new one: sentencepiece drops the space before the first token."""
 
 
 class Detokenizer:
@@ -26,7 +26,7 @@ class Detokenizer:
         return self._text(final=False)
 
     def flush(self) -> str:
-        """What is left, broken characters as U+FFFD."""
+        """The rest of the text, incomplete characters as U+FFFD."""
         return self._text(final=True)
 
     def _text(self, *, final: bool) -> str:
@@ -39,7 +39,7 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Passes text on until one of ``stops`` appears, wherever token borders fall."""
+    """Passes text on until one of ``stops`` appears, even if it spans several tokens."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(s for s in stops if s)
@@ -48,7 +48,7 @@ class StopStrings:
         self.found = False
 
     def push(self, text: str) -> str:
-        """What can be passed on. Nothing once a stop string was found."""
+        """The text that can be passed on; nothing once a stop string was found."""
         if self.found or not self._stops:
             return "" if self.found else text
         self._held += text
@@ -61,7 +61,7 @@ class StopStrings:
         return passed
 
     def flush(self) -> str:
-        """What was held back and turned out to be no stop string."""
+        """Text that was held back and is no stop string."""
         held, self._held = self._held, ""
         return "" if self.found else held
 
@@ -78,7 +78,7 @@ class Unescape:
         self._held = ""
 
     def push(self, text: str) -> str:
-        """What can be passed on: everything before a piece that may be the start of an escape."""
+        """The text that can be passed on: everything before a possible start of an escape."""
         self._held += text
         keep = _longest(self._held, self._could_start)
         passed, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
@@ -114,7 +114,15 @@ class AnswerText:
         template: Template | None = None,
         control_stops: Sequence[str] = (),
     ) -> None:
-        """``template`` where the answer is a turn's text (chat); None where it is raw."""
+        """Set up the stages.
+
+        Args:
+            tokenizer: Decodes the tokens.
+            context: The prompt's token ids.
+            stops: Strings that end the answer, from the request.
+            template: Given if the answer is a turn's text (chat); None for a raw completion.
+            control_stops: Control strings of the template that are no single token.
+        """
         self._detokenizer = Detokenizer(tokenizer, context)
         self._control = StopStrings(control_stops)
         self._unescape = Unescape(template) if template else None
@@ -131,7 +139,7 @@ class AnswerText:
         return self._pass(self._control.push(self._detokenizer.push(token)))
 
     def flush(self, *, ended: bool) -> str:
-        """The rest. ``ended``: a control token ended the turn, so a last end-of-turn string belongs to the template."""
+        """The rest of the text. ``ended``: a control token ended the turn, so a final end-of-turn string is the template's."""
         text = self._pass(self._control.push(self._detokenizer.flush()) + self._control.flush())
         held, self._held_end = self._held_end, ""
         if not (ended or self._control.found):

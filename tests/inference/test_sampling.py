@@ -15,7 +15,7 @@ from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
 from nemo_steerlm.inference.sampling import draw, generator, penalize
 
-DRAWS = 3000
+DRAWS = 1200
 
 
 def reference(logits: list[float], sampling: Sampling) -> dict[int, float]:
