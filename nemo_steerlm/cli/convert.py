@@ -14,7 +14,7 @@ PRECISIONS = ("32", "16", "16-mixed", "bf16", "bf16-mixed")
 
 def convert(
     source: Path = typer.Argument(
-        help="A Hugging Face model folder or a .gguf file (to .nemo), or a .nemo file (to a Hugging Face folder)."
+        help="A Hugging Face model folder, hf:OWNER/NAME[@REVISION] or a .gguf file (to .nemo), or a .nemo file (to a folder)."
     ),
     out: Path = typer.Argument(help="The .nemo file or the folder to write."),
     precision: str = typer.Option("", help="What a .nemo's weights are stored as: 32, 16 or bf16; by default what the source has."),
@@ -46,8 +46,10 @@ def to_nemo(source: Path, out: Path, precision: str | None, tokens: ChatTokens |
         raise UsageError(f"{out}: the name of the output must end in .nemo")
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"--precision {shown(precision)}: write one of {', '.join(PRECISIONS)}")
+    from nemo_steerlm.data.packages import local_path
     from nemo_steerlm.formats.checkpoint import check_checkpoint
 
+    source = local_path(source, kind="model")
     check_checkpoint(source)
     from nemo_steerlm.megatron import compat
 

@@ -32,6 +32,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     assistant: str = ASSISTANT
     fingerprint: str = ""
     """Digest of the weights and this description; annotated records name it as ``label_source``."""
+    chat_template: int | msgspec.UnsetType = msgspec.UNSET
+    """Version of the chat template beside it, in an exported folder (``formats.chat_template.VERSION``)."""
 
     def template(self, vocabulary: Vocabulary | None = None) -> Template:
         """The prompt template, for prompts that the tokenizer ``vocabulary`` encodes."""

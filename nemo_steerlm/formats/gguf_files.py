@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ ARCHITECTURE = "llama"
 _DIGITS_APART = ("smollm", "starcoder", "refact", "command-r", "codeshell")
 _PLAIN_BYTE_LEVEL = ("gpt-2", "mpt", "olmo", "phi-2")
 
-_LAYER_TENSORS = {
+LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -29,8 +30,11 @@ _LAYER_TENSORS = {
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
 }
-_TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
+"""What a layer's weights are called in GGUF, and by Hugging Face."""
+TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight"}
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
@@ -191,26 +195,35 @@ class GGUFFile:
 
 def _llama3_scaling(divisors: npt.NDArray[np.float32], theta: float, path: Path) -> dict[str, Any]:
     """Llama 3's scaling, of which GGUF keeps only what it divides each frequency by. Raises ConfigError where it is another one."""
-    factor = float(divisors.max())
     scaling = {
         "rope_type": "llama3",
-        "factor": factor,
+        "factor": float(divisors.max()),
         "low_freq_factor": 1.0,
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }
-    wavelengths = 2 * np.pi * theta ** (np.arange(len(divisors)) / len(divisors))
-    smooth = np.clip((8192 / wavelengths - 1.0) / 3.0, 0.0, 1.0)
-    if not np.allclose(divisors, 1 / ((1 - smooth) / factor + smooth), rtol=1e-3):
-        raise ConfigError(
-            f"{path}: rope_freqs.weight is not Llama 3's scaling of rotary embeddings; convert the Hugging Face folder instead"
-        )
+    if not np.allclose(divisors, llama3_divisors(scaling, theta, 2 * len(divisors)), rtol=1e-3):
+        raise ConfigError(f"{path}: rope_freqs.weight is not Llama 3's rotary scaling; convert the Hugging Face folder instead")
     return scaling
+
+
+def llama3_divisors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> npt.NDArray[np.float64]:
+    """What Llama 3's scaling divides each of the ``head_dim / 2`` rotary frequencies by."""
+    low, high, context = (float(scaling[key]) for key in ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings"))
+    wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    smooth = np.clip((context / wavelengths - low) / (high - low), 0.0, 1.0)
+    divisors: npt.NDArray[np.float64] = 1 / ((1 - smooth) / float(scaling["factor"]) + smooth)
+    return divisors
+
+
+def interleaved(weight: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.float32]:
+    """A q or k projection whose rotary halves alternate, as GGUF's llama wants them; Hugging Face has one half after the other."""
+    return weight.reshape(heads, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _hugging_face_name(name: str) -> str:
     if match := re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name):
         layer, part, kind = match.groups()
-        if part in _LAYER_TENSORS:
-            return f"model.layers.{layer}.{_LAYER_TENSORS[part]}.{kind}"
-    return _TENSORS.get(name, name)
+        if part in LAYER_TENSORS:
+            return f"model.layers.{layer}.{LAYER_TENSORS[part]}.{kind}"
+    return TENSORS.get(name, name)

@@ -70,7 +70,6 @@ def config_from_dict(config: dict[str, Any], source: str = "config.json") -> Mod
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
         rope_theta=theta,
         rope_scaling=scaling,
-        no_rope_layers=family.no_rope_layers(config),
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         dtype=dtype,
     )
@@ -137,7 +136,6 @@ def config_from_nemo(cfg: Any, vocab_size: int) -> ModelConfig:
         rms_norm_eps=cfg.layernorm_epsilon,
         rope_theta=float(cfg.get("rotary_base") or 10000),
         rope_scaling=_rope_scaling_of(cfg),
-        no_rope_layers=tuple(i for i, skips in enumerate(cfg.get("no_rope_freq") or ()) if skips),
         tie_word_embeddings=bool(cfg.share_embeddings_and_output_weights),
         dtype=_PRECISIONS.get(str(cfg.get("precision")), "float32"),
     )
@@ -145,10 +143,10 @@ def config_from_nemo(cfg: Any, vocab_size: int) -> ModelConfig:
 
 def _family_of_nemo(cfg: Any) -> Family:
     """The family whose layers these are: the one it came from, where it says so, else the first in the registry that fits."""
-    features = bool(cfg.get("qkv_bias")), bool(cfg.get("qk_layernorm")), bool(cfg.get("no_rope_freq"))
+    features = bool(cfg.get("qkv_bias")), bool(cfg.get("qk_layernorm"))
     named = cfg.get(FAMILY_KEY)
     for family in FAMILIES.values() if named is None else [FAMILIES[named]] if named in FAMILIES else []:
-        if (family.qkv_bias, family.qk_norm) == features[:2] and (family.skips_rope or not features[2]):
+        if (family.qkv_bias, family.qk_norm) == features:
             return family
     raise ConfigError(
         f"model.{FAMILY_KEY}={named}, qkv_bias={features[0]}, qk_layernorm={features[1]}: none of {', '.join(FAMILIES)} has such layers"
@@ -184,7 +182,6 @@ def nemo_config(config: ModelConfig) -> dict[str, Any]:
         **({FAMILY_KEY: family.model_type} if family.model_type != "llama" else {}),
         **({"qkv_bias": True} if family.qkv_bias else {}),
         **({"qk_layernorm": True} if family.qk_norm else {}),
-        **({"no_rope_freq": [int(i in config.no_rope_layers) for i in range(config.num_hidden_layers)]} if config.no_rope_layers else {}),
         **_nemo_scaling(config.rope_scaling),
     }
 
@@ -225,7 +222,6 @@ def hugging_face_config(config: ModelConfig, *, bos: int | None, eos: int | None
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **family.written,
-        **family.written_of(config),
         "attention_dropout": 0.0,
         "bos_token_id": bos,
         "eos_token_id": eos,

@@ -18,6 +18,7 @@ from lightning.pytorch import Trainer
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
@@ -67,7 +68,9 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     def model_provider_func(self, pre_process: bool, post_process: bool) -> GPTModel:
         """One pipeline stage. Upstream's builds every known layer spec first, TransformerEngine's included, and fails without it."""
         cfg = self.cfg
-        if self.transformer_engine:
+        if self.transformer_engine and self.transformer_config.qk_layernorm:  # which get_specs loses
+            spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=True)
+        elif self.transformer_engine:
             spec = get_specs(self.spec_name, self.transformer_config, True, cfg.get("hyena"), cfg.get("fp8", False))
         else:
             spec = local_block_spec(self.transformer_config)

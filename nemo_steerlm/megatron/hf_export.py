@@ -19,8 +19,11 @@ from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import load_tokenizer
+from nemo_steerlm.formats.chat_template import write_chat_template
+from nemo_steerlm.formats.families import FAMILIES
 from nemo_steerlm.formats.families.base import ModelConfig
 from nemo_steerlm.formats.hf_config import config_from_nemo, hugging_face_config
+from nemo_steerlm.formats.model_card import write_model_card
 from nemo_steerlm.formats.tokenizer_files import export_tokenizer_files
 from nemo_steerlm.megatron import hf_import as layout
 from nemo_steerlm.megatron.weights import write_weights
@@ -57,8 +60,9 @@ def _write(
     export_tokenizer_files(nemo_tokenizer, partial)
     _write_configs(partial, config, nemo_tokenizer, info)
     if info is not None:
-        info = with_fingerprint(info, digest)
+        info = write_chat_template(partial, with_fingerprint(info, digest))
         info.save(partial)
+        write_model_card(partial, info, config)
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
@@ -70,7 +74,7 @@ def _write(
 
 def with_fingerprint(info: ModelInfo, weights_digest: str) -> ModelInfo:
     """``info`` with the digest of itself and its weights."""
-    plain = msgspec.structs.replace(info, fingerprint="")
+    plain = msgspec.structs.replace(info, fingerprint="", chat_template=msgspec.UNSET)
     digest = hashlib.sha256(weights_digest.encode() + msgspec.json.encode(plain)).hexdigest()
     return msgspec.structs.replace(info, fingerprint=f"sha256:{digest}")
 
@@ -101,10 +105,10 @@ def _whole_weights(whole: _Gather, config: ModelConfig) -> Iterator[tuple[str, T
     for rows in whole(layout.EMBEDDING):
         yield "model.embed_tokens.weight", rows[: config.vocab_size]
     for i in range(config.num_hidden_layers):
-        for part in layout.LAYER_PARTS:
+        for part in layout.layer_parts(FAMILIES[config.family]):
             for tensor in whole(f"layers.{i}.{part}"):
                 for name, weight in _unfused(part, tensor, config):
-                    yield f"model.layers.{i}.{name}.weight", weight
+                    yield f"model.layers.{i}.{name}.{part.rpartition('.')[2]}", weight
     for norm in whole(layout.FINAL_NORM):
         yield "model.norm.weight", norm
     if not config.tie_word_embeddings:
@@ -114,15 +118,18 @@ def _whole_weights(whole: _Gather, config: ModelConfig) -> Iterator[tuple[str, T
 
 def _unfused(part: str, tensor: Tensor, config: ModelConfig) -> list[tuple[str, Tensor]]:
     """One part of a layer as Hugging Face's matrices. ``tensor`` is the ranks' shards one after the other."""
-    columns = tensor.size(-1)
-    if part == layout.QKV:
+    fused = FAMILIES[config.family].fused
+    if part in (layout.QKV, layout.QKV_BIAS):
         groups, size = config.num_key_value_heads, config.head_dim
-        blocks = tensor.view(groups, -1, columns).split([config.num_attention_heads // groups * size, size, size], dim=1)
-        return [(f"self_attn.{x}_proj", block.reshape(-1, columns)) for x, block in zip("qkv", blocks, strict=True)]
+        blocks = tensor.unflatten(0, (groups, -1)).split([config.num_attention_heads // groups * size, size, size], dim=1)
+        rows = [block.flatten(0, 1) for block in blocks]
+        return (
+            [("self_attn.qkv_proj", torch.cat(rows))] if fused else [(f"self_attn.{x}_proj", r) for x, r in zip("qkv", rows, strict=True)]
+        )
     if part == layout.FC1:
         ranks = parallel_state.get_tensor_model_parallel_world_size()
-        gate, up = tensor.view(ranks, 2, -1, columns).unbind(dim=1)
-        return [("mlp.gate_proj", gate.reshape(-1, columns)), ("mlp.up_proj", up.reshape(-1, columns))]
+        gate, up = (rows.flatten(0, 1) for rows in tensor.unflatten(0, (ranks, 2, -1)).unbind(dim=1))
+        return [("mlp.gate_up_proj", torch.cat([gate, up]))] if fused else [("mlp.gate_proj", gate), ("mlp.up_proj", up)]
     return [(layout.WHOLE_PARTS[part], tensor)]
 
 

@@ -1,9 +1,10 @@
-"""Hugging Face Llama checkpoints into an initialised Megatron model under any TP and PP (``hf_export`` goes the other way).
+"""Hugging Face checkpoints into an initialised Megatron model under any TP and PP (``hf_export`` goes the other way).
 
 The two differ in layout only:
 
 * Megatron's ``linear_qkv`` holds one block a query group: the group's queries, then its key, then its value;
 * ``linear_fc1`` holds, for each tensor-parallel rank, its rows of the gate and then its rows of ``up``;
+* a family may hold queries, keys and values as one matrix, one after the other, and gate and up as another (``Family.fused``);
 * the embedding is padded to a multiple of ``make_vocab_size_divisible_by * tensor_model_parallel_size``.
 
 Rows of added tokens and of the padding are drawn as the rows there are, the same under every layout. They must differ:
@@ -22,13 +23,17 @@ from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.formats.checkpoint import check_checkpoint, not_finite_error
-from nemo_steerlm.formats.families.base import ModelConfig
+from nemo_steerlm.formats.families import FAMILIES
+from nemo_steerlm.formats.families.base import Family, ModelConfig
 from nemo_steerlm.formats.hf_config import config_from_nemo, load_config, nemo_config
 from nemo_steerlm.formats.tokenizer_files import source_vocabulary_size
 from nemo_steerlm.megatron.weights import Weights, open_weights
 
 # Parts of a layer, by Megatron's name.
 QKV = "self_attention.linear_qkv.weight"
+QKV_BIAS = "self_attention.linear_qkv.bias"
+Q_NORM = "self_attention.q_layernorm.weight"
+K_NORM = "self_attention.k_layernorm.weight"
 PROJ = "self_attention.linear_proj.weight"
 FC1 = "mlp.linear_fc1.weight"
 FC2 = "mlp.linear_fc2.weight"
@@ -36,9 +41,30 @@ NORM_1 = "input_layernorm.weight"
 NORM_2 = "pre_mlp_layernorm.weight"
 _FUSED = {"self_attention.linear_qkv.layer_norm_weight": NORM_1, "mlp.linear_fc1.layer_norm_weight": NORM_2}
 """Norms that TransformerEngine keeps inside the next matrix's module."""
-WHOLE_PARTS = {NORM_1: "input_layernorm", NORM_2: "post_attention_layernorm", PROJ: "self_attn.o_proj", FC2: "mlp.down_proj"}
+WHOLE_PARTS = {
+    NORM_1: "input_layernorm",
+    NORM_2: "post_attention_layernorm",
+    Q_NORM: "self_attn.q_norm",
+    K_NORM: "self_attn.k_norm",
+    PROJ: "self_attn.o_proj",
+    FC2: "mlp.down_proj",
+}
 """The parts that are one matrix or vector on either side, and Hugging Face's name of it."""
-LAYER_PARTS = (NORM_1, QKV, PROJ, NORM_2, FC1, FC2)
+
+
+def layer_parts(family: Family) -> tuple[str, ...]:
+    """The parts of each layer of a model of this family, in the order they are exported in."""
+    return (
+        NORM_1,
+        QKV,
+        *((QKV_BIAS,) if family.qkv_bias else ()),
+        *((Q_NORM, K_NORM) if family.qk_norm else ()),
+        PROJ,
+        NORM_2,
+        FC1,
+        FC2,
+    )
+
 
 EMBEDDING = "embedding.word_embeddings.weight"
 FINAL_NORM = "decoder.final_layernorm.weight"
@@ -47,7 +73,7 @@ OUTPUT = "output_layer.weight"
 
 def split_dimension(name: str) -> int | None:
     """The dimension that tensor parallelism splits of the parameter called ``name``; None for norms, which every rank has whole."""
-    if name in (EMBEDDING, OUTPUT) or name.endswith((QKV, FC1)):
+    if name in (EMBEDDING, OUTPUT) or name.endswith((QKV, QKV_BIAS, FC1)):
         return 0
     return 1 if name.endswith((PROJ, FC2)) else None
 
@@ -56,9 +82,9 @@ _SAME_SHAPE = ("family", "hidden_size", "intermediate_size", "num_hidden_layers"
 
 
 def model_config_from_hf(source: str | Path) -> dict[str, Any]:
-    """The architecture part of NeMo's ``model`` config for a Hugging Face Llama folder or a ``.gguf``.
+    """The architecture part of NeMo's ``model`` config for a Hugging Face folder or a ``.gguf``.
 
-    Raises UsageError where ``source`` is neither, ConfigError where it is not a Llama.
+    Raises UsageError where ``source`` is neither, ConfigError where its model cannot be used.
     """
     return nemo_config(load_config(source))
 
@@ -137,15 +163,29 @@ def _shard(name: str, parameter: Tensor, weights: Weights, config: ModelConfig, 
 
 
 def _layer_shard(part: str, weights: Weights, prefix: str, config: ModelConfig) -> Tensor:
-    if part == QKV:
-        return _fused_qkv(*(weights.tensor(f"{prefix}.self_attn.{x}_proj.weight") for x in "qkv"), config.num_key_value_heads)
+    if part in (QKV, QKV_BIAS):
+        return _fused_qkv(*_queries_keys_values(part, weights, prefix, config), config.num_key_value_heads)
     if part == FC1:
-        return torch.cat([_part(weights.tensor(f"{prefix}.mlp.{x}_proj.weight"), 0) for x in ("gate", "up")])
+        return torch.cat([_part(rows, 0) for rows in _gate_and_up(weights, prefix, config)])
     if part not in WHOLE_PARTS:
-        raise ConfigError(f"parameter {part} has no counterpart in a Hugging Face Llama")
+        raise ConfigError(f"parameter {part} has no counterpart in a Hugging Face {config.family} model")
     tensor = weights.tensor(f"{prefix}.{WHOLE_PARTS[part]}.weight")
     dim = split_dimension(part)
     return tensor if dim is None else _part(tensor, dim)
+
+
+def _queries_keys_values(part: str, weights: Weights, prefix: str, config: ModelConfig) -> tuple[Tensor, ...]:
+    kind = part.rpartition(".")[2]
+    if not FAMILIES[config.family].fused:
+        return tuple(weights.tensor(f"{prefix}.self_attn.{x}_proj.{kind}") for x in "qkv")
+    keys = config.num_key_value_heads * config.head_dim
+    return weights.tensor(f"{prefix}.self_attn.qkv_proj.{kind}").split([config.num_attention_heads * config.head_dim, keys, keys])
+
+
+def _gate_and_up(weights: Weights, prefix: str, config: ModelConfig) -> tuple[Tensor, ...]:
+    if not FAMILIES[config.family].fused:
+        return tuple(weights.tensor(f"{prefix}.mlp.{x}_proj.weight") for x in ("gate", "up"))
+    return weights.tensor(f"{prefix}.mlp.gate_up_proj.weight").split(config.intermediate_size)
 
 
 def _part(tensor: Tensor, dim: int) -> Tensor:
@@ -157,8 +197,8 @@ def _part(tensor: Tensor, dim: int) -> Tensor:
 
 def _fused_qkv(query: Tensor, key: Tensor, value: Tensor, groups: int) -> Tensor:
     """``[q, k, v]`` interleaved by query group; groups are what ranks share out."""
-    blocks = [_part(x.view(groups, -1, x.size(1)), 0) for x in (query, key, value)]
-    return torch.cat(blocks, dim=1).reshape(-1, query.size(1))
+    blocks = [_part(x.unflatten(0, (groups, -1)), 0) for x in (query, key, value)]
+    return torch.cat(blocks, dim=1).flatten(0, 1)
 
 
 def _rows(embedding: Tensor, count: int, known: int) -> Tensor:

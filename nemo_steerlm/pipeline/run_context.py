@@ -13,6 +13,7 @@ from nemo_steerlm import __version__
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.processes import report
+from nemo_steerlm.data.hub import RepositoryKind
 from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
@@ -49,9 +50,9 @@ class Run:
         """An output of an earlier stage."""
         return self.work.folder(stage) / name
 
-    def resolve(self, reference: str) -> Path:
+    def resolve(self, reference: str, kind: RepositoryKind = "dataset") -> Path:
         """A local file for a manifest's reference; archives are fetched once. Raises UsageError where there is none."""
-        return resolve(reference, files_folder(self.manifest))
+        return resolve(reference, files_folder(self.manifest), kind)
 
     @property
     def manifest_text(self) -> str:
@@ -68,9 +69,9 @@ def files_folder(manifest: Path) -> Path:
     return Path(os.environ.get(environment.FILES) or manifest.absolute().parent)
 
 
-def resolve(reference: str, folder: Path) -> Path:
+def resolve(reference: str, folder: Path, kind: RepositoryKind = "dataset") -> Path:
     """A local path for ``reference``, relative ones starting at ``folder``. Raises UsageError where nothing is there."""
-    path = local_path(reference) if reference.startswith(REMOTE) else folder / reference
+    path = local_path(reference, kind=kind) if reference.startswith(REMOTE) else folder / reference
     if not path.exists():
         raise UsageError(f"{reference}: no such file or folder (looked at {path})")
     return path

@@ -255,7 +255,7 @@ class _Chat(_Endpoint):
         self.chat = body
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         self.add(
-            service.prompts.chat(body.messages, body.attributes or {}),
+            service.prompts.chat(body.messages, body.asked),
             None if wanted is None else max(wanted, 1),
             {"template": service.prompts.template, "control_stops": service.prompts.control_stops()[1]},
             stop_ids=service.prompts.stop_ids(body.stop_token_ids),

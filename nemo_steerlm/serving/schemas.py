@@ -81,14 +81,27 @@ class Message(_Body):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
+class TemplateArguments(_Body):
+    """What other servers hand to the exported chat template; here its ``attributes`` count, so that one client works everywhere."""
+
+    attributes: dict[str, int | str] | None = None
+
+
 class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)
     attributes: dict[str, int | str] | None = Field(None, description='What to write like, as {"quality": 4, "lang": "en"}')
+    chat_template_kwargs: TemplateArguments | None = Field(None, description="vLLM's and llama.cpp's way to give attributes")
     max_completion_tokens: int | None = Field(None, ge=0, le=1_000_000)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=100)
+
+    @property
+    def asked(self) -> dict[str, int | str]:
+        """The attributes asked for, wherever they stand; ``attributes`` itself wins."""
+        arguments = self.chat_template_kwargs
+        return {**((arguments and arguments.attributes) or {}), **(self.attributes or {})}
 
 
 class AttributesBody(_Body):

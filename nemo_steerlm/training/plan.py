@@ -8,6 +8,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.megatron.machine import Machine
@@ -67,6 +68,11 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
     require_markers(tokenizer, tokens, cfg.model.restore_from_path)
     model = model_config(base, cfg, machine)
     check_architecture(model, layout, transformer_engine=machine.transformer_engine)
+    if model.get("qk_layernorm") and layout.tensor > 1:
+        # Each rank has the gradient of its own heads only, and outside Megatron's own optimizer nobody adds them up.
+        raise ConfigError(
+            "model.tensor_model_parallel_size: a model with q/k norms (Qwen3) is trained with 1; spread it over pipeline stages"
+        )
     settings.check_adapters(model, transformer_engine=machine.transformer_engine)
     if cfg.steerlm.export_dir is not None:
         check_exportable(model, tokenizer.vocab_size)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.model_info import ModelInfo, ModelKind
+from nemo_steerlm.formats.chat_template import write_chat_template
 from nemo_steerlm.formats.gguf_files import GGUFFile
 from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
 from nemo_steerlm.megatron.weights import open_weights
@@ -33,9 +34,9 @@ def model_folder(
     """
     folder.mkdir(parents=True, exist_ok=True)
     info = ModelInfo(kind=kind, attributes=schema, fingerprint=f"untrained-{kind}")
-    info.save(folder)
     config = GGUFFile(source).config() if source.suffix == ".gguf" else json.loads((source / "config.json").read_text())
     size = write_tokenizer_files(source, folder, info.tokens.markers).vocab_size
+    write_chat_template(folder, info).save(folder)
     weights = open_weights(source)
     generator = torch.Generator().manual_seed(0)
     tensors = {}

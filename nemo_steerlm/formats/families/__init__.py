@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_steerlm.core.errors import ConfigError, shown
-from nemo_steerlm.formats.families import llama
+from nemo_steerlm.formats.families import llama, mistral, phi3, qwen2, qwen3
 from nemo_steerlm.formats.families.base import Family
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama,)}
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3, phi3)}
 """By ``model_type``."""
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

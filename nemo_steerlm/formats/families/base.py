@@ -31,8 +31,6 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     rope_theta: float = 10000.0
     rope_scaling: dict[str, Any] | None = None
     """Linear or Llama 3's, with a ``rope_type``; None for plain rotary embeddings."""
-    no_rope_layers: tuple[int, ...] = ()
-    """Numbers, from 0, of the layers that do not rotate queries and keys."""
     tie_word_embeddings: bool = False
     dtype: str = "float32"
 
@@ -57,8 +55,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the projections to queries, keys and values have biases."""
     qk_norm: bool = False
     """Whether queries and keys are normalized, head by head, before they are rotated."""
-    skips_rope: bool = False
-    """Whether some of its layers may be without rotary embeddings."""
+    gguf: str | None = None
+    """llama.cpp's name of the architecture; None where its layers cannot be written under one."""
     fused: bool = False
     """Whether a checkpoint holds queries, keys and values as one matrix, and gate and up as another."""
 
@@ -72,16 +70,6 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         """How many tokens each position attends to at most, itself included; None for all."""
         del config
         return None
-
-    def no_rope_layers(self, config: Mapping[str, Any]) -> tuple[int, ...]:
-        """Numbers, from 0, of the layers without rotary embeddings."""
-        del config
-        return ()
-
-    def written_of(self, config: ModelConfig) -> dict[str, Any]:
-        """Further keys of its own in an exported ``config.json``, which depend on the model."""
-        del config
-        return {}
 
     def tensors(self, config: ModelConfig) -> dict[str, Shape]:
         """Every tensor of a checkpoint by name, with its shape; ``lm_head.weight`` only where it is not tied."""

@@ -7,6 +7,7 @@ from nemo_steerlm.formats.families.base import Family
 FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
+    gguf="llama",
     fixed={"hidden_act": ("silu", "swish"), "attention_bias": (False, None), "mlp_bias": (False, None)},
     written={"attention_bias": False, "mlp_bias": False},
 )

@@ -33,7 +33,7 @@ def prepare(run: Run) -> dict[str, Any]:
     spec = run.pipeline.spec
     tokenizer = run.folder / "tokenizer"
     tokens = spec.model.chat_tokens.tokens()
-    base = run.resolve(spec.model.base)
+    base = run.resolve(spec.model.base, "model")
     if not is_nemo(str(base)):  # the trainings that come after would refuse it, hours later
         check_checkpoint(base, values=True)
     write_tokenizer_files(base, tokenizer, tokens.markers)

@@ -120,7 +120,7 @@ def base_model(run: Run, training: Training) -> Path:
     if training.base_stage:
         return run.input(training.base_stage, CHECKPOINT)
     if training.base_reference:
-        return run.resolve(training.base_reference)
+        return run.resolve(training.base_reference, "model")
     raise UsageError(f"stage {run.stage.name} has nothing to start from")
 
 
