@@ -19,6 +19,7 @@ from nemo_steerlm.pipeline.cluster_spec import (
     SchedulingSpec,
     SecretsSpec,
 )
+from nemo_steerlm.pipeline.cluster_status import ImagesStatus
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.stages import Stage, stages
@@ -159,6 +160,14 @@ def _merge(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
         both = isinstance(value, dict) and isinstance(defaults.get(key), dict)
         merged[key] = _merge(value, defaults[key]) if both else value
     return merged
+
+
+def with_images(pipeline: Pipeline, pinned: ImagesStatus) -> Pipeline:
+    """The pipeline with the images that it started with; those that its own spec names come first."""
+    given = pipeline.manifest.spec.images or ImagesSpec()
+    named = _images(given, ImagesSpec.model_validate(pinned.model_dump()))
+    images = dataclasses.replace(pipeline.images, worker=named.worker, train=named.train, serve=named.serve)
+    return dataclasses.replace(pipeline, images=images)
 
 
 def _images(given: ImagesSpec, defaults: ImagesSpec) -> Images:

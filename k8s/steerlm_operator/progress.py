@@ -50,6 +50,7 @@ def advance(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
 
 def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     entry.attempt += 1
+    entry.spec_hash = stage.spec_hash()
     entry.phase = "Queued"
     entry.reason, entry.message = "Starting", "its objects are being made"
     entry.start_time = draft.timestamp()

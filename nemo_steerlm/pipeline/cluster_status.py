@@ -76,6 +76,8 @@ class StageStatus(Status):
     """What its process last said, such as ``412/1000 loss 1.83``."""
     input_hash: Annotated[str, Field(max_length=64)] | None = None
     """sha256 over everything that changes its result."""
+    spec_hash: Annotated[str, Field(max_length=64)] | None = None
+    """sha256 over what the spec said of it when its present attempt started; the stage is done again if that changes."""
     metrics: Annotated[dict[str, Annotated[str, Field(max_length=64)]], Field(max_length=32)] | None = None
     """What it measured."""
     restart_token: Annotated[str, Field(max_length=63)] | None = None
@@ -91,6 +93,17 @@ class StageStatus(Status):
     def done(self) -> bool:
         """Whether its outputs are there."""
         return self.phase in ("Succeeded", "CacheHit")
+
+
+class ImagesStatus(Status):
+    """The images that a pipeline runs."""
+
+    worker: Annotated[str, Field(max_length=512)]
+    """Of prepare, annotate, sample and evaluate."""
+    train: Annotated[str, Field(max_length=512)]
+    """Of the trainings."""
+    serve: Annotated[str, Field(max_length=512)]
+    """Of inference servers."""
 
 
 class AnnotationStatus(Status):
@@ -135,6 +148,8 @@ class PipelineStatus(Status):
     """Complete and Failed end it; the others say what it waits for."""
     stages: list[StageStatus] = Field([], max_length=80, json_schema_extra=_keyed("name"))
     """Each stage, in the order they run."""
+    images: ImagesStatus | None = None
+    """What it runs since it started: another version of the operator changes none of them until ``spec.restart`` asks."""
     annotation: AnnotationStatus | None = None
     """Shards and servers of the annotation."""
     endpoints: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=8)] | None = None

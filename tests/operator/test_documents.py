@@ -13,7 +13,18 @@ from nemo_steerlm.pipeline import cluster_status as statuses
 
 ROOT = Path(__file__).parents[2]
 WORD = re.compile(r"[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:DNS)?")
-EVENTS = {"NothingToRestart", "Restarted", "Started", "StageStarted", "StageCacheHit", "StageSucceeded", "StageFailed", "Normal", "Warning"}
+EVENTS = {
+    "NothingToRestart",
+    "SpecChanged",
+    "Restarted",
+    "Started",
+    "StageStarted",
+    "StageCacheHit",
+    "StageSucceeded",
+    "StageFailed",
+    "Normal",
+    "Warning",
+}
 KUBERNETES = {
     "Background", "ClaimTemplate", "CreateContainerConfigError", "DisruptionTarget", "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
     "ImageInspectError", "ImagePullBackOff", "InvalidImageName", "Lost", "MaxFailedIndexesExceeded", "PodScheduled",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+from typing import Any
 
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.manifest import API_VERSION, KIND
@@ -16,9 +18,17 @@ PATH = f"{FOLDER}/{FILE}"
 
 
 def text(pipeline: Pipeline) -> str:
-    """The manifest without what only the cluster needs: changing that must not make another ConfigMap."""
-    spec = pipeline.manifest.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={*ClusterFields.model_fields, "serve"})
-    spec["annotate"]["servers"].pop("replicas")
+    """The manifest without what only the cluster needs: changing that must not make another ConfigMap.
+
+    Without what is at its default either: the worker may be of an earlier version, which refuses fields that it does not know.
+    """
+    left_out: Any = {**dict.fromkeys((*ClusterFields.model_fields, "serve"), True), "annotate": {"servers": {"replicas"}}}
+    spec = pipeline.manifest.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=left_out)
+    for parts in (("annotate", "servers"), ("annotate",)):
+        *parents, last = parts
+        place = functools.reduce(lambda found, key: found.get(key, {}), parents, spec)
+        if place.get(last) == {}:
+            del place[last]
     document = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": pipeline.name}, "spec": spec}
     return json.dumps(document, sort_keys=True, ensure_ascii=False, indent=1)
 

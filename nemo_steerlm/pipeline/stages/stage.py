@@ -115,6 +115,14 @@ class Stage:
         """The arguments of ``steerlm`` that run it, servers and shard left to the executor."""
         return ["stage", self.name, "--manifest", manifest, "--workdir", workdir]
 
+    def spec_hash(self) -> str:
+        """sha256 over what the manifest alone says of it: what tells a cluster that cannot read files that a stage is another than it was.
+
+        Without the format: what an older version finished stays finished.
+        """
+        inputs = {name: list(read) for name, read in self.inputs.items()}
+        return digest({"kind": self.kind, "fields": dict(self.fields), "files": list(self.files), "inputs": inputs})
+
     def identity(self, file_digests: Mapping[str, str], outputs: Mapping[str, Mapping[str, str]], salt: str = "") -> dict[str, Any]:
         """Everything that changes the result, and nothing that does not (replicas, devices, addresses, the package's version).
 
