@@ -16,13 +16,12 @@ from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
+from nemo_steerlm.pipeline.train_spec import Positive, TrainSpec
 
 API_VERSION = "steerlm.dev/v1alpha1"
 KIND = "SteerLMPipeline"
 
 JudgeName = Annotated[str, Field(max_length=512, pattern=rf"^({'|'.join(NAMES)}|[A-Za-z_][A-Za-z0-9_.]*:.+)$")]
-Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
-Count = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
 
 if TYPE_CHECKING:
@@ -104,109 +103,6 @@ class ModelSpec(Spec):
     """Control strings; added to the vocabulary as single tokens where it lacks them."""
     layout: Layout = "nemo-sft"
     """Newline after the system prompt as upstream trains (nemo-sft) or as its annotator prompts (nemo-annotate)."""
-
-
-class ParallelSpec(Spec):
-    """How wide a training runs. It changes where the work is done, not its result."""
-
-    nodes: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Machines; more than one only on a cluster."""
-    devices: Annotated[int, Field(ge=1, le=64)] = 1
-    """Processes on each machine: one a GPU, or gloo processes on a machine without GPUs."""
-    tensor: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Tensor parallel size."""
-    pipeline: Annotated[int, Field(ge=1, le=1024)] = 1
-    """Pipeline parallel size."""
-
-    @model_validator(mode="after")
-    def _fits(self) -> ParallelSpec:
-        if (self.nodes * self.devices) % (self.tensor * self.pipeline):
-            raise ValueError(
-                f"tensor x pipeline ({self.tensor} x {self.pipeline}) must divide nodes x devices ({self.nodes} x {self.devices}); "
-                "the quotient is the data parallel size"
-            )
-        return self
-
-    @property
-    def data(self) -> int:
-        """Data parallel size."""
-        return self.nodes * self.devices // (self.tensor * self.pipeline)
-
-
-class LoraSpec(Spec):
-    """Low-rank adapters instead of training every weight."""
-
-    rank: Annotated[int, Field(ge=1, le=1024)] = 32
-    """Width of the adapters."""
-    target_modules: Annotated[
-        tuple[Literal["attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all"], ...],
-        Field(min_length=1, max_length=7),
-    ] = ("attention_qkv",)
-    """Which matrices of a layer get one."""
-    layer_selection: Annotated[tuple[Annotated[int, Field(ge=1, le=1024)], ...], Field(min_length=1, max_length=1024)] | None = None
-    """Numbers of the layers that get adapters, the first is 1; all by default. Training goes back no further than the lowest of them."""
-    alpha: Annotated[float, Field(gt=0, le=100_000)] | None = None
-    """Adapters' output is multiplied by alpha / rank; the rank by default, which is 1."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapters' input that is left out at random while training."""
-
-
-class TrainSpec(Spec):
-    """One training. Defaults are the tutorial's steps 6 and 9."""
-
-    max_steps: Positive = 1000
-    """Optimizer steps; the end of ``maxEpochs`` may come first."""
-    max_epochs: Annotated[int, Field(ge=1, le=10_000)] = 1
-    """Passes over the data at most."""
-    global_batch_size: Annotated[int, Field(ge=1, le=1_048_576)] = 128
-    """Samples per optimizer step, over all data parallel ranks."""
-    micro_batch_size: Annotated[int, Field(ge=1, le=65_536)] = 2
-    """Samples per forward and backward on one rank."""
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = 6e-6
-    """Peak learning rate; above ``minLearningRate``."""
-    min_learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-6
-    """Learning rate at the end of the cosine."""
-    warmup_steps: Count = 1
-    """Steps from zero to the peak."""
-    constant_steps: Count = 200
-    """Steps at ``minLearningRate`` at the end."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
-    """AdamW's weight decay."""
-    validate_every: Positive = 200
-    """Steps between validations, each followed by a checkpoint."""
-    keep: Literal["last", "best"] = "last"
-    """Which step's weights become the model: the last one's, or those of the smallest validation loss."""
-    limit_validation_batches: Positive | None = None
-    """Use so many validation batches of the global batch size; all by default."""
-    precision: Literal["bf16", "32"] = "bf16"
-    """Arithmetic of GPUs; fp16 is not supported. CPUs compute in 32, but with instructions for it take matrix products in bf16."""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1234
-    """Seed of the data order and of new weights."""
-    parallel: ParallelSpec = ParallelSpec()
-    """How wide it runs."""
-    lora: LoraSpec | None = None
-    """Train adapters only; all weights by default."""
-    overrides: Annotated[
-        tuple[Annotated[str, Field(max_length=1024, pattern=r"^[+~]{0,2}[A-Za-z_][A-Za-z0-9_./@-]*=[^\n\r]*$")], ...], Field(max_length=128)
-    ] = ()
-    """Anything else of train_gpt_sft's configuration, as ``key=value``."""
-
-    @model_validator(mode="after")
-    def _batches_fit(self) -> TrainSpec:
-        per_step = self.micro_batch_size * self.parallel.data
-        if self.global_batch_size % per_step:
-            raise ValueError(
-                f"globalBatchSize {self.global_batch_size} must be a multiple of microBatchSize x data parallel size "
-                f"({self.micro_batch_size} x {self.parallel.data})"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _falls_to_the_minimum(self) -> TrainSpec:
-        if self.learning_rate <= self.min_learning_rate:
-            rates = f"learningRate {self.learning_rate:g} must be above minLearningRate {self.min_learning_rate:g}"
-            raise ValueError(f"{rates}: raise it, or lower the other")
-        return self
 
 
 class ServersSpec(Spec):

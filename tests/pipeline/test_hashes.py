@@ -84,13 +84,13 @@ ACTS_ON: dict[str, set[str]] = {
 """By the longest prefix of a field's path."""
 
 BASE: dict[str, Any] = {
-    "attributes": {"custom": [{"name": "quality"}, {"name": "humor"}]},
+    "attributes": {"custom": [{"name": "quality"}, {"name": "humor"}, {"name": "helpfulness"}]},
     "data": {"oasst": {"path": "trees.jsonl"}},
     "model": {"base": "base"},
     "bootstrap": {"rounds": 1},
 }
 SPECIAL: dict[str, Any] = {
-    "attributes.custom": [{"name": "quality", "high": 3}, {"name": "humor"}],
+    "attributes.custom": [{"name": "quality", "high": 3}, {"name": "humor"}, {"name": "helpfulness"}],
     "attributes.preset": "oasst",
     "attributes.languages": ["en"],
     "bootstrap.require": {"quality": 1},

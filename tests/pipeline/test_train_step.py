@@ -9,10 +9,11 @@ import pytest
 from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
-from nemo_steerlm.pipeline.manifest import LoraSpec, TrainSpec, parse
+from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import find, stages
 from nemo_steerlm.pipeline.steps.train import _environment, model_info, overrides
+from nemo_steerlm.pipeline.train_spec import LoraSpec, TrainSpec
 from nemo_steerlm.training import config
 from nemo_steerlm.training.settings import check
 from tests.inputs import STORIES

@@ -12,11 +12,12 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 from nemo_steerlm.core.environment import ERROR_FILE
 from nemo_steerlm.core.exits import recorded_error, run_and_exit
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
-from nemo_steerlm.pipeline.manifest import ParallelSpec, parse
+from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import find, stages
 from nemo_steerlm.pipeline.steps.child import ChildFailedError, call
 from nemo_steerlm.pipeline.steps.train import launcher
+from nemo_steerlm.pipeline.train_spec import ParallelSpec
 from nemo_steerlm.training.launch import RankFailedError, first_failure, main
 from tests.operator.test_readings import LIMIT, NOW, job, pod
 from tests.pipeline.manifests import SMALLEST

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from nemo_steerlm.data.splits import SPLITS
-from nemo_steerlm.pipeline.manifest import ParallelSpec, PipelineSpec, TrainSpec
+from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.names import ModelRole
 from nemo_steerlm.pipeline.sources import Spec
+from nemo_steerlm.pipeline.train_spec import ParallelSpec, TrainSpec
 
 Kind = Literal["prepare", "train", "annotate", "sample", "evaluate"]
 Image = Literal["worker", "train"]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from nemo_steerlm.pipeline import names
-from nemo_steerlm.pipeline.manifest import PipelineSpec, TrainSpec
+from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.prepare import VALUE_RECORDS
 from nemo_steerlm.pipeline.stages.stage import CHECKPOINT, MODEL_FOLDER, Records, Stage, Training, changed_fields, record_files
+from nemo_steerlm.pipeline.train_spec import TrainSpec
 
 FORMAT = 1
 

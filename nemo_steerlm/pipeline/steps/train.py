@@ -13,11 +13,11 @@ from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
 from nemo_steerlm.core.processes import GRACE_SECONDS
-from nemo_steerlm.pipeline.manifest import ParallelSpec
 from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
 from nemo_steerlm.pipeline.stages.stage import Training
 from nemo_steerlm.pipeline.steps.child import call
+from nemo_steerlm.pipeline.train_spec import ParallelSpec
 
 TRAINER = "nemo_steerlm.training.train"
 LAUNCHER = "nemo_steerlm.training.launch"
