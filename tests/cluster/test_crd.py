@@ -34,6 +34,8 @@ WRONG = {
     ("spec.data", "name exactly one"): {"data": {}},
     ("spec.trainValue", "globalBatchSize must"): {"trainValue": {"globalBatchSize": 3, "microBatchSize": 2}},
     ("spec.trainSteer", "globalBatchSize must"): {"trainSteer": {"globalBatchSize": 6, "microBatchSize": 2, "parallel": {"devices": 2}}},
+    ("spec.trainValue", "learningRate must"): {"trainValue": {"learningRate": 1e-6}},
+    ("spec.trainSteer", "learningRate must"): {"trainSteer": {"minLearningRate": 6e-6}},
     ("spec.trainValue.parallel", "tensor x pipeline"): {"trainValue": {"parallel": {"devices": 3, "tensor": 2}}},
     ("spec.trainSteer.parallel", "tensor x pipeline"): {"trainSteer": {"parallel": {"nodes": 2, "pipeline": 3}}},
     ("spec.serve", "a server that stays needs a token"): {"serve": {"enabled": True}},
