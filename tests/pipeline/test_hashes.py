@@ -131,6 +131,10 @@ def other_value(annotation, default):
     if typing.get_origin(annotation) is Annotated:
         return other_value(typing.get_args(annotation)[0], default)
     arguments = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if typing.get_origin(annotation) is dict:
+        return {"quality": other_value(typing.get_args(annotation)[1], None)}
+    if typing.get_origin(annotation) is tuple and ... not in typing.get_args(annotation):
+        return [float(number) for number, _ in enumerate(typing.get_args(annotation))]
     if typing.get_origin(annotation) is Literal:
         return next(value for value in arguments if value != default)
     if isinstance(annotation, type) and issubclass(annotation, Spec):
@@ -158,7 +162,7 @@ def with_value(path, value):
     place[last] = value
     if path == "attributes.preset":
         del spec["attributes"]["custom"]
-    if path in ("data.helpsteer", "data.ratedText", "data.records"):
+    if path.startswith("data.") and path not in ("data.oasst", "data.onError", "data.system"):
         del spec["data"]["oasst"]
     return spec
 
