@@ -128,29 +128,22 @@ def leaves(model, path=""):
 
 def other_value(annotation, default):
     """A valid value of that type which is not the default."""
-    if typing.get_origin(annotation) is Annotated:
-        return other_value(typing.get_args(annotation)[0], default)
-    arguments = [a for a in typing.get_args(annotation) if a is not type(None)]
-    if typing.get_origin(annotation) is dict:
-        return {"quality": other_value(typing.get_args(annotation)[1], None)}
-    if typing.get_origin(annotation) is tuple and ... not in typing.get_args(annotation):
-        return [float(number) for number, _ in enumerate(typing.get_args(annotation))]
-    if typing.get_origin(annotation) is Literal:
-        return next(value for value in arguments if value != default)
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        required = {f.alias: other_value(f.annotation, None) for f in annotation.model_fields.values() if f.is_required()}
-        return {key: value for key, value in required.items() if value is not None}
-    if type(None) in typing.get_args(annotation):
+    kind, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    plain = {bool: lambda: not default, int: lambda: (default or 1) * 2, float: lambda: (default or 1) / 2, str: lambda: "other"}
+    if kind is Annotated:
         return other_value(arguments[0], default)
-    if annotation is bool:
-        return not default
-    if annotation is int:
-        return (default or 1) * 2
-    if annotation is float:
-        return default / 2
-    if annotation is str:
-        return "other"
-    raise AssertionError(f"say in SPECIAL which value {annotation} may take")
+    if type(None) in arguments:
+        return other_value(next(a for a in arguments if a is not type(None)), default)
+    if kind is Literal:
+        return next(value for value in arguments if value != default)
+    if kind is dict:
+        return {"quality": other_value(arguments[1], None)}
+    if kind is tuple and ... not in arguments:
+        return [float(number) for number, _ in enumerate(arguments)]
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return {field.alias: other_value(field.annotation, None) for field in annotation.model_fields.values() if field.is_required()}
+    assert annotation in plain, f"say in SPECIAL which value {annotation} may take"
+    return plain[annotation]()
 
 
 def with_value(path, value):
