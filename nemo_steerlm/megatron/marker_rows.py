@@ -87,12 +87,21 @@ class MarkerRows(torch.nn.Module):
         # Every rank has the whole gradient; ``reduce`` adds them up.
         return _Tap.apply(output, self.input, ids, self.tokens, 1.0 / size)
 
-    def _after_output(self, module: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    def _after_output(self, module: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> None:
+        """A row of the output layer has the gradient of its column of logits. A hook sees that also where a loss changes them in place."""
+        if not output[0].requires_grad:
+            return
         hidden = inputs[0].detach()
         if module.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden)
         here, places = self._places(self._parts["output"])
-        return _OutputTap.apply(output[0], self.output, hidden, here, places), output[1]
+
+        def add(gradient: Tensor) -> None:
+            own = torch.zeros_like(self.output)
+            own[here] = gradient[..., places].flatten(0, -2).T.float() @ hidden.flatten(0, -2).float()
+            self.output.grad = own if self.output.grad is None else self.output.grad + own
+
+        output[0].register_hook(add)
 
 
 class _Tap(torch.autograd.Function):
@@ -109,19 +118,3 @@ class _Tap(torch.autograd.Function):
         rows, ids, tokens = ctx.saved_tensors
         own = torch.stack([gradient[ids == token].float().sum(0) for token in tokens.to(ids.device)])
         return gradient, (own * ctx.share).to(rows.dtype), None, None, None
-
-
-class _OutputTap(torch.autograd.Function):
-    """The logits as they are; a row of the output layer has the gradient of its column."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, rows: Tensor, hidden: Tensor, here: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, hidden, here, places)
-        return logits.view_as(logits)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # type: ignore[override]
-        rows, hidden, here, places = ctx.saved_tensors
-        own = torch.zeros_like(rows)
-        own[here] = gradient[..., places].flatten(0, -2).T.float() @ hidden.flatten(0, -2).float()
-        return gradient, own, None, None, None
