@@ -273,7 +273,7 @@ def _bf16_products(precision: str) -> bool:
     if compat.HAVE_CUDA or not precision.startswith("bf16"):
         return False
     if multiplies_in_bf16():
-        logger.info("trainer.precision=%s: matrix products in bf16, everything else in fp32", precision)
+        logger.info("trainer.precision=%s: matrix products and what passes between layers in bf16", precision)
         return True
     logger.info("trainer.precision=%s: this CPU has no instructions for it, everything in fp32", precision)
     return False

@@ -1,16 +1,18 @@
 """What ``make test-gpu`` needs on a machine that has a GPU, Python and torch, and no network: a folder of wheels to carry there.
 
-``python -m tests.gpu.carry FOLDER`` downloads them here, with pip and for the Python version of there, at the versions of constraints.txt;
-megatron-core comes as its source, which has no wheel for every Python and needs no building for what is used of it. FOLDER/install.sh is
-to be sourced there: it unpacks them into a folder of its own, beside the torch that is there.
+``python -m tests.gpu.carry FOLDER`` downloads them here, with pip and for the Python version of there, at the versions of constraints.txt.
+Megatron-Core has no wheel for every Python: what is installed here is packed, without what is compiled of it, which is not used.
+FOLDER/install.sh is to be sourced there: it unpacks them into a folder of its own, beside the torch that is there.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -26,8 +28,8 @@ INSTALL = """# Source this: . install.sh [SITE]
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 site=${1:-/tmp/steerlm-site}
 python3 -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target "$site" "$here"/*.whl
-tar xf "$here"/megatron_core-*.tar.gz -C "$site"
-export PYTHONPATH=$site:$(echo "$site"/megatron_core-*/):$PWD PYTHONUNBUFFERED=1
+tar xf "$here"/megatron_core.tar.gz -C "$site"
+export PYTHONPATH=$site:$site/megatron_core:$PWD PYTHONUNBUFFERED=1
 """
 
 
@@ -48,8 +50,11 @@ def main(folder: Path, python: str) -> None:
     there = ["--only-binary=:all:", f"--python-version={python}", "--platform=manylinux2014_x86_64", "--platform=manylinux_2_28_x86_64"]
     subprocess.run([*pip, "download", "-q", "--no-deps", *there, "-d", str(folder), *map(pinned, WHEELS)], check=True)
     subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(folder), *map(pinned, BUILT)], check=True)
-    core = ["--no-binary=:all:", "--no-build-isolation", pinned("megatron-core")]
-    subprocess.run([*pip, "download", "-q", "--no-deps", "-d", str(folder), *core], check=True)
+    core = importlib.metadata.distribution("megatron-core")
+    with tarfile.open(folder / "megatron_core.tar.gz", "w:gz") as archive:
+        for file in core.files or ():
+            if file.suffix not in (".so", ".pyc") and ".." not in file.parts:
+                archive.add(str(file.locate()), f"megatron_core/{file}")
     (folder / "install.sh").write_text(INSTALL, encoding="utf-8")
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
     print(f"{folder}: {size:.0f} MB; there, in a checkout: . {folder.name}/install.sh && python3 -m pytest -m gpu tests/gpu")
