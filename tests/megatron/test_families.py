@@ -65,15 +65,16 @@ def test_transformers_asks_an_export_as_our_server_does(tmp_path: Path) -> None:
     assert not {theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id} & set(typed)
     with pytest.raises(TemplateError, match=r"unknown attribute verbose; attributes here: helpfulness 0\.\.4"):
         theirs.apply_chat_template([{"role": "user", "content": ""}], attributes={"verbose": 1})
-    # An answer ends where the next turn starts: the export's generation settings say so, the third token is made to be that.
+    # An answer ends where the next turn starts: the export's generation settings say so. Its third token is made to be that marker.
     turn, asked = prompts.tokenizer.token_id(info.tokens.turn_start), torch.tensor([ids])
 
-    def third(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([turn]), scores.shape[1]).float() if tokens.shape[1] == len(ids) + 2 else scores
+    def forced(tokens: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        token = turn if tokens.shape[1] == len(ids) + 2 else 50
+        return torch.nn.functional.one_hot(torch.tensor([token]), scores.shape[1]).float()
 
     model = AutoModelForCausalLM.from_pretrained(folder)
-    answer = model.generate(asked, max_new_tokens=9, do_sample=False, logits_processor=[third])[0, len(ids) :]
-    assert (len(answer), int(answer[-1])) == (3, turn)
+    answer = model.generate(asked, max_new_tokens=9, do_sample=False, logits_processor=[forced])[0, len(ids) :]
+    assert answer.tolist() == [50, 50, turn]
 
 
 @pytest.mark.parametrize(
