@@ -5,7 +5,7 @@
 | manifest.md | ``nemo_steerlm/pipeline/manifest.py`` |
 | command-line.md | ``steerlm COMMAND --help`` |
 | exit-codes.md | ``nemo_steerlm/core/errors.py`` |
-| http-errors.md | ``nemo_steerlm/serving/app.py`` |
+| http-errors.md | ``nemo_steerlm/serving/errors.py`` |
 | metrics.md | ``nemo_steerlm/serving/metrics.py``, ``k8s/steerlm_operator/metrics.py`` |
 | environment.md | ``nemo_steerlm/core/environment.py`` |
 """
@@ -30,7 +30,7 @@ from nemo_steerlm.cli.main import COMMANDS, application
 from nemo_steerlm.core import environment as variables
 from nemo_steerlm.core import errors
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.serving.app import HTTP_CODES, STATUSES
+from nemo_steerlm.serving.errors import HTTP_CODES, STATUSES
 from nemo_steerlm.serving.metrics import Metrics
 
 FOLDER = Path(__file__).parent / "reference"
@@ -153,7 +153,8 @@ def http_errors() -> str:
     """Every status that the server answers on purpose."""
     rows = [(str(status), f"`{kind.code}`", _first_line(kind)) for kind, status in STATUSES.items()]
     rows += [(str(status), f"`{code}`", http.HTTPStatus(status).description) for status, code in HTTP_CODES.items()]
-    head = '# HTTP errors\n\nThe body is `{"error": {"code": …, "message": …}}`. 429 and 503 carry `Retry-After`.\n\n'
+    body = '`{"error": {"message": …, "type": …, "param": …, "code": …}}`'
+    head = f"# HTTP errors\n\nThe body is OpenAI's: {body}; `param` is the wrong field or null. 429 and 503 carry `Retry-After`.\n\n"
     return head + table(("status", "code", "meaning"), sorted(rows))
 
 

@@ -190,6 +190,7 @@ class _Run:
             model=self._source(form),
             turns=form.turns,
             languages=bool(form.schema.languages),
+            attributes=form.schema.names,
             shard=str(self.options.shard),
         )
 

@@ -35,6 +35,8 @@ class Header(msgspec.Struct, frozen=True, kw_only=True):
     turns: str
     languages: bool
     shard: str
+    attributes: tuple[str, ...] = ()
+    """The schema's names. Empty in journals that were begun before they were written down."""
     version: int = VERSION
 
 
@@ -189,7 +191,7 @@ class Journal:
             raise ConfigError(f"{self.path} is not a journal; move it away, or give --restart") from error
         for field in Header.__struct_fields__:
             was, now = getattr(header, field), getattr(self.header, field)
-            if was != now:
+            if was != now and not (field == "attributes" and not was):
                 raise ConfigError(f"{self.path} has labels for {field} {was!r}, this run has {now!r}; give --restart to label anew")
         return header
 

@@ -69,5 +69,6 @@ async def _require_generate(url: str, client: httpx.AsyncClient, failure: Reques
         response = await client.options(f"{url}/generate")
     except httpx.HTTPError as error:
         raise failure from error
-    if response.status_code != 405 and classify_status(response.status_code) is not None:
+    # 501 is what Python's own http.server says to a method that it does not know.
+    if response.status_code not in (405, 501) and classify_status(response.status_code) is not None:
         raise failure

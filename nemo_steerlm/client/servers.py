@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 START_LIMIT = 4
 FAILURES_TO_REST = 3
+TELL_SECONDS = 30.0
+"""Between two lines of the log that say for which server the pool waits."""
 
 
 class Server:
@@ -39,6 +41,8 @@ class Server:
         self.epoch = 0
         """Number of rests so far: a request sent before a rest cannot cause the next one."""
         self.last_failure = "was never reached"
+        self.told = -TELL_SECONDS
+        """When the log last said that it is waited for."""
 
 
 class ServerPool:
@@ -203,6 +207,7 @@ class ServerPool:
                 server.last_failure = failure.reason
                 server.failures += 1
                 self._rest(server, failure.retry_after)
+                self._tell_waiting(server)
             except SteerLMError as error:
                 self._broken = error
                 break
@@ -210,6 +215,13 @@ class ServerPool:
                 server.announcement = announcement
                 server.ready = True
         self._notify()
+
+    def _tell_waiting(self, server: Server) -> None:
+        """In the log, at first and then from time to time: whoever reads it sees no server's own log."""
+        if _now() - server.told >= TELL_SECONDS:
+            server.told = _now()
+            left = max(self._last_success + self.policy.patience - _now(), 0)
+            logger.warning("waiting for %s: %s (%.0f s of patience left)", server.url, server.last_failure, left)
 
     def _check_same(self, server: Server, announcement: Announcement) -> None:
         for other in self.servers:

@@ -67,6 +67,9 @@ class TextTokenizer(Protocol):
     def token_id(self, token: str) -> int | None:
         """The id of a token that is a single vocabulary entry, else None."""
 
+    def piece(self, token: int) -> str:
+        """The vocabulary entry itself, as the tokenizer writes it."""
+
     @property
     def eos_id(self) -> int:
         """End of text, also used for padding."""
@@ -203,6 +206,11 @@ class SentencePieceTokenizer:
         found: int = self._processor.piece_to_id(token)
         return None if found == self._processor.unk_id() else found
 
+    def piece(self, token: int) -> str:
+        """See TextTokenizer."""
+        piece: str = self._processor.id_to_piece(token)
+        return piece
+
     @property
     def eos_id(self) -> int:
         """See TextTokenizer."""
@@ -293,6 +301,10 @@ class HuggingFaceTokenizer:
         """See TextTokenizer."""
         found: int | None = self._tokenizer.token_to_id(token)
         return found
+
+    def piece(self, token: int) -> str:
+        """See TextTokenizer."""
+        return self._tokenizer.id_to_token(token) or ""
 
     @property
     def eos_id(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
-from nemo_steerlm.inference.sampling import draw, generator, penalize
+from nemo_steerlm.inference.sampling import adjust, draw, generator
 from nemo_steerlm.inference.scoring import AttributeScorer
 
 _PIECE = 128
@@ -29,6 +30,7 @@ class _Running:
         self.prompt_logprobs: list[TokenLogprob] | None = None
         penalty = request.sampling.repetition_penalty
         self.seen = set(request.prompt) if penalty != 1.0 else set()
+        self.counts: Counter[int] = Counter()
 
 
 class BatchedEngine:
@@ -148,11 +150,10 @@ class BatchedEngine:
         # A padded vocabulary has columns beyond the tokenizer's; they stand for no token.
         logits = logits[:, : self.tokenizer.vocab_size]
         raw = logits.log_softmax(-1) if any(r.request.logprobs is not None or r.request.full_logprobs for r in rows) else None
-        if raw is not None and any(r.request.sampling.repetition_penalty != 1.0 or r.request.min_tokens for r in rows):
+        if raw is not None and any(r.request.sampling.changes_scores or r.request.min_tokens for r in rows):
             logits = logits.clone()
         for i, row in enumerate(rows):
-            if row.seen:
-                penalize(logits[i], torch.tensor(sorted(row.seen)), row.request.sampling.repetition_penalty)
+            adjust(logits[i], row.request.sampling, row.seen, row.counts)
             if row.generated < row.request.min_tokens:
                 logits[i, list(row.request.stop_ids)] = -torch.inf
         tokens = draw(logits, [r.request.sampling for r in rows], [r.source for r in rows])
@@ -164,6 +165,7 @@ class BatchedEngine:
             row.prompt_logprobs = None
             row.ids.append(token)
             row.generated += 1
+            row.counts[token] += 1
             if row.request.sampling.repetition_penalty != 1.0:
                 row.seen.add(token)
         return result

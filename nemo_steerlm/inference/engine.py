@@ -11,9 +11,12 @@ from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 
+TINY_TEMPERATURE = 1e-5
+"""Below it scores divided by the temperature overflow, and the most probable token has all of the probability (vLLM's limit)."""
+
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
-    """How the next token is drawn from its distribution. Order: repetition penalty, temperature, top-k, top-p."""
+    """How the next token is drawn from its distribution. Order: penalties, bias, temperature, top-k, top-p."""
 
     greedy: bool = False
     temperature: float = 1.0
@@ -22,8 +25,26 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     """As in transformers: scores of tokens seen in prompt or output are divided by it (multiplied if negative)."""
+    frequency_penalty: float = 0.0
+    """As in OpenAI's API: subtracted from a token's score once for each time that the answer has the token."""
+    presence_penalty: float = 0.0
+    """As in OpenAI's API: subtracted from the score of every token that the answer has."""
+    bias: tuple[tuple[int, float], ...] = ()
+    """Token ids and what is added to their scores."""
+    allowed: tuple[int, ...] = ()
+    """The only tokens that may be chosen; empty: all."""
     seed: int | None = None
     """The same seed and request give the same text, whatever else is in the batch. None: a random seed."""
+
+    @property
+    def takes_best(self) -> bool:
+        """Whether nothing is drawn: the token with the best score is next."""
+        return self.greedy or self.top_k == 1 or self.temperature < TINY_TEMPERATURE
+
+    @property
+    def changes_scores(self) -> bool:
+        """Whether scores are changed before a token is chosen."""
+        return self.repetition_penalty != 1.0 or bool(self.frequency_penalty or self.presence_penalty or self.bias or self.allowed)
 
 
 class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 
@@ -34,6 +34,29 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
     logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
 
 
+def adjust(logits: torch.Tensor, sampling: Sampling, seen: Collection[int], generated: Mapping[int, int]) -> None:
+    """Change the scores [vocabulary] of one row in place, as ``sampling`` asks.
+
+    Args:
+        logits: The model's scores.
+        sampling: The row's settings.
+        seen: Tokens of prompt and answer; empty where there is no repetition penalty.
+        generated: How often the answer has each of its tokens.
+    """
+    if seen:
+        penalize(logits, torch.tensor(sorted(seen)), sampling.repetition_penalty)
+    if generated and (sampling.frequency_penalty or sampling.presence_penalty):
+        counts = torch.tensor(list(generated.values()), dtype=logits.dtype)
+        logits[list(generated)] -= sampling.frequency_penalty * counts + sampling.presence_penalty
+    for token, bias in sampling.bias:
+        logits[token] += bias
+    if sampling.allowed:
+        kept = torch.tensor(sampling.allowed)
+        scores = logits[kept]
+        logits.fill_(-torch.inf)
+        logits[kept] = scores
+
+
 def draw(logits: torch.Tensor, settings: Sequence[Sampling], sources: Sequence[torch.Generator]) -> list[int]:
     """Sample one token per row.
 
@@ -47,7 +70,7 @@ def draw(logits: torch.Tensor, settings: Sequence[Sampling], sources: Sequence[t
     """
     tokens: list[int] = logits.argmax(dim=-1).tolist()
     for i, (sampling, source) in enumerate(zip(settings, sources, strict=True)):
-        if not (sampling.greedy or sampling.top_k == 1 or sampling.temperature == 0):
+        if not sampling.takes_best:
             tokens[i] = _draw_row(logits[i], sampling, source)
     return tokens
 

@@ -12,29 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from nemo_steerlm import __version__
-from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
+from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.serving import attributes, generate, openai
 from nemo_steerlm.serving.docs_page import docs_page
+from nemo_steerlm.serving.errors import HTTP_CODES, RETRY_AFTER, error_body, invalid_body, param_of, status_of
 from nemo_steerlm.serving.middleware import FramingMiddleware, RequestMiddleware
-from nemo_steerlm.serving.model import QueueFullError
 from nemo_steerlm.serving.page import routes as page_routes
 from nemo_steerlm.serving.page.session import Session
-from nemo_steerlm.serving.remote import RemoteError
-from nemo_steerlm.serving.service import ClientGoneError, DrainingError, Service, TimedOutError
-
-STATUSES: dict[type[SteerLMError], int] = {
-    DataError: 400,
-    UsageError: 400,
-    # Not 504: the server is well, the request was too large for the time it may take.
-    TimedOutError: 408,
-    QueueFullError: 429,
-    ClientGoneError: 499,
-    RemoteError: 502,
-    DrainingError: 503,
-}
-HTTP_CODES = {400: "invalid_request", 401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
-"""Codes of what is refused before a route looks at it."""
-_RETRY_AFTER = {429: "1", 503: "5"}
+from nemo_steerlm.serving.service import Service
 
 
 def create_app(service: Service, *, page: bool = False) -> FastAPI:
@@ -74,7 +59,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/metrics", tags=["Health"], summary="Prometheus metrics")
     async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        others = [one.metrics for one in service.served[1:]]
+        return Response(service.metrics.text(*others), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
@@ -84,18 +70,17 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_errors(app: FastAPI) -> None:
     async def known(_: Request, error: Exception) -> Response:
         assert isinstance(error, SteerLMError)
-        status = STATUSES.get(type(error), 500)
-        headers = {"Retry-After": _RETRY_AFTER[status]} if status in _RETRY_AFTER else None
-        return _error(status, error.code, str(error), headers)
+        return _error(status_of(error), error.code, str(error), param=param_of(error))
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"] if part != "body")
-        return _error(400, "invalid_request", f"{where or 'body'}: {first['msg']}")
+        sentence, field = invalid_body(error)
+        return _error(400, "invalid_request", sentence, param=field)
 
-    async def http(_: Request, error: Exception) -> Response:
+    async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
+        if isinstance(error.__cause__, SteerLMError):
+            return await known(request, error.__cause__)
         code = HTTP_CODES.get(error.status_code, "invalid_request")
         return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
@@ -108,7 +93,7 @@ def _add_errors(app: FastAPI) -> None:
         app.add_exception_handler(kind, handler)
 
 
-def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    # A message may quote what came in, and that may be no text at all: half a surrogate pair has no encoding.
-    message = message.encode("utf-8", "backslashreplace").decode()
-    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None, param: str | None = None) -> JSONResponse:
+    if status in RETRY_AFTER:
+        headers = {"Retry-After": RETRY_AFTER[status]} | (headers or {})
+    return JSONResponse(error_body(status, code, message, param), status, headers)

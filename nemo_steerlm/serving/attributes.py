@@ -16,6 +16,7 @@ from nemo_steerlm.core.labels import LANGUAGE_KEY
 from nemo_steerlm.core.tokenization import prompt_ids
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.inference.label_plan import LabelPlan, compile_label
+from nemo_steerlm.serving.errors import ContextLengthError
 from nemo_steerlm.serving.schemas import AttributesBody
 from nemo_steerlm.serving.service import Service
 
@@ -28,6 +29,7 @@ def router(service: Service) -> APIRouter:
 
     @routes.post("/attributes", summary="Read the attributes of conversations")
     async def attributes(body: AttributesBody, request: Request) -> Response:
+        service.named(body.model)
         if scoring is not None:
             requests = await scoring.requests(body)
             answer = await service.within(request, scoring.answer(requests))
@@ -91,11 +93,12 @@ def _request(service: Service, plan: LabelPlan, conversation: Conversation, whic
     turns = tuple(i for i, turn in enumerate(conversation.turns) if which == "all" or turn.speaker != conversation.mask)
     if not turns:
         return ScoreRequest(conversation=conversation, turns=()), 0
+    service.prompts.require_short(len(conversation.system) + sum(len(turn.text) for turn in conversation.turns), field)
     spans = service.prompts.template.label_prompt(conversation, turns[-1])
     length = len(prompt_ids(spans, service.model.tokenizer)) + len(turns) * plan.length
     if length > service.model.max_length:
         limit = service.model.max_length
-        raise DataError(f"too long: {length} tokens with labels", where=Where(field=field), instead=f"this model takes {limit}")
+        raise ContextLengthError(f"too long: {length} tokens with labels", where=Where(field=field), instead=f"this model takes {limit}")
     return ScoreRequest(conversation=conversation, turns=turns), length
 
 

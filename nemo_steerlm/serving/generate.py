@@ -1,7 +1,8 @@
 """``PUT /generate``: NeMo's text generation server (``text_generation_server.py``, v2.4.1), its messages and status codes to the byte.
 
 Deliberate differences: every sentence gets ``tokens_to_generate`` tokens (upstream counts from the longest); rows that end early are not
-padded with end-of-text; requests on which upstream crashes (500) are answered with 400 and a sentence.
+padded with end-of-text; ``end_strings`` and ``all_probs`` are limited; requests on which upstream crashes (500) are answered with 400 and
+a sentence.
 """
 
 from __future__ import annotations
@@ -19,12 +20,15 @@ from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling
 from nemo_steerlm.serving.model import Generation
 from nemo_steerlm.serving.prompts import Prompts
+from nemo_steerlm.serving.schemas import MOST_STOPS, STOP_CHARACTERS
 from nemo_steerlm.serving.service import Service
 from nemo_steerlm.serving.text_stream import AnswerText
 
 logger = logging.getLogger(__name__)
 
 MAX_SENTENCES = 128
+MOST_PROBABILITIES = 2_000_000
+"""Numbers in an answer with ``all_probs``, which is about 40 MB of JSON."""
 _BOS = ("<s>", "<|begin_of_text|>", "<bos>")
 """The tokens that ``add_BOS`` may prepend; models without any (GPT-2) use end of text."""
 
@@ -82,7 +86,8 @@ _TASK_IDS = (
 
 
 def _reply(value: Any, status: int = 200) -> Response:
-    return Response(json.dumps(value, sort_keys=True) + "\n", status, media_type="application/json")
+    text = "".join(json.JSONEncoder(sort_keys=True).iterencode(value))
+    return Response(text + "\n", status, media_type="application/json")
 
 
 def router(service: Service) -> APIRouter:
@@ -120,7 +125,7 @@ async def _generate(service: Service, request: Request, body: Mapping[str, Any])
     if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and _encodable(s) for s in sentences):
         return _reply("sentences must be a list of strings", 400)
     try:
-        generations = await run_in_threadpool(lambda: [_generation(service, sentence, options) for sentence in sentences])
+        generations = await run_in_threadpool(_generations, service, sentences, options)
     except DataError as error:
         return _reply(str(error), 400)
     service.require_open(len(generations))
@@ -132,7 +137,20 @@ async def _generate(service: Service, request: Request, body: Mapping[str, Any])
                 tokens[index].append(delta.token)
 
     await service.within(request, complete())
-    return _reply(_answer(service.prompts, [g.request.prompt for g in generations], tokens, options))
+    # In a thread, and in pieces: a long answer takes a while to write.
+    return await run_in_threadpool(lambda: _reply(_answer(service.prompts, [g.request.prompt for g in generations], tokens, options)))
+
+
+def _generations(service: Service, sentences: Sequence[str], options: Mapping[str, Any]) -> list[Generation]:
+    """A row for each sentence. Raises DataError for more than this server gives."""
+    ends = options["end_strings"]
+    if len(ends) > MOST_STOPS or any(len(end) > STOP_CHARACTERS for end in ends):
+        raise DataError(f"end_strings may have {MOST_STOPS} strings of {STOP_CHARACTERS} characters")
+    generations = [_generation(service, sentence, options) for sentence in sentences]
+    numbers = sum(len(g.request.prompt) + g.max_tokens for g in generations) * service.model.tokenizer.vocab_size
+    if options["all_probs"] and numbers > MOST_PROBABILITIES:
+        raise DataError(f"all_probs asks for {numbers} probabilities", instead=f"{MOST_PROBABILITIES} are the most that are given")
+    return generations
 
 
 def _encodable(text: str) -> bool:

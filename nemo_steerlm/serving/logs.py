@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextvars
+import datetime
 import json
 import logging
 import sys
@@ -12,6 +14,14 @@ ACCESS_LOGGER = "nemo_steerlm.serving.access"
 OWN_LOGGERS = ("nemo_steerlm", "uvicorn")
 """Loggers that log from INFO on; other libraries log warnings only."""
 
+REQUEST_ID: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
+"""Of the request that this task answers, as its client learns it from ``x-request-id``."""
+
+
+def timestamp(seconds: float) -> str:
+    """A time since the epoch as ISO 8601 in UTC, to the millisecond."""
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="milliseconds")
+
 
 class JSONLines(logging.Formatter):
     """Formats a record as a JSON object on one line; messages of ``ACCESS_LOGGER`` stay as they are."""
@@ -21,7 +31,15 @@ class JSONLines(logging.Formatter):
         message = record.getMessage()
         if record.name == ACCESS_LOGGER:
             return message
-        entry = {"event": "log", "level": record.levelname.lower(), "logger": record.name, "message": message}
+        entry = {
+            "event": "log",
+            "time": timestamp(record.created),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+        }
+        if request_id := REQUEST_ID.get():
+            entry["request_id"] = request_id
         if record.exc_info:
             entry["traceback"] = self.formatException(record.exc_info)
         return json.dumps(entry, ensure_ascii=False)

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import secrets
 import time
+import uuid
 from typing import NamedTuple
 
+import anyio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from nemo_steerlm.serving.logs import ACCESS_LOGGER
+from nemo_steerlm.serving.errors import ClientGoneError, TimedOutError, error_body, status_of
+from nemo_steerlm.serving.logs import ACCESS_LOGGER, REQUEST_ID, timestamp
 from nemo_steerlm.serving.page.routes import OPEN_PATHS as PAGE_PATHS
 from nemo_steerlm.serving.page.session import Session
 from nemo_steerlm.serving.service import Service
@@ -79,6 +83,45 @@ def limited(receive: Receive, limit: int) -> Receive:
     return counted
 
 
+def in_time(receive: Receive, service: Service) -> Receive:
+    """``receive``, which raises an HTTPException where a body does not come in time, or its sender is gone."""
+    deadline = anyio.current_time() + service.settings.read_timeout
+    whole = False
+
+    async def timed() -> Message:
+        nonlocal whole
+        if whole:
+            return await receive()
+        message: Message | None = None
+        with anyio.CancelScope(deadline=deadline) as scope, service.at_end(scope.cancel):
+            message = await receive()
+        if message is None:
+            error = service.ended() if service.ending else TimedOutError(f"no whole body within {service.settings.read_timeout:g} s")
+            raise HTTPException(status_of(error), str(error)) from error
+        if message["type"] == "http.disconnect":
+            gone = ClientGoneError("the client hung up before its request was whole")
+            raise HTTPException(status_of(gone), str(gone)) from gone
+        whole = not message.get("more_body", False)
+        return message
+
+    return timed
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own, if it is short and plain, or a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if re.fullmatch(r"[A-Za-z0-9._:-]{1,128}", given) else uuid.uuid4().hex
+
+
+def _plain(scope: Scope) -> Scope:
+    """The request as its route knows it: HEAD is GET (the server sends no body), and ``/v1/models/`` is ``/v1/models``."""
+    path = scope["path"]
+    if len(path) > 1 and path.endswith("/") and not path.startswith("/page"):
+        path = path.rstrip("/") or "/"
+    method = "GET" if scope["method"] == "HEAD" else scope["method"]
+    return {**scope, "path": path, "method": method}
+
+
 class RequestMiddleware:
     """Checks token and body size, counts requests in flight, and records each request in log and metrics."""
 
@@ -96,6 +139,9 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = _plain(scope)
+        request_id = _request_id(scope)
+        REQUEST_ID.set(request_id)
         self._service.in_flight += 1
         started = time.monotonic()
         status = 500
@@ -105,9 +151,10 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id.encode())]}
             await send(message)
 
-        counted = limited(receive, self._settings.max_body_bytes)
+        counted = limited(in_time(receive, self._service), self._settings.max_body_bytes)
 
         async def watched_receive() -> Message:
             message = await counted()
@@ -122,7 +169,7 @@ class RequestMiddleware:
             await self._app(scope, watched_receive, watched_send)
         finally:
             self._service.in_flight -= 1
-            self._record(scope, status, time.monotonic() - started, bytes(read))
+            self._record(scope, status, time.monotonic() - started, bytes(read), request_id)
 
     def _refusal(self, scope: Scope) -> Refusal | None:
         headers = dict(scope["headers"])
@@ -136,18 +183,19 @@ class RequestMiddleware:
             return Refusal(413, "too_large", f"bodies may have {self._settings.max_body_bytes} bytes")
         return None
 
-    def _record(self, scope: Scope, status: int, seconds: float, body: bytes) -> None:
+    def _record(self, scope: Scope, status: int, seconds: float, body: bytes, request_id: str) -> None:
         route = scope.get("route")
         path = getattr(route, "path", None) or "other"
         self._metrics.latency.labels(path, str(status)).observe(seconds)
-        entry = {"event": "request", "method": scope["method"], "path": path, "status": status, "seconds": round(seconds, 4)}
+        entry = {"event": "request", "time": timestamp(time.time()), "request_id": request_id, "method": scope["method"], "path": path}
+        entry |= {"status": status, "seconds": round(seconds, 4)}
         if self._settings.log_prompts:
             entry["body"] = body.decode("utf-8", "replace")
         access_log.info("%s", json.dumps(entry, ensure_ascii=False))
 
 
 async def _respond(send: Send, refusal: Refusal) -> None:
-    body = json.dumps({"error": {"code": refusal.code, "message": refusal.message}}).encode()
+    body = json.dumps(error_body(refusal.status, refusal.code, refusal.message)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),

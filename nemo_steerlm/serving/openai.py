@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import abc
+import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError
+from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError, Where, shown
+from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
+from nemo_steerlm.serving.errors import error_body, param_of, status_of
+from nemo_steerlm.serving.logprobs import chat_logprobs, completion_logprobs
 from nemo_steerlm.serving.model import Delta, Generation
 from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, SampledBody
 from nemo_steerlm.serving.service import Service
-from nemo_steerlm.serving.text_stream import AnswerText
+from nemo_steerlm.serving.text_stream import AnswerText, Detokenizer
 
 _COMPLETION_TOKENS = 16
 """OpenAI's default for completions; a chat answer may fill the context."""
@@ -27,43 +31,48 @@ _COMPLETION_TOKENS = 16
 class _Answer:
     """One choice of the answer so far."""
 
-    def __init__(self, prompt: Sequence[int]) -> None:
+    def __init__(self, prompt: Sequence[int], *, nothing: bool = False) -> None:
+        """``nothing``: no token is wanted, whatever is generated."""
         self.prompt = prompt
+        self.nothing = nothing
         self.text = ""
         self.tokens: list[NextToken] = []
-        self.finish: str | None = None
+        self.predicted: list[TokenLogprob] = []
+        """Log-probabilities of the prompt's tokens from the second on, where they are wanted."""
+        self.finish: str | None = "length" if nothing else None
 
-    def take(self, delta: Delta) -> None:
-        """Add one step."""
+    def take(self, delta: Delta) -> Delta:
+        """Add one step. Returns what of it is told."""
+        if delta.token is not None and delta.token.prompt:
+            self.predicted = delta.token.prompt
+        if self.nothing:
+            return Delta("", None, "length")
         self.text += delta.text
         self.finish = delta.finish
         if delta.token is not None:
             self.tokens.append(delta.token)
+        return delta
 
 
 def router(service: Service) -> APIRouter:
     """The routes, bound to ``service``."""
     routes = APIRouter(prefix="/v1", tags=["OpenAI"])
-    served = [service] if service.reader is None else [service, service.reader]
 
     @routes.get("/models", summary="The model, its attribute schema and whether it scores")
     async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(one) for one in served]}
+        return {"object": "list", "data": [_model(one) for one in service.served]}
 
     @routes.get("/models/{name:path}", summary="One model")
-    async def model(name: str) -> JSONResponse:
-        for one in served:
-            if name == one.settings.name:
-                return JSONResponse(_model(one))
-        return JSONResponse({"error": {"code": "not_found", "message": f"no such model; this server has {service.settings.name}"}}, 404)
+    async def model(name: str) -> dict[str, Any]:
+        return _model(service.named(name))
 
     @routes.post("/completions", summary="Continue a raw prompt")
     async def completions(body: CompletionBody, request: Request) -> Response:
-        return await (await run_in_threadpool(_Completions, service, body)).respond(request)
+        return await (await run_in_threadpool(_Completions, service.named(body.model), body)).respond(request)
 
     @routes.post("/chat/completions", summary="Answer under attributes")
     async def chat(body: ChatBody, request: Request) -> Response:
-        return await (await run_in_threadpool(_Chat, service, body)).respond(request)
+        return await (await run_in_threadpool(_Chat, service.named(body.model), body)).respond(request)
 
     return routes
 
@@ -96,30 +105,43 @@ class _Endpoint(abc.ABC):
         self.created = int(time.time())
         self.answers: list[_Answer] = []
         self.generations: list[Generation] = []
+        self.stop_ids = service.prompts.stop_ids(body.stop_token_ids, eos=not body.ignore_eos)
+        bias = body.logit_bias or {}
+        self.bias = tuple(zip(service.prompts.existing(_ids(bias), "logit_bias"), bias.values(), strict=True))
 
     def sampling(self, n: int) -> Sampling:
         body = self.body
         temperature = 1.0 if body.temperature is None else body.temperature
         return Sampling(
             greedy=temperature == 0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            bias=self.bias,
+            allowed=tuple(self.service.prompts.existing(body.allowed_token_ids or (), "allowed_token_ids")),
             temperature=temperature or 1.0,
             top_k=max(body.top_k or 0, 0),
             top_p=1.0 if body.top_p is None else body.top_p,
             repetition_penalty=body.repetition_penalty or 1.0,
-            # Choices differ from each other, but repeat in the next request with this seed.
-            seed=None if body.seed is None else body.seed + n,
+            seed=None if body.seed is None else _seed(body.seed, n),
         )
 
     def add(self, prompt: list[int], max_tokens: int | None, text: dict[str, Any], **wanted: Any) -> None:
-        """``n`` rows for one prompt."""
+        """``n`` rows for one prompt; none where neither tokens nor the prompt's probabilities are wanted."""
+        nothing = max_tokens == 0
         room = self.service.prompts.room(prompt, max_tokens)
         for n in range(self.body.n or 1):
+            self.answers.append(_Answer(prompt, nothing=nothing))
+            if nothing and not wanted.get("prompt_logprobs"):
+                continue
             request = GenerationRequest(
-                prompt=tuple(prompt), sampling=self.sampling(n), min_tokens=min(self.body.min_tokens or 0, room), **wanted
+                prompt=tuple(prompt),
+                sampling=self.sampling(n),
+                stop_ids=self.stop_ids,
+                min_tokens=min(self.body.min_tokens or 0, room),
+                **wanted,
             )
             answer = AnswerText(self.service.model.tokenizer, prompt, stops=self.body.stop or (), **text)
-            self.generations.append(Generation(request, max_tokens=room, text=answer))
-            self.answers.append(_Answer(prompt))
+            self.generations.append(Generation(request, max_tokens=max(room, 1), text=answer))
 
     async def respond(self, request: Request) -> Response:
         """The whole answer, or a stream of events."""
@@ -132,25 +154,48 @@ class _Endpoint(abc.ABC):
 
     async def complete(self) -> None:
         """Run all rows to their end."""
-        async for index, delta in self.service.merged(self.generations):
+        async for index, delta in self.steps():
             self.answers[index].take(delta)
+
+    async def steps(self) -> AsyncIterator[tuple[int, Delta]]:
+        """What the model does, answer by answer; where nothing is wanted of it, the end of each."""
+        if self.generations:
+            async for step in self.service.merged(self.generations):
+                yield step
+        else:
+            for index in range(len(self.answers)):
+                yield index, Delta("", None, "length")
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events."""
         head = self.head(self.chunk_name)
         try:
-            for chunk in self.opening():
+            async for chunk in self.chunks():
                 yield _event(head | {"choices": [chunk]})
-            async for index, delta in self.service.merged(self.generations):
-                answer = self.answers[index]
-                answer.take(delta)
-                if delta.text or delta.finish or self.shows_tokens():
-                    yield _event(head | {"choices": [{"index": index, **self.step(delta)}]})
             if (self.body.stream_options or {}).get("include_usage"):
                 yield _event(head | {"choices": [], "usage": self.usage()})
             yield "data: [DONE]\n\n"
         except SteerLMError as error:
-            yield _event({"error": {"code": error.code, "message": str(error)}})
+            yield _event(error_body(status_of(error), error.code, str(error), param_of(error)))
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """The choices of all events."""
+        indices = range(len(self.answers))
+        unopened = set(indices) if self.opens_late() else set()
+        for chunk in (chunk for index in indices if index not in unopened for chunk in self.opened(index)):
+            yield chunk
+        async for index, step in self.steps():
+            answer = self.answers[index]
+            delta = answer.take(step)
+            if index in unopened:
+                unopened.remove(index)
+                for chunk in self.opened(index):
+                    yield chunk
+            if delta.text or delta.finish or self.shows_tokens():
+                yield {"index": index, **self.step(answer, delta)}
+
+    def opened(self, index: int) -> list[dict[str, Any]]:
+        return [{"index": index, **chunk} for chunk in self.opening(self.answers[index])]
 
     def head(self, name: str) -> dict[str, Any]:
         return {"id": self.id, "object": name, "created": self.created, "model": self.service.settings.name}
@@ -160,8 +205,12 @@ class _Endpoint(abc.ABC):
         generated = sum(len(a.tokens) for a in self.answers)
         return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
-    def opening(self) -> list[dict[str, Any]]:
-        return []
+    def opens_late(self) -> bool:
+        """Whether the opening needs what comes with the first token."""
+        return False
+
+    @abc.abstractmethod
+    def opening(self, answer: _Answer) -> list[dict[str, Any]]: ...
 
     @abc.abstractmethod
     def shows_tokens(self) -> bool: ...
@@ -170,7 +219,7 @@ class _Endpoint(abc.ABC):
     def choice(self, answer: _Answer) -> dict[str, Any]: ...
 
     @abc.abstractmethod
-    def step(self, delta: Delta) -> dict[str, Any]: ...
+    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]: ...
 
 
 class _Completions(_Endpoint):
@@ -182,63 +231,65 @@ class _Completions(_Endpoint):
     def __init__(self, service: Service, body: CompletionBody) -> None:
         super().__init__(service, body)
         self.completion = body
-        prompts: list[Any] = body.prompt if isinstance(body.prompt, list) and not _is_ids(body.prompt) else [body.prompt]
-        stop_ids = service.prompts.stop_ids(body.stop_token_ids)
-        wanted = _COMPLETION_TOKENS if body.max_tokens is None else body.max_tokens
+        self.offsets: dict[int, _Offsets] = {}
+        wanted = _COMPLETION_TOKENS if body.max_tokens is None else _limit(body.max_tokens)
         if wanted == 0 and not body.echo:
-            raise DataError("max_tokens is 0", instead="ask for a token, or for the prompt with echo")
-        for prompt in prompts:
-            echoed = bool(body.echo) and body.logprobs is not None
-            ids = () if body.logprobs is None else tuple(service.prompts.raw(body.logprob_token_ids)) if body.logprob_token_ids else ()
-            rows = {"stop_ids": stop_ids, "logprobs": body.logprobs, "logprob_ids": ids, "prompt_logprobs": echoed}
-            self.add(service.prompts.raw(prompt), max(wanted, 1), {}, **rows)
-        self.echo_only = wanted == 0
+            raise DataError("is 0", where=Where(field="max_tokens"), instead="ask for a token, or for the prompt with echo")
+        ids = service.prompts.existing(body.logprob_token_ids or (), "logprob_token_ids") if body.logprobs is not None else ()
+        for prompt in body.prompt:
+            rows = {"logprobs": body.logprobs, "logprob_ids": tuple(ids), "prompt_logprobs": self.opens_late()}
+            self.add(service.prompts.raw(prompt), wanted, {}, **rows)
 
     def shows_tokens(self) -> bool:
         return self.completion.logprobs is not None
 
-    def opening(self) -> list[dict[str, Any]]:
+    def opens_late(self) -> bool:
+        return bool(self.completion.echo) and self.completion.logprobs is not None
+
+    def opening(self, answer: _Answer) -> list[dict[str, Any]]:
         if not self.completion.echo:
             return []
-        return [{"index": i, "text": self.prompt_text(a), "logprobs": None, "finish_reason": None} for i, a in enumerate(self.answers)]
+        return [{"text": self.prompt_text(answer), "logprobs": self._logprobs(answer, prompt=True), "finish_reason": None}]
 
     def choice(self, answer: _Answer) -> dict[str, Any]:
-        tokens = [] if self.echo_only else answer.tokens
-        text = "" if self.echo_only else answer.text
-        if self.completion.echo:
-            text = self.prompt_text(answer) + text
+        echo = bool(self.completion.echo)
         return {
-            "text": text,
-            "logprobs": self._logprobs(tokens, answer if self.completion.echo else None),
-            "finish_reason": "length" if self.echo_only else answer.finish,
+            "text": self.prompt_text(answer) + answer.text if echo else answer.text,
+            "logprobs": self._logprobs(answer, answer.tokens, prompt=echo),
+            "finish_reason": answer.finish,
         }
 
-    def step(self, delta: Delta) -> dict[str, Any]:
-        tokens = [delta.token] if delta.token and not self.echo_only else []
-        text = "" if self.echo_only else delta.text
-        return {"text": text, "logprobs": self._logprobs(tokens), "finish_reason": delta.finish}
+    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+        tokens = [delta.token] if delta.token else []
+        return {"text": delta.text, "logprobs": self._logprobs(answer, tokens), "finish_reason": delta.finish}
 
     def prompt_text(self, answer: _Answer) -> str:
         return self.service.model.tokenizer.decode(answer.prompt)
 
-    def _logprobs(self, tokens: Sequence[NextToken], echoed: _Answer | None = None) -> dict[str, Any] | None:
+    def _logprobs(self, answer: _Answer, tokens: Sequence[NextToken] = (), *, prompt: bool = False) -> dict[str, Any] | None:
+        """Of the ``tokens`` that came last, behind those of the prompt if ``prompt``."""
         if self.completion.logprobs is None:
             return None
         entries: list[tuple[int, TokenLogprob | None]] = [(t.token, t.logprob) for t in tokens]
-        if echoed is not None:
-            predicted = echoed.tokens[0].prompt or []
-            entries = [*zip(echoed.prompt, [None, *predicted], strict=True), *entries]
-        text_of = _token_name if self.completion.return_tokens_as_token_ids else self.service.prompts.token_text
-        texts = [text_of(token) for token, _ in entries]
-        offsets = [0]
-        for text in texts[:-1]:
-            offsets.append(offsets[-1] + len(text))
-        return {
-            "tokens": texts,
-            "token_logprobs": [found.logprob if found else None for _, found in entries],
-            "top_logprobs": [{text_of(t): p for t, p in reversed(found.top)} if found else None for _, found in entries],
-            "text_offset": offsets[: len(texts)],
-        }
+        if prompt:
+            entries = [*zip(answer.prompt, [None, *answer.predicted], strict=True), *entries]
+        places = self.offsets.setdefault(id(answer), _Offsets(self.service.model.tokenizer, () if self.completion.echo else answer.prompt))
+        offsets = [places.next(token) for token, _ in entries]
+        return completion_logprobs(self.service.prompts, entries, offsets, by_id=bool(self.completion.return_tokens_as_token_ids))
+
+
+class _Offsets:
+    """Where the text of each token of a choice begins."""
+
+    def __init__(self, tokenizer: TextTokenizer, context: Sequence[int]) -> None:
+        self._text = Detokenizer(tokenizer, context)
+        self._at = 0
+
+    def next(self, token: int) -> int:
+        """Of the token that follows. Tokens that are one character together begin where it does."""
+        at = self._at
+        self._at += len(self._text.push(token))
+        return at
 
 
 class _Chat(_Endpoint):
@@ -256,48 +307,47 @@ class _Chat(_Endpoint):
         wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         self.add(
             service.prompts.chat(body.messages, body.asked),
-            None if wanted is None else max(wanted, 1),
+            None if wanted is None else _limit(wanted),
             {"template": service.prompts.template, "control_stops": service.prompts.control_stops()[1]},
-            stop_ids=service.prompts.stop_ids(body.stop_token_ids),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         )
 
     def shows_tokens(self) -> bool:
         return bool(self.chat.logprobs)
 
-    def opening(self) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        return [{"index": i, "delta": delta, "logprobs": None, "finish_reason": None} for i in range(len(self.answers))]
+    def opening(self, answer: _Answer) -> list[dict[str, Any]]:
+        del answer
+        return [{"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
 
     def choice(self, answer: _Answer) -> dict[str, Any]:
         message = {"role": "assistant", "content": answer.text, "refusal": None}
         return {"message": message, "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
 
-    def step(self, delta: Delta) -> dict[str, Any]:
+    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+        del answer
         content = {"content": delta.text} if delta.text else {}
         return {"delta": content, "logprobs": self._logprobs([delta.token] if delta.token else []), "finish_reason": delta.finish}
 
     def _logprobs(self, tokens: Sequence[NextToken]) -> dict[str, Any] | None:
-        if not self.chat.logprobs:
-            return None
-        content = []
-        for token, found, _ in tokens:
-            if found is not None:
-                top = [self._entry(t, p) for t, p in found.top]
-                content.append(self._entry(token, found.logprob) | {"top_logprobs": top})
-        return {"content": content, "refusal": None}
-
-    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
-        text = self.service.prompts.token_text(token)
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+        return chat_logprobs(self.service.prompts, tokens) if self.chat.logprobs else None
 
 
-def _token_name(token: int) -> str:
-    return f"token_id:{token}"
+def _limit(max_tokens: int) -> int | None:
+    """What LM Studio's and llama.cpp's clients mean by -1: as many as fit."""
+    return None if max_tokens < 0 else max_tokens
 
 
-def _is_ids(prompt: Sequence[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], int)
+def _seed(seed: int, choice: int) -> int:
+    """The first choice has the request's seed; the others' are like no other request's, and the same the next time."""
+    return seed if choice == 0 else int.from_bytes(hashlib.sha256(f"{seed} {choice}".encode()).digest()[:8], "big") >> 1
+
+
+def _ids(bias: Mapping[str, float]) -> list[int]:
+    """The keys of ``logit_bias``. Raises DataError."""
+    for key in bias:
+        if not (key.isascii() and key.isdigit() and len(key) < 16):
+            raise DataError(f"token id {shown(key)} is none", where=Where(field="logit_bias"), instead='write {"TOKEN_ID": BIAS}')
+    return [int(key) for key in bias]
 
 
 def _json(body: Any) -> Response:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nemo_steerlm.core.conversation import Conversation, Turn
-from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.labels import LANGUAGE_KEY, Label
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import TextTokenizer, prompt_ids
+from nemo_steerlm.serving.errors import ContextLengthError
 from nemo_steerlm.serving.schemas import Message
+
+_CHARACTERS_PER_TOKEN = 32
+"""Text that has more of them than the model takes tokens is refused unread: tokenizing it would hold up everybody else."""
 
 
 class Prompts:
@@ -46,11 +50,27 @@ class Prompts:
             ids.add(found) if found is not None else strings.append(marker)
         return frozenset(i for i in ids if i >= 0), tuple(strings)
 
-    def stop_ids(self, more: Sequence[int] | None) -> frozenset[int]:
-        """``control_stops``'s ids and ``more``; those that no token has can never be generated and are left out."""
-        return self.control_stops()[0] | {i for i in more or () if 0 <= i < self.tokenizer.vocab_size}
+    def stop_ids(self, more: Sequence[int] | None, *, eos: bool = True) -> frozenset[int]:
+        """``control_stops``'s ids and ``more``; those that no token has can never be generated and are left out.
 
-    def label(self, attributes: Mapping[str, int | str]) -> str:
+        Without ``eos`` an answer goes on after end of text, unless ``more`` has it.
+        """
+        own = self.control_stops()[0]
+        return (own if eos else own - {self.tokenizer.eos_id}) | {i for i in more or () if 0 <= i < self.tokenizer.vocab_size}
+
+    def existing(self, ids: Sequence[int], field: str) -> Sequence[int]:
+        """``ids``.
+
+        Raises:
+            DataError: If one is outside the vocabulary; it names ``field``.
+        """
+        for token in ids:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                instead = f"ids go from 0 to {self.tokenizer.vocab_size - 1}"
+                raise DataError(f"token id {token} does not exist", where=Where(field=field), instead=instead)
+        return ids
+
+    def label(self, attributes: Mapping[str, object]) -> str:
         """The label string for ``attributes`` over the defaults.
 
         Raises:
@@ -61,7 +81,7 @@ class Prompts:
             wanted = schema.label(attributes).over(self.defaults)
             return schema.encode(wanted.values, wanted.language)
         except DataError as error:
-            raise DataError(str(error), instead=f"attributes here: {self._ranges()}") from error
+            raise DataError(str(error), where=Where(field="attributes"), instead=f"attributes here: {self._ranges()}") from error
 
     def _ranges(self) -> str:
         parts = [f"{a.name} {a.low}..{a.high}" for a in self.info.attributes.attributes]
@@ -81,8 +101,9 @@ class Prompts:
             raise DataError("messages have no turn", instead="add a message with role user")
         return Conversation(turns=tuple(turns), system="\n\n".join(system) if system else self.info.system, mask=self.info.user)
 
-    def chat(self, messages: Sequence[Message], attributes: Mapping[str, int | str]) -> list[int]:
-        """Token ids up to where the assistant's next text starts."""
+    def chat(self, messages: Sequence[Message], attributes: Mapping[str, object]) -> list[int]:
+        """Token ids up to where the assistant's next text starts. Raises DataError, ContextLengthError."""
+        self.require_short(sum(len(message.text) for message in messages), "messages")
         label = self.label(attributes)
         spans = self.template.reply_prompt(self.conversation(messages, label), self.info.assistant, label)
         return prompt_ids(spans, self.tokenizer)
@@ -92,14 +113,21 @@ class Prompts:
 
         Raises:
             DataError: If the prompt is empty or has an id outside the vocabulary.
+            ContextLengthError: If it has too many characters.
         """
+        self.require_short(len(prompt), "prompt")
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         if not ids:
             raise DataError("the prompt is empty")
-        for token in ids:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise DataError(f"token id {token} does not exist", instead=f"ids go from 0 to {self.tokenizer.vocab_size - 1}")
+        self.existing(ids, "prompt")
         return ids
+
+    def require_short(self, characters: int, field: str) -> None:
+        """Raise ContextLengthError for text that cannot fit, however it is tokenized."""
+        most = _CHARACTERS_PER_TOKEN * self.max_length
+        if characters > most:
+            instead = f"this model takes {self.max_length} tokens, and no text of more than {most} characters is read"
+            raise ContextLengthError(f"the text has {characters} characters", where=Where(field=field), instead=instead)
 
     def token_text(self, token: int) -> str:
         """One token as text, the space before a word included (a decoder drops it at the start)."""
@@ -110,9 +138,10 @@ class Prompts:
         """Tokens to generate: ``wanted``, or as many as fit.
 
         Raises:
-            DataError: If not even one token fits.
+            ContextLengthError: If not even one token fits.
         """
         left = self.max_length - len(prompt)
-        if left < 1:
-            raise DataError(f"the prompt has {len(prompt)} tokens", instead=f"this model takes {self.max_length - 1} and one to generate")
+        if left < 0 or (left == 0 and wanted != 0):
+            reason = f"the prompt has {len(prompt)} tokens"
+            raise ContextLengthError(reason, instead=f"this model takes {self.max_length - 1} and one to generate")
         return left if wanted is None else min(wanted, left)

@@ -255,10 +255,14 @@ def _sampling(request: GenerationRequest) -> dict[str, Any]:
     """The fields of a completion request. Capped, because ``PUT /generate`` has no upper bounds and infinity is no JSON."""
     sampling = request.sampling
     return {
-        "temperature": 0 if sampling.greedy or sampling.top_k == 1 else min(sampling.temperature, MOST),
+        "temperature": 0 if sampling.takes_best else min(sampling.temperature, MOST),
         "top_k": min(sampling.top_k, MOST_TOKENS),
         "top_p": sampling.top_p,
         "repetition_penalty": min(sampling.repetition_penalty, MOST),
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "logit_bias": {str(token): bias for token, bias in sampling.bias} or None,
+        "allowed_token_ids": list(sampling.allowed) or None,
         "seed": None if sampling.seed is None else sampling.seed % 2**63,
         "min_tokens": request.min_tokens,
         "stop_token_ids": sorted(request.stop_ids),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
 import time
@@ -132,6 +133,10 @@ class Scheduler:
     def _cancel(self, job: _Job) -> None:
         with self._changed:
             job.cancelled = True
+            # At once: a place in the queue that nobody waits at would keep others out.
+            with contextlib.suppress(ValueError):
+                self._generations.remove(job) if isinstance(job.work, Generation) else self._scores.remove(job)
+            self._observe()
             self._changed.notify()
 
     def _observe(self) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import resource
 import signal
 import socket
 import sys
@@ -16,10 +17,16 @@ import uvicorn
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.serving.app import create_app
+from nemo_steerlm.serving.connections import BoundedConnection, bounded
 from nemo_steerlm.serving.logs import configure_logs
 from nemo_steerlm.serving.service import Service
 
 logger = logging.getLogger(__name__)
+
+_LAST_SECONDS = 2.0
+"""In which those whose answers are not ready are told so."""
+_OWN_FILES = 128
+"""Open files that are no connections: the model's, the log, those of libraries."""
 
 
 class _Server(uvicorn.Server):
@@ -81,11 +88,29 @@ def serve(service: Service, listener: socket.socket, *, page: bool = False, drai
     Prints one JSON line on stdout once the server answers. While it drains, it is live but not ready and answers new requests with 503.
     """
     app = create_app(service, page=page)
+    connection = bounded(_most_connections(service.settings.max_connections), service.settings.read_timeout)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75, timeout_graceful_shutdown=2, server_header=False
+        app,
+        http=connection,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        lifespan="on",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+        server_header=False,
     )
     server = _Server(config)
     asyncio.run(_serve(server, service, listener, drain_seconds))
+
+
+def _most_connections(wanted: int) -> int:
+    """``wanted``, or as many as this process may have open files: where none is left, none can be accepted either."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if files == resource.RLIM_INFINITY else max(min(wanted, files - _OWN_FILES), 1)
+    if most < wanted:
+        logger.warning("at most %d connections at once: this process may have %d open files (ulimit -n)", most, files)
+    return most
 
 
 async def _serve(server: _Server, service: Service, listener: socket.socket, drain_seconds: float) -> None:
@@ -110,5 +135,12 @@ async def _serve(server: _Server, service: Service, listener: socket.socket, dra
     while service.in_flight and loop.time() < deadline:  # noqa: ASYNC110  a counter, polled only while the server drains
         await asyncio.sleep(0.02)
     stopping.cancel()
+    service.end()
+    deadline = loop.time() + _LAST_SECONDS
+    while service.in_flight and loop.time() < deadline:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    for connection in list(server.server_state.connections):
+        if isinstance(connection, BoundedConnection) and connection.answering:
+            connection.drop()  # its client does not read
     server.should_exit = True
     await serving

@@ -142,7 +142,7 @@ class AnswerText:
         """The rest of the text. ``ended``: a control token ended the turn, so a final end-of-turn string is the template's."""
         text = self._pass(self._control.push(self._detokenizer.flush()) + self._control.flush())
         held, self._held_end = self._held_end, ""
-        if not (ended or self._control.found):
+        if held != self._end or not (ended or self._control.found):
             text += self._clean(held)
         if self._unescape:
             text += self._stops.push(self._unescape.flush())
@@ -151,8 +151,8 @@ class AnswerText:
     def _pass(self, text: str) -> str:
         if self._end:
             text = self._held_end + text
-            self._held_end = self._end if text.endswith(self._end) else ""
-            text = text.removesuffix(self._end)
+            keep = _longest(text, self._end.startswith, len(self._end))
+            text, self._held_end = text[: len(text) - keep], text[len(text) - keep :]
         return self._clean(text)
 
     def _clean(self, text: str) -> str:

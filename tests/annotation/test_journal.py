@@ -172,3 +172,18 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_lines(tmp_path: Path, size: i
     with Journal(path, HEADER) as journal:
         assert sorted(journal.positions) == list(range(text.count(b"\n") - 1))
         assert len(journal) > 1
+
+
+def test_labels_of_other_attributes_are_not_gone_on_from(tmp_path: Path) -> None:
+    path = tmp_path / "j"
+    named = Header(model="m", turns="all", languages=False, shard="0/1", attributes=("quality", "humor"))
+    Journal(path, HEADER).__exit__(None, None, None)
+    with Journal(path, named):
+        pass  # begun before the attributes were written down
+    with Journal(path, named, restart=True) as journal:
+        journal.append(entry(0))
+    with Journal(path, named) as journal:
+        assert len(journal) == 1
+    other = Header(model="m", turns="all", languages=False, shard="0/1", attributes=("quality",))
+    with pytest.raises(ConfigError, match=r"has labels for attributes .*humor.*, this run has .*quality"):
+        Journal(path, other)

@@ -11,6 +11,7 @@ import pytest
 
 from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy
 from nemo_steerlm.client.servers import Server, ServerPool
+from nemo_steerlm.core.errors import UnavailableError
 from tests.annotation.labelling_server import Handler
 from tests.annotation.running import QUICK, served
 
@@ -106,3 +107,28 @@ def test_a_request_that_is_wrong_is_final_and_no_blame_on_the_server() -> None:
 
     with served(Handler) as url:
         assert with_pool([url], use) == (1, 4.0, 0)
+
+
+def test_a_server_of_generate_alone_may_not_know_options() -> None:
+    class NoOptions(Handler):
+        def do_OPTIONS(self) -> None:  # noqa: N802  http.server looks for this name
+            self.answer(501, {"message": "Unsupported method ('OPTIONS')"})
+
+    async def announced(pool: ServerPool) -> bool:
+        return (await pool.announcement()).info is None
+
+    with served(NoOptions, info=None) as url:
+        assert with_pool([url], announced)
+
+
+def test_the_log_says_who_is_waited_for_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    async def never(pool: ServerPool) -> None:
+        raise AssertionError("nobody answers there")
+
+    with served(Handler) as url:
+        pass
+    with pytest.raises(UnavailableError):
+        with_pool([url], never, RetryPolicy(patience=0.3, wait_initial=0.002, wait_max=0.01))
+    told = [record.getMessage() for record in caplog.records if record.name == "nemo_steerlm.client.servers"]
+    assert len(told) == 1, "once in a while, not at every try"
+    assert told[0].startswith(f"waiting for {url}: ConnectError")

@@ -279,3 +279,12 @@ def test_jobset_names_its_pods_as_the_rendezvous_expects(pipeline):
     assert env["PET_MASTER_ADDR"] == f"{own}-node-0-0.{own}.team.svc"
     found = pipeline(engine="JobSet")
     assert work.job_name(found, found.graph[1], 1) == f"{own}-node-0"
+
+
+def test_servers_end_before_they_are_killed(pipeline):
+    servers = [template["spec"] for item, template in templates(objects(pipeline())) if item["kind"] == "Deployment"]
+    assert servers
+    for server in servers:
+        arguments = server["containers"][0]["args"]
+        drain = float(arguments[arguments.index("--drain-seconds") + 1])
+        assert drain + 5 <= server["terminationGracePeriodSeconds"]

@@ -13,6 +13,10 @@ from steerlm_operator.resources import pods
 from steerlm_operator.resources.work import SERVER_PORT
 
 PROBE_SECONDS = 5
+GRACE_SECONDS = 30
+"""Between SIGTERM and SIGKILL."""
+DRAIN_SECONDS = GRACE_SECONDS - 10
+"""For requests in flight. What is left is for telling those that are not ready, and for the process to end."""
 
 
 def url(pipeline: Pipeline, service: str) -> str:
@@ -67,6 +71,7 @@ def _server(
 ) -> list[Object]:
     metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
     args = ["serve", f"{pods.workdir(pipeline)}/{need.stage}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)]  # noqa: S104
+    args += ["--drain-seconds", str(DRAIN_SECONDS)]
     args.append("--page" if page else "--no-page")
     if token is None:
         args.append("--insecure")
@@ -79,7 +84,7 @@ def _server(
         labels=labels,
         read_only=True,
     )
-    template = pods.template(pipeline, process, terminationGracePeriodSeconds=30)
+    template = pods.template(pipeline, process, terminationGracePeriodSeconds=GRACE_SECONDS)
     template["spec"]["containers"][0] |= {
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
         "startupProbe": _probe("ready", failures=-(-need.startup_timeout_seconds // PROBE_SECONDS)),
