@@ -49,7 +49,7 @@ def lean_imports(library: str) -> Iterator[None]:
         yield
     finally:
         sys.meta_path.remove(stand_ins)
-        for name in hidden + [name for name, module in sys.modules.items() if isinstance(module, _StandIn)]:
+        for name in hidden + [name for name, module in list(sys.modules.items()) if isinstance(module, _StandIn)]:
             del sys.modules[name]
         gc.freeze()
         gc.enable()
