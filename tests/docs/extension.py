@@ -1,0 +1,63 @@
+"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema
+from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.spec import Reference
+from nemo_steerlm.data.sources import SOURCES
+from nemo_steerlm.data.sources.source import Placed, Reading, Source
+from nemo_steerlm.inference.registry import EngineEntry, EngineOptions, Loader
+
+
+class LinesSource(Source):
+    """One text per line, all rated alike."""
+
+    path: Reference
+    """The file."""
+    quality: int = 4
+    """What every line is rated."""
+
+    rated = {"": ("quality",)}
+
+    def references(self) -> tuple[str, ...]:
+        """The file."""
+        return (self.path,)
+
+    def read(self, reading: Reading) -> Iterator[Placed]:
+        """A conversation of two turns for each line; every tenth checks."""
+        label = reading.schema.encode({"quality": self.quality})
+        for number, text in enumerate(reading.resolve(self.path).read_text(encoding="utf-8").splitlines()):
+            turns = (Turn(speaker="User", text="Say something."), Turn(speaker="Assistant", text=text, label=label))
+            yield Placed("val" if number % 10 == 0 else "train", Conversation(turns=turns, system=reading.system_prompt, mask="User"))
+
+
+def exclamations(text: str) -> float:
+    """A judge of one's own."""
+    return float(text.count("!"))
+
+
+ECHO = EngineEntry(name="echo", summary="repeats", folders=Loader(module="tests.docs.extension", extra="serve"))
+
+
+def load_engine(path: Path, options: EngineOptions) -> tuple[Path, int]:
+    """An engine's loader; what it returns stands for an engine."""
+    return path, options.max_rows
+
+
+def register() -> None:
+    """One entry in each registry, before anything that derives from it is imported."""
+    PRESETS["mine"] = AttributeSchema(attributes=(Attribute(name="quality"), Attribute(name="calm")), name="mine")
+    SOURCES["lines"] = LinesSource
+
+
+if __name__ == "__main__":
+    register()
+    from nemo_steerlm.cli.main import main
+
+    sys.argv = ["steerlm", *sys.argv[1:]]
+    main()

@@ -1,0 +1,53 @@
+"""Additions as ``docs/extending.md`` describes them, through the programs that people run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from nemo_steerlm.evaluation.judges import judge
+from nemo_steerlm.inference.loading import load_engine
+from nemo_steerlm.inference.registry import ENGINES, EngineOptions
+from tests.docs import extension
+from tests.inputs import STORIES
+
+HEAD = {"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": "p"}}
+ROOT = Path(__file__).parents[2]
+
+
+def steerlm(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.docs.extension", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_a_source_and_a_preset_that_are_registered_can_be_named_and_validated(tmp_path):
+    spec = {"attributes": {"preset": "mine"}, "data": {"lines": {"path": "texts.txt"}}, "model": {"base": str(STORIES)}}
+    manifest = tmp_path / "pipeline.yaml"
+    manifest.write_text(
+        yaml.safe_dump({"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": "p"}, "spec": spec})
+    )
+    (tmp_path / "texts.txt").write_text("Hello!\n" * 20)
+    done = steerlm("validate", manifest)
+    assert (done.returncode, done.stderr) == (0, "")
+    spec["data"]["lines"]["level"] = 3
+    manifest.write_text(
+        yaml.safe_dump({"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": "p"}, "spec": spec})
+    )
+    refused = steerlm("validate", manifest)
+    assert refused.returncode == 2
+    assert "spec.data.lines.level: unknown key" in refused.stderr
+    schema = json.loads(steerlm("schema").stdout)
+    assert "LinesSource" in json.dumps(schema)
+
+
+def test_an_engine_that_is_registered_loads_models(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "echo", extension.ECHO)
+    assert load_engine(tmp_path, EngineOptions(max_rows=3), engine="echo") == (tmp_path, 3)
+
+
+def test_a_function_of_ones_own_is_a_judge():
+    assert judge("tests.docs.extension:exclamations")("Oh! No!") == 2.0
