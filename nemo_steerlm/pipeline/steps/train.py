@@ -40,8 +40,8 @@ def train(run: Run) -> dict[str, Any] | None:
     if node_rank() > 0:
         return None
     (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / CHECKPOINT)
-    for folder in ("checkpoints", "tokens"):
-        shutil.rmtree(run.folder / EXPERIMENT / folder)
+    for folder in ("checkpoints", "tokens"):  # the second is elsewhere where overrides say so
+        shutil.rmtree(run.folder / EXPERIMENT / folder, ignore_errors=True)
     metrics: dict[str, Any] = msgspec.json.decode((run.folder / "metrics.json").read_bytes())
     return {name: metrics[name] for name in ("steps", "validation_loss", "attributes", "tokens_per_second")}
 
