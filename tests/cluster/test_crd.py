@@ -20,6 +20,9 @@ SPEC = {
     "model": {"base": "base"},
 }
 RATED_TEXT = {"files": [{"path": "a", "prompt": "b"}]}
+KEYED = ("messages", "sharegpt", "alpaca")
+"""Sources whose ratings stand under keys that the manifest names."""
+WIT = {"custom": [{"name": "wit"}]}
 WRONG = {
     ("", "metadata.name must start with a letter"): {},  # the name itself is the mistake
     ("spec", "evaluate.attributes names"): {"evaluate": {"attributes": ["wit"]}},
@@ -28,6 +31,27 @@ WRONG = {
     ("spec", "bootstrap.require names"): {"bootstrap": {"require": {"wit": 1}}},
     ("spec", "data.ratedText.ratings names"): {"data": {"ratedText": {**RATED_TEXT, "ratings": {"wit": {"column": "c"}}}}},
     ("spec", "data.ratedText.computed names"): {"data": {"ratedText": {**RATED_TEXT, "computed": {"wit": {}}}}},
+    **{
+        ("spec", f"data.{source}.ratings names"): {"data": {source: {"path": "a", "ratings": {"wit": {"key": "k", "range": [0, 1]}}}}}
+        for source in KEYED
+    },
+    **{
+        (f"spec.data.{source}.ratings{{}}", "range needs two"): {
+            "data": {source: {"path": "a", "ratings": {"helpfulness": {"key": "k", "range": [1, 1]}}}}
+        }
+        for source in KEYED
+    },
+    ("spec", "data.oasst: it has ratings of"): {"attributes": WIT, "data": {"oasst": {"path": "a"}}},
+    ("spec", "data.helpsteer: it has ratings of helpfulness"): {"attributes": WIT, "data": {"helpsteer": {"path": "a"}}},
+    ("spec", "data.helpsteer: it has ratings of quality"): {"data": {"helpsteer": {"path": "a", "preference": True}}},
+    ("spec", "data.ultrafeedback: it has ratings of"): {"attributes": WIT, "data": {"ultrafeedback": {"path": "a"}}},
+    ("spec.data.ratedText", "data.ratedText: it names no ratings"): {"data": {"ratedText": RATED_TEXT}},
+    ("spec.data.ratedText", "an attribute is either rated or computed"): {
+        "data": {"ratedText": {**RATED_TEXT, "ratings": {"helpfulness": {"column": "c"}}, "computed": {"helpfulness": {}}}}
+    },
+    ("spec.data.ratedText.files[]", "give exactly one of prompt"): {
+        "data": {"ratedText": {"files": [{"path": "a"}], "ratings": {"helpfulness": {"column": "c"}}}}
+    },
     ("spec.attributes", "give exactly one of preset and custom"): {"attributes": {"preset": "paper", "custom": [{"name": "a"}]}},
     ("spec.attributes.custom[]", "low must be smaller"): {"attributes": {"custom": [{"name": "a", "low": 4, "high": 1, "default": 2}]}},
     ("spec.attributes.custom[]", "default must lie"): {"attributes": {"custom": [{"name": "a", "default": 9}]}},
@@ -106,7 +130,7 @@ def test_every_rule_refuses_a_wrong_resource_with_its_sentence(create):
         wrong = [spec for (place, start), spec in WRONG.items() if place == path and message.startswith(start)]
         assert len(wrong) == 1, f"no wrong resource for the rule at {path or 'the root'}: {message}"
         said = refused(create, "1a" if not path else "p", **wrong[0])
-        field = re.escape(path).replace(re.escape("[]"), r"\[0\]")
+        field = re.escape(path).replace(re.escape("[]"), r"\[0\]").replace(re.escape("{}"), r"\[helpfulness\]")
         assert re.search(rf"{field}: Invalid value: [^ ]*.*{re.escape(message)}", said), said
     assert len(STATE) == len(WRONG)
 
@@ -124,9 +148,7 @@ def test_bounds_and_unknown_fields_are_refused(create):
     assert "unknown field" in refused(create, annotat={})
     assert "should be less than or equal to 4096" in refused(create, annotate={"shards": 5000})
     assert "should match" in refused(create, storage={"claimName": "a", "directory": "../other"})
-    assert 'Unsupported value: "vader2": supported values: "words", "characters", "vader"' in refused(
-        create, evaluate={"judges": {"quality": "vader2"}}
-    )
+    assert "spec.evaluate.judges.helpfulness: Invalid value" in refused(create, evaluate={"judges": {"helpfulness": "vader2"}})
 
 
 def test_changes_that_finished_stages_would_not_fit_are_refused(pipelines, create):
