@@ -5,7 +5,7 @@ import itertools
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.serving.text_stream import AnswerText, Detokenizer, StopStrings, Unescape
 
@@ -84,3 +84,15 @@ def test_a_control_string_that_is_no_token_ends_the_turn_as_a_token_does(steer_f
             break
     assert "".join(pieces) + answer.flush(ended=False) == "One\nTwo", "the last line's end belongs to the template"
     assert answer.stopped()
+
+
+def test_an_end_of_turn_of_several_characters_leaves_no_rest(steer_folder):
+    tokenizer = load_tokenizer(steer_folder)
+    template = Template(tokens=ChatTokens(end_of_turn="</turn>\n"))
+    prompt = tokenizer.encode("Assistant\n")
+    for written, kept in (("One</tu\nTwo</turn>\n", "One</tu\nTwo"), ("One</turn", "One</turn"), ("One</turn>\n</turn>\n", "One</turn>\n")):
+        ids = tokenizer.encode(f"Assistant\n{written}")[len(prompt) :]
+        assert len(ids) > len("</turn>\n"), "it comes in pieces"
+        for ended, expected in ((True, kept), (False, written)):
+            answer = AnswerText(tokenizer, prompt, template=template)
+            assert "".join(map(answer.push, ids)) + answer.flush(ended=ended) == expected
