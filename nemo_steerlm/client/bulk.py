@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
 import msgspec
 
+from nemo_steerlm.client.answer_journal import AnswerJournal
 from nemo_steerlm.client.http import async_client, client_key
 from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy, send
 from nemo_steerlm.client.servers import Server, ServerPool
@@ -29,9 +31,26 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     """Ends with the turn to answer."""
-    label: Label
-    """What to write under."""
+    label: Label | None
+    """What to write under; None for no label at all."""
     seed: int
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server wrote."""
+
+    text: str
+    finish: str = "stop"
+    """``length`` where it was cut at the longest allowed."""
+
+
+class TurnReading(msgspec.Struct, frozen=True, kw_only=True):
+    """What a value model reads in one turn."""
+
+    expected: dict[str, float]
+    """Attribute names to expected values."""
+    probabilities: dict[str, list[float]]
+    """Attribute names to the probabilities of their values, ascending."""
 
 
 class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,11 +59,17 @@ class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     temperature: float
     top_k: int
+    guidance_scale: float = 1.0
+    """How strongly answers follow their labels; 1 is as trained."""
 
 
 def generate_answers(
-    urls: Sequence[str], requests: Sequence[AnswerRequest], options: GenerationOptions, progress: Callable[[int], None]
-) -> list[str]:
+    urls: Sequence[str],
+    requests: Sequence[AnswerRequest],
+    options: GenerationOptions,
+    progress: Callable[[int], None],
+    journal: Path | None = None,
+) -> list[Answer]:
     """Generate an answer for each request, spread over all servers.
 
     Args:
@@ -52,9 +77,10 @@ def generate_answers(
         requests: What to answer.
         options: How to sample, the same for all requests.
         progress: Called after each answer with the number of answers so far.
+        journal: Where answers are kept as they come, so that a killed job goes on; they belong to this model. Removed by the caller.
 
     Returns:
-        The answers' texts, in the order of ``requests``.
+        The answers, in the order of ``requests``.
 
     Raises:
         UnavailableError: If no server can be reached, or a request fails on every server.
@@ -66,21 +92,28 @@ def generate_answers(
         system = [{"role": "system", "content": conversation.system}]
         return {
             "messages": system + [{"role": _role(turn, conversation), "content": turn.text} for turn in conversation.turns],
-            "attributes": request.label.to_mapping(),
+            "attributes": "none" if request.label is None else request.label.to_mapping(),
             "seed": request.seed,
             "max_tokens": options.max_tokens,
             "temperature": options.temperature,
             "top_k": options.top_k,
+            **({"guidance_scale": options.guidance_scale} if options.guidance_scale != 1 else {}),
         }
 
-    replies = run_until_signal(_post_all(urls, "/v1/chat/completions", [body(request) for request in requests], progress))
-    return [str(reply["choices"][0]["message"]["content"]) for reply in replies]
+    bodies = [body(request) for request in requests]
+    if journal is None:
+        replies = run_until_signal(_post_all(urls, "/v1/chat/completions", bodies, progress))
+    else:
+        with AnswerJournal(journal) as kept:
+            replies = run_until_signal(_post_all(urls, "/v1/chat/completions", bodies, progress, kept))
+    choices = [reply["choices"][0] for reply in replies]
+    return [Answer(text=str(choice["message"]["content"]), finish=str(choice.get("finish_reason") or "stop")) for choice in choices]
 
 
-def expected_values(
+def read_turns(
     urls: Sequence[str], conversations: Sequence[Conversation], progress: Callable[[int], None], batch: int = 32
-) -> list[dict[str, float]]:
-    """Score the last turn of each conversation: the expected value of each attribute under the value model's probabilities.
+) -> list[TurnReading]:
+    """Score the last turn of each conversation: the probabilities that the value model gives each value of each attribute.
 
     Args:
         urls: Servers of one value model.
@@ -89,7 +122,7 @@ def expected_values(
         batch: Conversations per request.
 
     Returns:
-        For each conversation, in order, attribute names to expected values.
+        For each conversation, in order, what is read in its last turn.
 
     Raises:
         UnavailableError: If no server can be reached, or a request fails on every server.
@@ -99,7 +132,13 @@ def expected_values(
     bodies = [{"conversations": [c.to_prompt_record() for c in part], "turns": "unmasked"} for part in batches]
     replies = run_until_signal(_post_all(urls, "/v1/attributes", bodies, lambda n: progress(min(n * batch, len(conversations)))))
     last_turns = [result["turns"][-1]["attributes"] for reply in replies for result in reply["results"]]
-    return [{name: float(attribute["expected"]) for name, attribute in turn.items()} for turn in last_turns]
+    return [
+        TurnReading(
+            expected={name: float(attribute["expected"]) for name, attribute in turn.items()},
+            probabilities={name: list(attribute["probabilities"].values()) for name, attribute in turn.items()},
+        )
+        for turn in last_turns
+    ]
 
 
 def _role(turn: Turn, conversation: Conversation) -> str:
@@ -107,10 +146,19 @@ def _role(turn: Turn, conversation: Conversation) -> str:
 
 
 async def _post_all(
-    urls: Sequence[str], path: str, bodies: Sequence[Mapping[str, Any]], progress: Callable[[int], None]
+    urls: Sequence[str],
+    path: str,
+    bodies: Sequence[Mapping[str, Any]],
+    progress: Callable[[int], None],
+    journal: AnswerJournal | None = None,
 ) -> list[dict[str, Any]]:
     """The reply to each body, in order; ``progress`` gets the number of replies so far."""
     replies: dict[int, dict[str, Any]] = {}
+    if journal:
+        replies = {number: reply for number, body in enumerate(bodies) if (reply := journal.get(body)) is not None}
+    missing = [(number, body) for number, body in enumerate(bodies) if number not in replies]
+    if not missing:
+        return [replies[number] for number in range(len(bodies))]
     timeout = httpx.Timeout(POLICY.timeout, connect=POLICY.connect_timeout)
     async with (
         async_client(urls, timeout=timeout, key=client_key()) as client,
@@ -120,9 +168,11 @@ async def _post_all(
         async def post(numbered: tuple[int, Mapping[str, Any]]) -> None:
             number, body = numbered
             replies[number] = await _post(client, pool, path, body)
+            if journal:
+                journal.add(body, replies[number])
             progress(len(replies))
 
-        await run_workers(enumerate(bodies), post, count=min(IN_FLIGHT * len(urls), len(bodies)))
+        await run_workers(missing, post, count=min(IN_FLIGHT * len(urls), len(missing)))
     return [replies[number] for number in range(len(bodies))]
 
 

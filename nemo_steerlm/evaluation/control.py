@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -116,24 +116,30 @@ class Joint(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def control(
-    samples: Sequence[Sample], judges: Mapping[str, str], taught: Mapping[str, Mapping[int, float]] | None = None, seed: int = 0
+    samples: Sequence[Sample],
+    judges: Mapping[str, str],
+    taught: Mapping[str, Mapping[int, float]] | None = None,
+    training: Collection[str] | None = None,
+    seed: int = 0,
 ) -> list[Control]:
     """One entry for each steered attribute, in order of first appearance, from one model's ``samples``.
 
-    ``judges`` names the judge of an attribute; ``taught`` has what it says of training texts, by attribute and level.
+    ``judges`` names the judge of an attribute; ``taught`` has what it says of training texts, by attribute and level; ``training`` has the
+    training texts, for the share of answers that are copies.
     """
     names = dict.fromkeys(s.attribute for s in samples if not s.joint)
-    return [
-        _control(name, [s for s in samples if s.attribute == name], judges.get(name), (taught or {}).get(name, {}), seed) for name in names
-    ]
+    found = []
+    for name in names:
+        mine = [s for s in samples if s.attribute == name]
+        found.append(_control(name, mine, judges.get(name), _levels(mine, (taught or {}).get(name, {}), training), seed))
+    return found
 
 
-def _control(attribute: str, mine: Sequence[Sample], judge: str | None, taught: Mapping[int, float], seed: int) -> Control:
+def _control(attribute: str, mine: Sequence[Sample], judge: str | None, levels: list[Level], seed: int) -> Control:
     asked = np.array([s.level for s in mine], dtype=float)
     read = np.array([s.read[attribute] for s in mine])
     judged = np.array([s.judged for s in mine], dtype=float) if all(s.judged is not None for s in mine) else None
     again = Resamples([s.prompt for s in mine], [s.level for s in mine], seed)
-    levels = [_level(level, [s for s in mine if s.level == level], taught.get(level)) for level in sorted({s.level for s in mine})]
     asked_levels = [level.level for level in levels]
     return Control(
         attribute=attribute,
@@ -187,7 +193,11 @@ def _neighbours(lower: int, upper: int, asked: Numbers, read: Numbers, judged: N
     return Neighbours(lower=lower, upper=upper, read=interval(read), judged=None if judged is None else interval(judged))
 
 
-def _level(level: int, samples: Sequence[Sample], taught: float | None) -> Level:
+def _levels(mine: Sequence[Sample], taught: Mapping[int, float], training: Collection[str] | None) -> list[Level]:
+    return [_level(level, [s for s in mine if s.level == level], taught.get(level), training) for level in sorted({s.level for s in mine})]
+
+
+def _level(level: int, samples: Sequence[Sample], taught: float | None, training: Collection[str] | None) -> Level:
     judged = [s.judged for s in samples if s.judged is not None]
     return Level(
         level=level,
@@ -196,7 +206,7 @@ def _level(level: int, samples: Sequence[Sample], taught: float | None) -> Level
         judged=float(np.mean(judged)) if judged else None,
         judged_error=float(np.std(judged, ddof=1) / math.sqrt(len(judged))) if len(judged) > 1 else None,
         taught=taught,
-        fluency=fluency([s.answer for s in samples], [s.finish for s in samples]),
+        fluency=fluency([s.answer for s in samples], [s.finish for s in samples], training),
     )
 
 

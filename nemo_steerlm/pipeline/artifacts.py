@@ -97,9 +97,18 @@ class WorkDirectory:
         return self.path / stage
 
     def model(self, role: ModelRole) -> Path | None:
-        """The exported model of the last round that has one, or None."""
-        folders = (self.folder(name) / MODEL_FOLDER for name in names.trainings(role))
-        return next((folder for folder in folders if folder.is_dir()), None)
+        """The exported model that the evaluation found best; before there is one, that of the last round; or None."""
+        evaluated = (names.EVALUATE,) if role == "steer" and self.success(names.EVALUATE) else ()
+        folders = (self.folder(name) / MODEL_FOLDER for name in (*evaluated, *names.trainings(role)))
+        return next((folder.resolve() for folder in folders if folder.is_dir()), None)
+
+    def link_best(self, stage: str) -> None:
+        """Let ``evaluate``'s model be that of the training ``stage``: what a server takes that nobody tells otherwise."""
+        link = self.folder(names.EVALUATE) / MODEL_FOLDER
+        temporary = link.with_name(f".{MODEL_FOLDER}.new")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(Path("..") / stage / MODEL_FOLDER)  # relative: the work directory may be mounted elsewhere
+        temporary.replace(link)
 
     def success(self, stage: str) -> Success | None:
         """What the stage left if it finished and its outputs are still there, else None."""

@@ -18,7 +18,16 @@ from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.data.sources import SOURCES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
-from nemo_steerlm.pipeline.manifest import API_VERSION, KIND, WHO_MAY_ASK, AnnotateSpec, PipelineSpec, SteerLMPipeline
+from nemo_steerlm.pipeline.manifest import (
+    API_VERSION,
+    KIND,
+    PAIRS_TEACH_NOTHING,
+    WHAT_TO_REQUIRE,
+    WHO_MAY_ASK,
+    AnnotateSpec,
+    PipelineSpec,
+    SteerLMPipeline,
+)
 from nemo_steerlm.pipeline.sources import DataSource, nothing_shared
 
 GROUP, VERSION = API_VERSION.split("/")
@@ -100,6 +109,7 @@ def _rules() -> dict[str, list[Schema]]:
                 )
             ),
             *(_rated_rule(to_camel(kind), source.rated, flag, known) for kind, source in SOURCES.items() for flag in source.rated),
+            _rule("!has(self.data.helpsteer) || !self.data.helpsteer.preference", f"data.helpsteer.preference: {PAIRS_TEACH_NOTHING}"),
             _rule(
                 f"oldSelf.suspend || ({frozen})",
                 f"{', '.join(_frozen())} may change only while the pipeline is suspended: "
@@ -145,6 +155,7 @@ def _rules() -> dict[str, list[Schema]]:
             ),
             _rule("self.learningRate > self.minLearningRate", "learningRate must be above minLearningRate: raise it, or lower the other"),
         ],
+        "BootstrapSpec": [_rule("self.rounds == 0 || (has(self.require) && self.require.size() > 0) != self.requireAny", WHAT_TO_REQUIRE)],
         "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK)],
         "StorageSpec": [_rule("!(has(self.claimName) && has(self.claimTemplate))", "give claimName or claimTemplate, not both")],
         "TolerationSpec": [_rule("has(self.key) || self.operator == 'Exists'", "a toleration without key needs operator Exists")],

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema, preset
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
+from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
 from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
@@ -127,23 +128,72 @@ class AnnotateSpec(Spec):
     """Label the turns that the value model learned to read, or all turns as the tutorial does."""
 
 
+PAIRS_TEACH_NOTHING = "both answers of a pair have the same label, so a value model learns nothing from pairs: leave preference out"
+
+
+class RoundTrainSpec(Spec):
+    """What a bootstrap round trains with instead of ``trainSteer``'s settings; what is not named is as there."""
+
+    max_steps: Positive | None = None
+    """Optimizer steps."""
+    max_epochs: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Passes over the data at most."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Peak learning rate."""
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Learning rate at the end of the cosine."""
+    warmup_steps: Count | None = None
+    """Steps from zero to the peak."""
+    constant_steps: Count | None = None
+    """Steps at ``minLearningRate`` at the end."""
+    validate_every: Positive | None = None
+    """Steps between validations, each followed by a checkpoint."""
+
+    def over(self, spec: TrainSpec) -> TrainSpec:
+        """``spec`` with these settings in place of its own."""
+        return spec.model_copy(update=self.model_dump(exclude_none=True))
+
+
+WHAT_TO_REQUIRE = (
+    "rounds need require, such as {quality: 4}, which says what labels to sample under; "
+    "write requireAny: true to draw from all labels, bad ones too; not both"
+)
+
+
 class BootstrapSpec(Spec):
     """Rounds of sampling from the SteerLM model, labelling the samples and training again (paper section 3.4)."""
 
     rounds: Annotated[int, Field(ge=0, le=MAX_ROUNDS)] = 0
     """How many rounds."""
     prompts: Positive = 512
-    """Training prompts sampled in each round."""
+    """Training prompts in each round; where there are fewer, each is asked oftener: answers are ``prompts`` x ``samplesPerPrompt``."""
     samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = 4
     """Answers to each."""
     require: Annotated[dict[Name, int], Field(max_length=64)] = {}
-    """Label combinations are drawn from those in the annotated data with these values, such as ``quality: 4``."""
+    """Label combinations are drawn from those in the annotated data with these values, such as ``quality: 4``. Needed with ``rounds``."""
+    require_any: bool = False
+    """Draw from all combinations of the annotated data, those of bad answers too."""
+    contexts: Literal["first", "any"] = "first"
+    """Which prompts: the first question of a conversation, or all that came before any of its answers."""
+    keep: Literal["all", "reached", "best"] = "all"
+    """Which answers are taught: all, as the paper has it; those that read as ``require`` wants; or the best of each prompt's answers, which
+    are then asked for under one label."""
+    mix_original: Annotated[float, Field(ge=0, le=100)] = 0.0
+    """Annotated training records for each sampled one, so that what they alone teach is not forgotten; the paper has none."""
+    train: RoundTrainSpec = RoundTrainSpec()
+    """How a round trains, where otherwise than ``trainSteer``."""
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 50
     """Sampling: the paper's 50; 0 for no limit."""
     temperature: Annotated[float, Field(gt=0, le=100)] = 1.0
     """Sampling temperature."""
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
-    """Longest answer."""
+    """Longest answer. One that is cut there is asked for again, then left out."""
+
+    @model_validator(mode="after")
+    def _says_what_is_good(self) -> BootstrapSpec:
+        if self.rounds and bool(self.require) == self.require_any:
+            raise ValueError(WHAT_TO_REQUIRE)
+        return self
 
 
 class EvaluateSpec(Spec):
@@ -160,6 +210,16 @@ class EvaluateSpec(Spec):
     ``regex:PATTERN`` and a function of your own, ``MODULE:FUNCTION``, have an argument."""
     prompts: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
     """Questions to ask; those of the validation records by default."""
+    joint_requests: Annotated[int, Field(ge=0, le=100_000)] = 64
+    """Answers under random values of all steered attributes at once; none where only one is steered."""
+    calibration_turns: Annotated[int, Field(ge=0, le=1_000_000)] = 512
+    """Held-out rated turns of which the value model's probabilities are looked at."""
+    baselines: Annotated[tuple[Literal["unlabelled"], ...], Field(max_length=1)] = ()
+    """What to compare with on the same prompts: the same model without a label."""
+    best_of: Annotated[int, Field(ge=1, le=16)] = 1
+    """Candidates for each answer, of which the value model chooses."""
+    guidance_scale: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """How strongly answers follow their labels; 1 is as trained."""
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
     """Longest answer."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
@@ -220,6 +280,12 @@ class PipelineSpec(ClusterFields):
     """Evaluation and the report."""
     serve: ServeSpec = ServeSpec()
     """A server that stays."""
+
+    @model_validator(mode="after")
+    def _pairs_teach_something(self) -> PipelineSpec:
+        if isinstance(self.data.source, HelpSteerSource) and self.data.source.preference:
+            raise ValueError(f"data.helpsteer.preference: {PAIRS_TEACH_NOTHING}")
+        return self
 
     @model_validator(mode="after")
     def _names_exist(self) -> PipelineSpec:

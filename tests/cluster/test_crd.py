@@ -63,6 +63,8 @@ WRONG = {
     ("spec.trainValue.parallel", "tensor x pipeline"): {"trainValue": {"parallel": {"devices": 3, "tensor": 2}}},
     ("spec.trainSteer.parallel", "tensor x pipeline"): {"trainSteer": {"parallel": {"nodes": 2, "pipeline": 3}}},
     ("spec.serve", "a server that stays needs a token"): {"serve": {"enabled": True}},
+    ("spec.bootstrap", "rounds need require"): {"bootstrap": {"rounds": 1}},
+    ("spec.data.helpsteer", "both answers of a pair"): {"data": {"helpsteer": {"path": "h", "preference": True}}},
     ("spec.storage", "give claimName or claimTemplate"): {"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}},
     ("spec.scheduling.tolerations[]", "a toleration without key"): {"scheduling": {"tolerations": [{}]}},
 }
@@ -73,7 +75,7 @@ FORBIDDEN_CHANGES = {
     "model": {"model": {"layout": "nemo-annotate"}},
     "trainValue": {"trainValue": {"maxSteps": 7}},
     "trainSteer": {"trainSteer": {"seed": 7}},
-    "bootstrap": {"bootstrap": {"rounds": 1}},
+    "bootstrap": {"bootstrap": {"prompts": 1}},
     "evaluate": {"evaluate": {"seed": 7}},
     "annotate.shards": {"annotate": {"shards": 7}},
     "annotate.turns": {"annotate": {"turns": "all"}},

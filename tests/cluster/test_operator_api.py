@@ -122,7 +122,7 @@ def test_scaling_makes_servers_come_and_go_while_shards_run(pipelines, kubelet):
 @pytest.mark.usefixtures("operator")
 def test_bootstrap_rounds_sample_label_and_train_again(pipelines, kubelet):
     node = kubelet()
-    pipelines.create(bootstrap={"rounds": 2}, serve={"enabled": True, "insecure": True})
+    pipelines.create(bootstrap={"rounds": 2, "requireAny": True}, serve={"enabled": True, "insecure": True})
     rounds = set()
     end = pipelines.until(lambda s: rounds.add(s.status.get("round")) or (s.holds("Complete") and s.holds("Serving")))
     assert rounds == {None, 1, 2}
@@ -135,7 +135,7 @@ def test_bootstrap_rounds_sample_label_and_train_again(pipelines, kubelet):
             f"p-bootstrap-{number}-sample", f"p-bootstrap-{number}-sample-value", f"p-bootstrap-{number}-sample-steer",
         }  # fmt: skip
     served = pipelines.deployments()["p-serve"].spec.template.spec.containers[0].args
-    assert any("bootstrap-2-train" in argument for argument in served)
+    assert any("evaluate/hf" in argument for argument in served)
 
 
 @pytest.mark.usefixtures("operator")

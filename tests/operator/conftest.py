@@ -23,7 +23,7 @@ RESOURCE = {
         "trainValue": {"parallel": {"nodes": 2, "devices": 4}, "globalBatchSize": 16},
         "trainSteer": {"globalBatchSize": 8},
         "annotate": {"shards": 3, "servers": {"replicas": 2}},
-        "bootstrap": {"rounds": 1},
+        "bootstrap": {"rounds": 1, "requireAny": True},
         "serve": {"enabled": True, "token": {"name": "t", "key": "served"}},
     },
 }

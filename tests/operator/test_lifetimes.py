@@ -42,7 +42,7 @@ def resource(shards=2, rounds=0, nodes=1, backoff_limit=1):
         "trainValue": {"parallel": {"nodes": nodes}, "globalBatchSize": 8},
         "trainSteer": {"globalBatchSize": 8},
         "annotate": {"shards": shards},
-        "bootstrap": {"rounds": rounds},
+        "bootstrap": {"rounds": rounds, "requireAny": True},
         "serve": {"enabled": True, "insecure": True},
         "runPolicy": {"backoffLimit": backoff_limit},
     }

@@ -164,19 +164,30 @@ def test_a_bootstrap_round_trains_on_what_the_model_wrote_and_the_value_model_re
     shutil.copytree(undisturbed.path, tmp_path / "work")
     work = WorkDirectory(tmp_path / "work")
     # What a model of 260,000 parameters is labelled with is always the same: nothing is required of it.
-    bootstrap = {"rounds": 1, "prompts": 2, "samplesPerPrompt": 6, "maxTokens": 16}
+    # It hardly ever ends an answer either; where all tokens are about as likely, one in a hundred does.
+    sampling = {"prompts": 2, "samplesPerPrompt": 6, "maxTokens": 100, "temperature": 100, "topK": 0}
+    bootstrap = {"rounds": 1, "requireAny": True, **sampling, "mixOriginal": 0.5, "train": {"maxSteps": 3, "learningRate": 1e-4}}
     done = steerlm("run", manifest_file(tmp_path, bootstrap=bootstrap), "--workdir", work.path)
     assert done.returncode == 0, done.stderr
     assert all(f"{stage}: already done" in done.stdout for stage in STAGES[:-1])
     fingerprint = json.loads((work.folder("train-value") / "hf" / "steerlm.json").read_text())["fingerprint"]
     records = [json.loads(line) for line in (work.folder("bootstrap-1-sample") / "train.jsonl").open()]
-    assert 4 <= len(records) <= 12
-    for record in records:
+    sampled = [record for record in records if "asked_label" in record["conversations"][-1]]
+    assert 4 <= len(sampled) <= 12
+    assert len(records) - len(sampled) == round(len(sampled) / 2)
+    assert work.success("bootstrap-1-sample").metrics["kept"] == len(sampled)
+    for record in sampled:
         *asked, answer = record["conversations"]
         assert (asked[-1]["from"], answer["from"], answer["label_source"]) == ("User", "Assistant", fingerprint)
     described = [json.loads((work.folder(stage) / "hf" / "steerlm.json").read_text()) for stage in ("train-steer", "bootstrap-1-train")]
     assert [d["kind"] for d in described] == ["steer", "steer"]
     assert described[0]["fingerprint"] != described[1]["fingerprint"]
+    assert len(losses(work, "bootstrap-1-train")[0]) == 3
+    # Both models were evaluated on the same prompts, and the better one is what servers take.
+    assert {s["model"] for s in samples(work)} == {"train-steer", "bootstrap-1-train"}
+    best = json.loads((work.folder("evaluate") / "metrics.json").read_text())["best"]
+    assert work.model("steer") == work.folder(best) / "hf"
+    assert f"{best} has the smallest control error" in done.stdout
 
 
 def test_a_stage_tells_an_operator_what_it_found(manifest, undisturbed, tmp_path):

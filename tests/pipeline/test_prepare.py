@@ -11,13 +11,14 @@ import pytest
 import yaml
 
 from nemo_steerlm.core.attributes import PRESETS
+from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.pipeline.manifest import parse
 from tests.data.trees import message, tree
 from tests.inputs import STORIES
 from tests.pipeline.manifests import with_field
 
 RATED = {"prompt": "c#", "response": "A language.", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
 MULTI = {**RATED, "prompt": "Hi\n\n<extra_id_1>Assistant\nHello\n\n<extra_id_1>User\nc#"}
-PAIR = {"split": "train", "prompt": "c#", "response_1": "A.", "response_2": "B.", "preference_strength": -2}
 LABEL = "helpfulness:3,correctness:4,coherence:4,complexity:2,verbosity:1"
 
 
@@ -32,10 +33,10 @@ def record(text, label=None):
     return {"conversations": [{"value": "c#", "from": "User"}, answer], "system": "S", "mask": "User", "type": "VALUE_TO_TEXT"}
 
 
-def prepare(folder, attributes, data):
+def prepare(folder, attributes, data, **sections):
     """The records of each output by its name, and the stage's metrics."""
     content = with_field("spec.data", {"system": "S", **data})
-    content["spec"] |= {"attributes": attributes, "model": {"base": str(STORIES), "maxSequenceLength": 512}}
+    content["spec"] |= {"attributes": attributes, "model": {"base": str(STORIES), "maxSequenceLength": 512}, **sections}
     manifest = folder / "pipeline.yaml"
     manifest.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", manifest, "--workdir", folder / "work", "--until", "prepare"]
@@ -63,12 +64,26 @@ def test_helpsteer(tmp_path):
     assert told(found["annotate_val"]) == [("VALUE_TO_TEXT", *one)]
 
 
-def test_helpsteer2_preference(tmp_path):
-    write(tmp_path / "hs" / "preference" / "preference.jsonl.gz", [PAIR, {**PAIR, "split": "validation", "preference_strength": 3}])
-    attributes = {"custom": [{"name": "quality", "low": -3, "high": 3, "default": 0, "description": "how much the second is preferred"}]}
-    found, _ = prepare(tmp_path, attributes, {"helpsteer": {"path": "hs", "preference": True}})
-    assert [t[2] for t in told(found["value_train"])] == [("Assistant", "A.", "quality:-2"), ("Assistant", "B.", "quality:-2")]
-    assert [t[2] for t in told(found["annotate_val"])] == [("Assistant", "A.", "quality:3"), ("Assistant", "B.", "quality:3")]
+def test_pairs_from_which_a_value_model_learns_nothing_are_refused():
+    manifest = with_field("spec.data", {"helpsteer": {"path": "hs", "preference": True}})
+    manifest["spec"]["attributes"] = {"custom": [{"name": "quality", "low": -3, "high": 3}]}
+    with pytest.raises(UsageError, match=r"helpsteer.preference: both answers of a pair have the same label"):
+        parse(manifest, "m")
+
+
+@pytest.mark.parametrize("turns_read", ["unmasked", "all"])
+def test_a_persons_labels_of_turns_that_nobody_reads_teach_no_model(tmp_path, turns_read):
+    """Of a rated user turn the value model sees in training what it sees in use: nothing. With ``turns: all`` it is read, and kept."""
+    turns = [{"from": "User", "value": "Hi", "label": "quality:1"}, {"from": "Assistant", "value": "Hello", "label": "quality:3"}]
+    for name in ("t.jsonl", "v.jsonl"):
+        write(tmp_path / name, [{"system": "S", "mask": "User", "type": "TEXT_TO_VALUE", "conversations": turns}])
+    source = {"records": {"train": "t.jsonl", "validation": "v.jsonl"}}
+    found, _ = prepare(tmp_path, {"custom": [{"name": "quality"}]}, source, annotate={"turns": turns_read})
+    for part in ("value_train", "value_val", "annotate_train", "annotate_val"):
+        user, assistant = found[part][0]["conversations"]
+        assert user["label" if turns_read == "all" else "gt_label"] == "quality:1"
+        assert ("label" in user) == (turns_read == "all")
+        assert assistant["label"] == "quality:3"
 
 
 OASST_LABELS = {

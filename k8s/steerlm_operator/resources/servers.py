@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.pipeline.cluster_spec import SecretKeySpec
-from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, final_model
+from nemo_steerlm.pipeline.names import EVALUATE
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
 from steerlm_operator.resources import pods
@@ -47,9 +48,9 @@ def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> l
 
 
 def build_serve(pipeline: Pipeline) -> list[Object]:
-    """The server of the finished model."""
+    """The server of the model that the evaluation found best."""
     wanted = pipeline.manifest.spec.serve
-    need = ServerNeed(role="steer", stage=final_model(pipeline.manifest), replicas=wanted.replicas, devices=wanted.devices)
+    need = ServerNeed(role="steer", stage=EVALUATE, replicas=wanted.replicas, devices=wanted.devices)
     return _server(
         pipeline,
         names.serve(pipeline.name),

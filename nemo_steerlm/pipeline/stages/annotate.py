@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER
@@ -42,6 +44,5 @@ def value_servers(spec: PipelineSpec, model: Stage) -> ServerNeed:
 
 
 def steer_server(spec: PipelineSpec, model: Stage) -> ServerNeed:
-    """The one server of the SteerLM model."""
-    wanted = spec.annotate.servers
-    return ServerNeed(role="steer", stage=model.name, devices=wanted.devices, startup_timeout_seconds=wanted.startup_timeout_seconds)
+    """Servers of the SteerLM model, as many as of the value model."""
+    return dataclasses.replace(value_servers(spec, model), role="steer")

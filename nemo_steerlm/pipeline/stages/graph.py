@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from nemo_steerlm.core.errors import UsageError, nearest, shown
-from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
 from nemo_steerlm.pipeline.stages.annotate import annotate
 from nemo_steerlm.pipeline.stages.evaluate import evaluate
@@ -24,16 +23,13 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
     annotated = annotate(spec, prepared, value_model)
     steer_model = train_steer(spec, annotated)
     graph = [prepared, value_model, annotated, steer_model]
+    rounds: list[Stage] = []
     for number in range(1, spec.bootstrap.rounds + 1):
         sampled = sample(spec, number, prepared, value_model, annotated, steer_model)
         steer_model = bootstrap_train(spec, sampled, steer_model)
         graph += [sampled, steer_model]
-    return (*graph, evaluate(spec, prepared, value_model, annotated, steer_model))
-
-
-def final_model(manifest: SteerLMPipeline) -> str:
-    """The training stage whose model is the pipeline's result."""
-    return names.training("steer", manifest.spec.bootstrap.rounds)
+        rounds.append(sampled)
+    return (*graph, evaluate(spec, prepared, value_model, annotated, rounds, steer_model))
 
 
 def find(graph: tuple[Stage, ...], name: str) -> Stage:

@@ -6,7 +6,7 @@ from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.stage import Stage, changed_fields, record_files
 
-FORMAT = 1
+FORMAT = 2
 
 VALUE_RECORDS = record_files("value_")
 """Labelled by people: the value model learns from these."""
@@ -22,7 +22,7 @@ def prepare(spec: PipelineSpec) -> Stage:
         kind="prepare",
         format=FORMAT,
         run="nemo_steerlm.pipeline.steps.prepare:prepare",
-        fields=changed_fields(spec, "attributes", "data", "model"),
+        fields=changed_fields(spec, "attributes", "data", "model", "annotate.turns"),
         files=(*spec.data.source.references(), spec.model.base),
         outputs=(*VALUE_RECORDS, *RECORDS_TO_LABEL, TOKENIZER),
         resources="prepare",

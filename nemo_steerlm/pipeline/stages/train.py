@@ -38,8 +38,9 @@ def train_steer(spec: PipelineSpec, annotated: Stage) -> Stage:
 
 def bootstrap_train(spec: PipelineSpec, sampled: Stage, previous: Stage) -> Stage:
     """The SteerLM model learns from its own answers, as the value model read them (paper section 3.4)."""
-    training = Training(role="steer", spec=spec.train_steer, data=_records(sampled), base_stage=previous.name)
-    return _stage(spec, "train_steer", training, round_=sampled.round)
+    settings = spec.bootstrap.train.over(spec.train_steer)
+    training = Training(role="steer", spec=settings, data=_records(sampled), base_stage=previous.name)
+    return _stage(spec, "train_steer", training, round_=sampled.round, more=("bootstrap.train",))
 
 
 def _records(stage: Stage) -> Records:
@@ -47,7 +48,7 @@ def _records(stage: Stage) -> Records:
     return Records(stage=stage.name, train=train, validation=validation)
 
 
-def _stage(spec: PipelineSpec, section: str, training: Training, round_: int | None = None) -> Stage:
+def _stage(spec: PipelineSpec, section: str, training: Training, round_: int | None = None, more: tuple[str, ...] = ()) -> Stage:
     settings: TrainSpec = training.spec
     inputs: dict[str, tuple[str, ...]] = {training.data.stage: (training.data.train, training.data.validation)}
     taught: tuple[str, ...] = TAUGHT
@@ -56,7 +57,7 @@ def _stage(spec: PipelineSpec, section: str, training: Training, round_: int | N
         inputs[training.base_stage] = (MODEL_FOLDER,)
     if training.base_reference:
         taught, files = (*TAUGHT, "model.base"), (training.base_reference,)
-    fields: dict[str, Any] = changed_fields(spec, *taught, section, leave_out=tuple(f"{section}.{name}" for name in HOW_WIDE))
+    fields: dict[str, Any] = changed_fields(spec, *taught, section, *more, leave_out=tuple(f"{section}.{name}" for name in HOW_WIDE))
     return Stage(
         name=names.training(training.role, round_ or 0),
         kind="train",

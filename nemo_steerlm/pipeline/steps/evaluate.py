@@ -2,127 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 
-from nemo_steerlm.client.bulk import AnswerRequest, GenerationOptions, expected_values, generate_answers
+from nemo_steerlm.client.bulk import read_turns
 from nemo_steerlm.core.attributes import AttributeSchema
-from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
-from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.core.labels import Label
-from nemo_steerlm.core.template import Template
-from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 from nemo_steerlm.data.records import read_conversations, write_records
 from nemo_steerlm.data.splits import SPLITS
-from nemo_steerlm.evaluation.control import control
+from nemo_steerlm.evaluation.control import Control, Joint, control, difference, joint
 from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.evaluation.rated_turns import rated_turns
 from nemo_steerlm.evaluation.report.page import Report, StageRow, write_page
 from nemo_steerlm.evaluation.samples import Sample, spread
-from nemo_steerlm.evaluation.summary import summary
+from nemo_steerlm.evaluation.summary import ModelRow, summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_model
-from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import stages
+from nemo_steerlm.pipeline.stages.sample import EVALUATION
+from nemo_steerlm.pipeline.steps.control_samples import Evaluated, evaluate_model, planned, unlabelled
 from nemo_steerlm.pipeline.steps.train import losses
+
+TAUGHT_TEXTS = 400
+"""Training texts of a level that the judge looks at."""
+
+
+class Taught(msgspec.Struct, frozen=True, kw_only=True):
+    """What the SteerLM model learned from."""
+
+    texts: list[tuple[str, dict[str, int]]]
+    """Answers and the values they are labelled with."""
+    combinations: Counter[str]
+    """How often each combination of values was taught, as label strings without language."""
 
 
 def evaluate(run: Run) -> dict[str, Any]:
-    """Write ``metrics.json``, ``samples.jsonl``, ``report.html`` and ``summary.txt``."""
+    """Write ``metrics.json``, ``samples.jsonl``, ``report.html``, ``summary.txt``, and which model of the chain is the best."""
     spec = run.pipeline.spec
     schema = spec.attributes.schema_()
     checks = _value_model(run, schema)
-    samples = _steered(run, spec, schema)
-    table = control(samples, spec.evaluate.judges)
-    write_records(run.folder / "samples.jsonl", map(msgspec.to_builtins, samples))
-    metrics: dict[str, Any] = msgspec.to_builtins({"valueModel": checks, "control": table})
-    with atomic_write(run.folder / "metrics.json") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(metrics), indent=2).decode() + "\n")
+    plan = planned(run)
+    last = evaluate_model(run, plan)
+    taught = _taught(run, schema)
+    curves = _curves(taught, spec.evaluate.judges)
+    chain = [*_earlier(run, last), last]
+    rows = _rows(chain, spec.evaluate.judges, curves)
+    best = min(rows, key=lambda row: float(np.mean([entry.error.value or 0.0 for entry in row.table])))
+    chosen = chain[rows.index(best)]
+    table = control(chosen.samples, spec.evaluate.judges, curves, {text for text, _ in taught.texts})
+    together = _joint(chosen.samples, taught, schema)
+    if spec.evaluate.baselines:
+        rows.append(ModelRow(name="unlabelled", table=control(unlabelled(run, plan, last.options), spec.evaluate.judges), baseline=True))
+    sentence = f"{best.name} has the smallest control error on held-out prompts: it is what steerlm serve takes." if len(chain) > 1 else ""
+    text = summary(checks, table, rows=rows, joint=together, best=sentence)
+    write_records(run.folder / "samples.jsonl", (msgspec.to_builtins(s) for model in chain for s in model.samples))
+    figures = {"valueModel": checks, "control": table, "models": rows, "joint": together, "best": best.name}
+    _write_json(run, "metrics.json", figures)
+    run.work.link_best(best.name)
     with atomic_write(run.folder / "summary.txt") as file:
-        file.write(summary(checks, table))
-    write_page(run.folder / "report.html", _report(run, checks, samples, table))
-    return {entry.attribute: {"controlError": entry.error.value, "correlation": entry.rank_read.value} for entry in table}
+        file.write(text)
+    shown = [row for row in rows if row.baseline or len(chain) > 1]
+    write_page(run.folder / "report.html", _report(run, checks, chosen.samples, table, shown, together))
+    return {entry.attribute: {"controlError": entry.error.value, "correlation": entry.rank_read.value} for entry in table} | {
+        "best": best.name
+    }
+
+
+def _write_json(run: Run, name: str, content: Any) -> None:
+    with atomic_write(run.folder / name) as file:
+        file.write(msgspec.json.format(msgspec.json.encode(content), indent=2).decode() + "\n")
 
 
 def _value_model(run: Run, schema: AttributeSchema) -> dict[str, AttributeCheck]:
-    """Predictions beside human labels, on turns the value model never trained on."""
+    """Predictions beside human labels, on turns the value model never trained on; its probabilities on a sample of them."""
     labelled = [run.input("annotate", f"{split}.jsonl") for split in SPLITS]
     turns = rated_turns(run.input("prepare", "value_train.jsonl"), labelled, schema)
-    return check_value_model(turns.taught, turns.held_out, turns.predicted, schema)
+    how = run.pipeline.spec.evaluate
+    looked_at = spread(turns.held_out, min(how.calibration_turns, len(turns.held_out)), how.seed)
+    asked = [turns.conversations[i] for i in looked_at]
+    read = read_turns(run.servers["value"], asked, lambda n: run.progress(n, len(asked), phase="calibration")) if asked else []
+    chances = {i: found.probabilities for i, found in zip(looked_at, read, strict=True)}
+    return check_value_model(turns.taught, turns.held_out, turns.predicted, schema, chances)
 
 
-def question(conversation: Conversation) -> Conversation | None:
-    """The conversation up to its first answer, unlabelled; None where it has none."""
-    for i, turn in enumerate(conversation.turns):
-        if turn.speaker != conversation.mask and i > 0:
-            asked = tuple(Turn(speaker=t.speaker, text=t.text) for t in conversation.turns[:i])
-            return Conversation(turns=asked, system=conversation.system, mask=conversation.mask)
-    return None
-
-
-def _questions(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Conversation]:
-    """The manifest's prompts, or those of the validation records that leave room for an answer, each once."""
-    validation = list(read_conversations(run.input("prepare", "annotate_val.jsonl")))
-    if spec.evaluate.prompts:
-        turns = [(Turn(speaker=validation[0].mask, text=text),) for text in spec.evaluate.prompts]
-        return [Conversation(turns=t, system=validation[0].system, mask=validation[0].mask) for t in turns]
-    tokenizer = load_tokenizer(run.input("prepare", "tokenizer"))
-    template = Template.of(tokenizer, spec.model.chat_tokens.tokens(), spec.model.layout)
-    label = schema.encode(schema.defaults())
-    room = spec.model.max_sequence_length - spec.evaluate.max_tokens
-    found = dict.fromkeys(q for c in validation if (q := question(c)) is not None)
-    fitting = [q for q in found if len(encode_spans(template.reply_prompt(q, ASSISTANT, label), tokenizer).ids) <= room]
-    if not fitting:
-        raise DataError(
-            f"no validation prompt leaves room for {spec.evaluate.max_tokens} tokens within {spec.model.max_sequence_length}",
-            instead="lower evaluate.maxTokens, raise model.maxSequenceLength, or give evaluate.prompts",
-        )
-    return fitting
-
-
-def _steered(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Sample]:
-    """Answers at every level of every steered attribute, read and judged."""
-    how = spec.evaluate
-    questions = _questions(run, spec, schema)
-    chosen = [questions[i] for i in spread(questions, how.samples_per_level, how.seed)]
-    plan = [(name, level, q) for name in how.attributes or schema.names for level in schema[name].values for q in chosen]
-    requests = [
-        AnswerRequest(conversation=q, label=Label(values={name: level}).over(_base(schema, how.base)), seed=how.seed + i)
-        for i, (name, level, q) in enumerate(plan)
+def _taught(run: Run, schema: AttributeSchema) -> Taught:
+    texts = [
+        (turn.text, schema.parse(turn.label).values)
+        for conversation in read_conversations(run.input("annotate", "train.jsonl"))
+        for turn in conversation.turns[1:]
+        if turn.label is not None and turn.speaker != conversation.mask
     ]
-    total = 2 * len(requests)
-    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
-    texts = generate_answers(run.servers["steer"], requests, options, lambda n: run.progress(n, total, phase="answering"))
-    answered = [_answered(q, text) for (_, _, q), text in zip(plan, texts, strict=True)]
-    read = expected_values(run.servers["value"], answered, lambda n: run.progress(len(requests) + n, total, phase="reading"))
-    judges = {name: judge(kind) for name, kind in how.judges.items()}
-    return [
-        Sample(
-            attribute=name,
-            level=level,
-            prompt=q.turns[-1].text,
-            answer=text,
-            read=values,
-            judged=judges[name](text) if name in judges else None,
-        )
-        for (name, level, q), text, values in zip(plan, texts, read, strict=True)
-    ]
+    return Taught(texts=texts, combinations=Counter(schema.encode(values) for _, values in texts))
 
 
-def _base(schema: AttributeSchema, values: Mapping[str, int]) -> Label:
-    """What is asked for besides the steered attribute; training labels end in a language where the schema has languages."""
-    return Label(values={**schema.defaults(), **values}, language=schema.default_language)
+def _curves(taught: Taught, judges: Mapping[str, str]) -> dict[str, dict[int, float]]:
+    """What each judge says of training texts, by attribute and level: what the model was taught, and the most it can reach."""
+    curves: dict[str, dict[int, float]] = {}
+    for name, kind in judges.items():
+        said = judge(kind)
+        levels = sorted({values[name] for _, values in taught.texts if name in values})
+        for level in levels:
+            mine = [text for text, values in taught.texts if values.get(name) == level]
+            curves.setdefault(name, {})[level] = float(np.mean([said(mine[i]) for i in spread(mine, min(len(mine), TAUGHT_TEXTS), 0)]))
+    return curves
 
 
-def _answered(asked: Conversation, text: str) -> Conversation:
-    answer = Turn(speaker=ASSISTANT, text=text)
-    return Conversation(turns=(*asked.turns, answer), system=asked.system, mask=asked.mask)
+def _earlier(run: Run, last: Evaluated) -> Iterator[Evaluated]:
+    """The models before the last, as they answered while their round sampled; those that were asked something else are left out."""
+    for stage in stages(run.pipeline):
+        if stage.kind == "sample":
+            found = Evaluated.load(run.input(stage.name, EVALUATION))
+            if found.comparable(last):
+                yield found
 
 
-def _report(run: Run, checks: dict[str, AttributeCheck], samples: Sequence[Sample], table: Sequence[Any]) -> Report:
+def _rows(chain: Sequence[Evaluated], judges: Mapping[str, str], curves: Mapping[str, Mapping[int, float]]) -> list[ModelRow]:
+    rows: list[ModelRow] = []
+    for i, model in enumerate(chain):
+        table = control(model.samples, judges, curves)
+        gain = {entry.attribute: difference(chain[i - 1].samples, model.samples, entry.attribute) for entry in table} if i else {}
+        rows.append(ModelRow(name=model.model, table=table, gain=gain))
+    return rows
+
+
+def _joint(samples: Sequence[Sample], taught: Taught, schema: AttributeSchema) -> list[Joint]:
+    together = [s for s in samples if s.joint]
+    return joint(together, taught.combinations, {i: schema.encode(s.asked) for i, s in enumerate(together)})
+
+
+def _report(
+    run: Run,
+    checks: dict[str, AttributeCheck],
+    samples: Sequence[Sample],
+    table: Sequence[Control],
+    models: Sequence[ModelRow],
+    together: Sequence[Joint],
+) -> Report:
     rows, curves = [], {}
     for stage in stages(run.pipeline):
         success = run.work.success(stage.name)
@@ -142,4 +161,6 @@ def _report(run: Run, checks: dict[str, AttributeCheck], samples: Sequence[Sampl
         stages=rows,
         versions=versions(),
         manifest=run.manifest_text,
+        rows=list(models),
+        joint=list(together),
     )

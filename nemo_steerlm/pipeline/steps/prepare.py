@@ -7,10 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from nemo_steerlm.core.conversation import Mode
+import msgspec
+
+from nemo_steerlm.core.conversation import Conversation, Mode
 from nemo_steerlm.core.errors import shown
 from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
 from nemo_steerlm.data.record_files import RecordFiles, Use
+from nemo_steerlm.data.records import read_conversations, write_conversations
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources.source import Reading
 from nemo_steerlm.data.splits import SPLITS
@@ -47,6 +50,9 @@ def prepare(run: Run) -> dict[str, Any]:
             run.progress(done, len(outputs), phase=name)
             # A training cuts records that are too long itself, but a server has nothing to say about text that it cannot see.
             fitted = rules._replace(mode=mode, shorten=schema if use == "label" else None)
+            if spec.annotate.turns == "unmasked":
+                for path in files.paths(use, split):
+                    _without_unread_labels(path)
             output = run.folder / f"{name}.jsonl"
             cleaned = clean(files.paths(use, split), output, tokenizer_choice(tokenizer), fitted, on_error=spec.data.on_error)
             metrics[name] = {
@@ -81,6 +87,19 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
         logger.warning("the data has %d system prompts; what a server uses by default is the commonest: %s", systems, shown(system))
     said = {"rejected": dict(rejects.counts), "leftOut": dict(reading.left_out)}
     return files, {**said, "rated": dict(files.rated), "unrated": absent, "systemPrompts": systems}
+
+
+def _without_unread_labels(path: Path) -> None:
+    """Move people's labels of turns that the value model will not read to ``gt_label``, in place.
+
+    Nobody labels these turns when the model is asked, so it must not learn to expect their labels: NeMo-Aligner writes ``label: null``.
+    """
+    write_conversations(path, [_without_masked_labels(conversation) for conversation in read_conversations(path)])
+
+
+def _without_masked_labels(conversation: Conversation) -> Conversation:
+    turns = (turn.without_human_label() if turn.speaker == conversation.mask else turn for turn in conversation.turns)
+    return msgspec.structs.replace(conversation, turns=tuple(turns))
 
 
 def tokenizer_choice(folder: Path) -> TokenizerChoice:

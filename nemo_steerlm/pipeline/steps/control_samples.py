@@ -1,0 +1,200 @@
+"""Answers for the figures of control: held-out prompts under every level of every steered attribute, read and judged."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from nemo_steerlm.client.bulk import Answer, AnswerRequest, GenerationOptions, TurnReading, generate_answers, read_turns
+from nemo_steerlm.core.attributes import AttributeSchema
+from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
+from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.labels import Label
+from nemo_steerlm.core.template import Template
+from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+from nemo_steerlm.data.records import read_conversations
+from nemo_steerlm.evaluation.judges import judge
+from nemo_steerlm.evaluation.samples import Sample, best_of, spread
+from nemo_steerlm.pipeline.manifest import EvaluateSpec, PipelineSpec
+from nemo_steerlm.pipeline.run_context import Run
+from nemo_steerlm.pipeline.steps.questions import Question, questions
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """One answer of the plan."""
+
+    attribute: str
+    """As ``Sample.attribute``."""
+    level: int
+    question: Question
+    asked: Label
+    seed: int
+
+
+class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
+    """The answers of one model, and what was asked of it: answers of two models can be compared where it was the same."""
+
+    model: str
+    asked: str
+    """A digest of everything that was asked."""
+    options: GenerationOptions
+    samples: list[Sample]
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON."""
+        with atomic_write(path) as file:
+            file.write(msgspec.json.encode(self).decode())
+
+    @classmethod
+    def load(cls, path: Path) -> Evaluated:
+        """Read what ``save`` wrote."""
+        return msgspec.json.decode(path.read_bytes(), type=cls)
+
+    def comparable(self, other: Evaluated) -> bool:
+        """Whether both were asked the same."""
+        return self.asked == other.asked and self.options == other.options
+
+
+def planned(run: Run) -> list[Request]:
+    """What the manifest's evaluation asks of every model."""
+    spec = run.pipeline.spec
+    schema = spec.attributes.schema_()
+    return plan_of(held_out_questions(run, spec, schema), schema, spec.evaluate)
+
+
+def evaluate_model(run: Run, plan: Sequence[Request]) -> Evaluated:
+    """Ask the run's steer servers what is planned, and read and judge the answers."""
+    how = run.pipeline.spec.evaluate
+    model = next(need.stage for need in run.stage.servers if need.role == "steer")
+    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k, guidance_scale=how.guidance_scale)
+    return Evaluated(model=model, asked=_digest(plan), options=options, samples=answered(run, model, plan, options))
+
+
+def _digest(plan: Sequence[Request]) -> str:
+    asked = [
+        (r.attribute, r.level, r.seed, r.asked.to_mapping(), c.system, [(t.speaker, t.text) for t in c.turns])
+        for r in plan
+        for c in (r.question.conversation,)
+    ]
+    return hashlib.blake2b(msgspec.json.encode(asked, order="sorted"), digest_size=16).hexdigest()
+
+
+def held_out_questions(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Question]:
+    """The manifest's prompts, or those of the validation records that leave room for an answer, each once."""
+    path = run.input("prepare", "annotate_val.jsonl")
+    if spec.evaluate.prompts:
+        first = next(iter(read_conversations(path)))
+        asked = ((Turn(speaker=first.mask, text=text),) for text in spec.evaluate.prompts)
+        return [
+            Question(conversation=Conversation(turns=turns, system=first.system, mask=first.mask), language=schema.default_language)
+            for turns in asked
+        ]
+    tokenizer = load_tokenizer(run.input("prepare", "tokenizer"))
+    template = Template.of(tokenizer, spec.model.chat_tokens.tokens(), spec.model.layout)
+    label = schema.encode(schema.defaults())
+    room = spec.model.max_sequence_length - spec.evaluate.max_tokens
+    fitting = [
+        q
+        for q in questions(path, schema)
+        if len(encode_spans(template.reply_prompt(q.conversation, ASSISTANT, label), tokenizer).ids) <= room
+    ]
+    if not fitting:
+        raise DataError(
+            f"no validation prompt leaves room for {spec.evaluate.max_tokens} tokens within {spec.model.max_sequence_length}",
+            instead="lower evaluate.maxTokens, raise model.maxSequenceLength, or give evaluate.prompts",
+        )
+    return fitting
+
+
+def plan_of(asked: Sequence[Question], schema: AttributeSchema, how: EvaluateSpec) -> list[Request]:
+    """Each question in its own language: under every level of each steered attribute, and under random levels of all of them."""
+    base = {**schema.defaults(), **how.base}
+    steered = how.attributes or schema.names
+    chosen = [asked[i] for i in spread(asked, how.samples_per_level, how.seed)]
+    wanted = [(name, level, q, {**base, name: level}) for name in steered for level in schema[name].values for q in chosen]
+    if len(steered) > 1:
+        draw = random.Random(how.seed)
+        wanted += [
+            ("", 0, asked[i], {**base, **{name: draw.choice(schema[name].values) for name in steered}})
+            for i in spread(asked, how.joint_requests, how.seed)
+        ]
+    return [
+        Request(attribute=name, level=level, question=q, asked=Label(values=values, language=q.language), seed=how.seed + i)
+        for i, (name, level, q, values) in enumerate(wanted)
+    ]
+
+
+def answered(run: Run, model: str, plan: Sequence[Request], options: GenerationOptions) -> list[Sample]:
+    """The samples of ``plan``, in order. Of ``evaluate.bestOf`` candidates the one that reads most like what was asked."""
+    how = run.pipeline.spec.evaluate
+    asks = [
+        AnswerRequest(conversation=r.question.conversation, label=r.asked, seed=r.seed + candidate * len(plan))
+        for r in plan
+        for candidate in range(how.best_of)
+    ]
+    total = 2 * len(asks)
+    journal = run.folder / f"answers-{model}.journal.jsonl"
+    answers = generate_answers(run.servers["steer"], asks, options, lambda n: run.progress(n, total, phase="answering"), journal)
+    read = read_answers(run, asks, answers, total)
+    judges = {name: judge(kind) for name, kind in how.judges.items()}
+    samples = []
+    for i, request in enumerate(plan):
+        mine = range(i * how.best_of, (i + 1) * how.best_of)
+        schema = run.pipeline.spec.attributes.schema_()
+        lows = {a.name: a.low for a in schema.attributes}
+        at = mine[best_of([read[k].probabilities for k in mine], request.asked.values, lows)]
+        samples.append(
+            Sample(
+                attribute=request.attribute,
+                level=request.level,
+                asked=request.asked.values,
+                model=model,
+                prompt=request.question.conversation.turns[-1].text,
+                answer=answers[at].text,
+                finish=answers[at].finish,
+                read=read[at].expected,
+                judged=judges[request.attribute](answers[at].text) if request.attribute in judges else None,
+            )
+        )
+    journal.unlink(missing_ok=True)
+    return samples
+
+
+def read_answers(run: Run, asks: Sequence[AnswerRequest], answers: Sequence[Answer], total: int) -> list[TurnReading]:
+    """What the run's value servers read in each answer."""
+    whole = [
+        msgspec.structs.replace(a.conversation, turns=(*a.conversation.turns, Turn(speaker=ASSISTANT, text=answer.text)))
+        for a, answer in zip(asks, answers, strict=True)
+    ]
+    return read_turns(run.servers["value"], whole, lambda n: run.progress(len(asks) + n, total, phase="reading"))
+
+
+def unlabelled(run: Run, plan: Sequence[Request], options: GenerationOptions) -> list[Sample]:
+    """The same prompts without a label. What comes does not depend on a level, so each answer stands for all levels."""
+    how = run.pipeline.spec.evaluate
+    first = plan[: how.samples_per_level]
+    asks = [AnswerRequest(conversation=r.question.conversation, label=None, seed=r.seed) for r in first]
+    total = 2 * len(asks)
+    answers = generate_answers(run.servers["steer"], asks, options, lambda n: run.progress(n, total, phase="answering unlabelled"))
+    read = read_answers(run, asks, answers, total)
+    judges = {name: judge(kind) for name, kind in how.judges.items()}
+    return [
+        Sample(
+            attribute=r.attribute,
+            level=r.level,
+            asked=r.asked.values,
+            model="unlabelled",
+            prompt=r.question.conversation.turns[-1].text,
+            answer=answers[i % len(first)].text,
+            finish=answers[i % len(first)].finish,
+            read=read[i % len(first)].expected,
+            judged=judges[r.attribute](answers[i % len(first)].text) if r.attribute in judges else None,
+        )
+        for i, r in enumerate(plan)
+        if r.attribute
+    ]
