@@ -150,8 +150,11 @@ class RoundTrainSpec(Spec):
     """Steps between validations, each followed by a checkpoint."""
 
     def over(self, spec: TrainSpec) -> TrainSpec:
-        """``spec`` with these settings in place of its own."""
-        return spec.model_copy(update=self.model_dump(exclude_none=True))
+        """``spec`` with these settings in place of its own. Raises ValueError where they do not go together."""
+        try:
+            return TrainSpec.model_validate({**spec.model_dump(by_alias=True), **self.model_dump(by_alias=True, exclude_none=True)})
+        except pydantic.ValidationError as error:
+            raise ValueError(f"bootstrap.train with trainSteer: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 WHAT_TO_REQUIRE = (
@@ -285,6 +288,11 @@ class PipelineSpec(ClusterFields):
     def _pairs_teach_something(self) -> PipelineSpec:
         if isinstance(self.data.source, HelpSteerSource) and self.data.source.preference:
             raise ValueError(f"data.helpsteer.preference: {PAIRS_TEACH_NOTHING}")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_can_train(self) -> PipelineSpec:
+        self.bootstrap.train.over(self.train_steer)
         return self
 
     @model_validator(mode="after")

@@ -166,7 +166,7 @@ def test_a_bootstrap_round_trains_on_what_the_model_wrote_and_the_value_model_re
     # What a model of 260,000 parameters is labelled with is always the same: nothing is required of it.
     # It hardly ever ends an answer either; where all tokens are about as likely, one in a hundred does.
     sampling = {"prompts": 2, "samplesPerPrompt": 6, "maxTokens": 100, "temperature": 100, "topK": 0}
-    bootstrap = {"rounds": 1, "requireAny": True, **sampling, "mixOriginal": 0.5, "train": {"maxSteps": 3, "learningRate": 1e-4}}
+    bootstrap = {"rounds": 1, "requireAny": True, **sampling, "mixOriginal": 0.5, "train": {"maxSteps": 3, "learningRate": 1e-3}}
     done = steerlm("run", manifest_file(tmp_path, bootstrap=bootstrap), "--workdir", work.path)
     assert done.returncode == 0, done.stderr
     assert all(f"{stage}: already done" in done.stdout for stage in STAGES[:-1])

@@ -74,8 +74,9 @@ ACTS_ON: dict[str, set[str]] = {
     "trainValue": {"train-value"},
     "trainSteer": {"train-steer", "bootstrap-1-train"},
     "annotate": set(),
-    "annotate.turns": {"annotate", "bootstrap-1-sample"},
+    "annotate.turns": {"prepare", "annotate", "bootstrap-1-sample"},
     "bootstrap": {"bootstrap-1-sample"},
+    "bootstrap.train": {"bootstrap-1-train"},
     "evaluate": {"evaluate"},
     "serve": set(),
     **{f"{training}.{field}": set() for training in ("trainValue", "trainSteer") for field in ("parallel", "microBatchSize")},
@@ -87,7 +88,7 @@ BASE: dict[str, Any] = {
     "attributes": {"custom": [{"name": "quality"}, {"name": "humor"}, {"name": "helpfulness"}]},
     "data": {"oasst": {"path": "trees.jsonl"}},
     "model": {"base": "base"},
-    "bootstrap": {"rounds": 1},
+    "bootstrap": {"rounds": 1, "requireAny": True},
 }
 SPECIAL: dict[str, Any] = {
     "attributes.custom": [{"name": "quality", "high": 3}, {"name": "humor"}, {"name": "helpfulness"}],
@@ -95,7 +96,12 @@ SPECIAL: dict[str, Any] = {
     "attributes.languages": ["en"],
     "bootstrap.require": {"quality": 1},
     "bootstrap.rounds": None,  # another graph: see below
+    "bootstrap.requireAny": None,  # wants another field with it
     "evaluate.attributes": ["humor"],
+    "evaluate.baselines": ["unlabelled"],
+    "evaluate.guidanceScale": 2.0,
+    "bootstrap.train.learningRate": 7e-6,
+    "bootstrap.train.minLearningRate": 1e-6,
     "evaluate.prompts": ["?"],
     "evaluate.base": {"quality": 1},
     "evaluate.judges": {"quality": "words"},
@@ -153,6 +159,8 @@ def with_value(path, value):
     for key in parents:
         place = place.setdefault(key, {})
     place[last] = value
+    if path == "bootstrap.require":
+        del spec["bootstrap"]["requireAny"]
     if path == "attributes.preset":
         del spec["attributes"]["custom"]
     if path.startswith("data.") and path not in ("data.oasst", "data.onError", "data.system"):
@@ -190,7 +198,7 @@ def test_a_field_at_its_default_moves_no_hash(path, default):
     """So a new field at its default moves none either."""
     written = json.loads(json.dumps(default))
     spec = with_value(path, written)
-    spec.setdefault("bootstrap", {})["rounds"] = 1
+    spec.setdefault("bootstrap", {}).update(BASE["bootstrap"])
     assert todays(spec) == todays(BASE)
 
 
@@ -215,12 +223,13 @@ def test_the_package_s_version_is_no_part_of_a_hash(monkeypatch):
 
 def test_what_version_0_1_0_could_not_have_made_has_no_hash_of_its(monkeypatch):
     """A field it did not know, at another value than the default; or a stage whose format has been raised since."""
-    assert all(len(both) == 2 for both in accepted(pipeline(BASE)).values())
+    raised = ["prepare", "bootstrap-1-sample", "evaluate"]
+    assert [name for name, both in accepted(pipeline(BASE)).items() if len(both) == 1] == raised
     monkeypatch.setattr("nemo_steerlm.pipeline.stages.annotate.FORMAT", 2)
-    assert [name for name, both in accepted(pipeline(BASE)).items() if len(both) == 1] == ["annotate"]
+    assert [name for name, both in accepted(pipeline(BASE)).items() if len(both) == 1] == ["prepare", "annotate", *raised[1:]]
     from nemo_steerlm.pipeline import legacy
 
-    known = {**legacy._FIELDS, "EvaluateSpec": tuple(f for f in legacy._FIELDS["EvaluateSpec"] if f != "seed")}
+    known = {**legacy._FIELDS, "TrainSpec": tuple(f for f in legacy._FIELDS["TrainSpec"] if f != "seed")}
     monkeypatch.setattr(legacy, "_FIELDS", known)
-    assert len(accepted(pipeline(BASE))["evaluate"]) == 2  # at its default
-    assert len(accepted(pipeline({**BASE, "evaluate": {"seed": 2}}))["evaluate"]) == 1
+    assert len(accepted(pipeline(BASE))["train-steer"]) == 2  # at its default
+    assert len(accepted(pipeline({**BASE, "trainSteer": {"seed": 2}}))["train-steer"]) == 1

@@ -138,6 +138,11 @@ def test_rounds_want_to_be_told_what_is_good(fields):
         parse(with_field("spec.bootstrap", fields), "m")
 
 
+def test_a_round_s_rates_must_go_with_those_it_does_not_name():
+    with pytest.raises(UsageError, match="bootstrap.train with trainSteer: learningRate 1e-06 must be above minLearningRate 5e-06"):
+        parse(with_field("spec.bootstrap", {"train": {"learningRate": 1e-6}}), "m")
+
+
 def graph(**bootstrap):
     manifest = with_field("spec.bootstrap", {"require": {"quality": 4}, **bootstrap})
     manifest["spec"]["annotate"] = {"servers": {"replicas": 3}}
