@@ -17,7 +17,7 @@ from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
-from nemo_steerlm.pipeline.train_spec import Positive, TrainSpec
+from nemo_steerlm.pipeline.train_spec import Count, Positive, TrainSpec
 
 API_VERSION = "steerlm.dev/v1alpha1"
 KIND = "SteerLMPipeline"

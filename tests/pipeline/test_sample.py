@@ -139,7 +139,7 @@ def test_rounds_want_to_be_told_what_is_good(fields):
 
 
 def test_a_round_s_rates_must_go_with_those_it_does_not_name():
-    with pytest.raises(UsageError, match="bootstrap.train with trainSteer: learningRate 1e-06 must be above minLearningRate 5e-06"):
+    with pytest.raises(UsageError, match=r"bootstrap\.train with trainSteer: learningRate 1e-06 must be above minLearningRate 5e-06"):
         parse(with_field("spec.bootstrap", {"train": {"learningRate": 1e-6}}), "m")
 
 
