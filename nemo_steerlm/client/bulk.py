@@ -31,8 +31,8 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     """Ends with the turn to answer."""
-    label: Label | None
-    """What to write under; None for no label at all."""
+    label: Label
+    """What to write under."""
     seed: int
 
 
@@ -59,8 +59,6 @@ class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     temperature: float
     top_k: int
-    guidance_scale: float = 1.0
-    """How strongly answers follow their labels; 1 is as trained."""
 
 
 def generate_answers(
@@ -92,12 +90,11 @@ def generate_answers(
         system = [{"role": "system", "content": conversation.system}]
         return {
             "messages": system + [{"role": _role(turn, conversation), "content": turn.text} for turn in conversation.turns],
-            "attributes": "none" if request.label is None else request.label.to_mapping(),
+            "attributes": request.label.to_mapping(),
             "seed": request.seed,
             "max_tokens": options.max_tokens,
             "temperature": options.temperature,
             "top_k": options.top_k,
-            **({"guidance_scale": options.guidance_scale} if options.guidance_scale != 1 else {}),
         }
 
     bodies = [body(request) for request in requests]

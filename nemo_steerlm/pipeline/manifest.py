@@ -217,12 +217,8 @@ class EvaluateSpec(Spec):
     """Answers under random values of all steered attributes at once; none where only one is steered."""
     calibration_turns: Annotated[int, Field(ge=0, le=1_000_000)] = 512
     """Held-out rated turns of which the value model's probabilities are looked at."""
-    baselines: Annotated[tuple[Literal["unlabelled"], ...], Field(max_length=1)] = ()
-    """What to compare with on the same prompts: the same model without a label."""
     best_of: Annotated[int, Field(ge=1, le=16)] = 1
     """Candidates for each answer, of which the value model chooses."""
-    guidance_scale: Annotated[float, Field(ge=1, le=10)] = 1.0
-    """How strongly answers follow their labels; 1 is as trained."""
     max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
     """Longest answer."""
     temperature: Annotated[float, Field(ge=0, le=100)] = 1.0

@@ -98,8 +98,6 @@ SPECIAL: dict[str, Any] = {
     "bootstrap.rounds": None,  # another graph: see below
     "bootstrap.requireAny": None,  # wants another field with it
     "evaluate.attributes": ["humor"],
-    "evaluate.baselines": ["unlabelled"],
-    "evaluate.guidanceScale": 2.0,
     "bootstrap.train.learningRate": 7e-6,
     "bootstrap.train.minLearningRate": 1e-6,
     "evaluate.prompts": ["?"],

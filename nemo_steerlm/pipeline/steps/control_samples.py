@@ -71,7 +71,7 @@ def evaluate_model(run: Run, plan: Sequence[Request]) -> Evaluated:
     """Ask the run's steer servers what is planned, and read and judge the answers."""
     how = run.pipeline.spec.evaluate
     model = next(need.stage for need in run.stage.servers if need.role == "steer")
-    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k, guidance_scale=how.guidance_scale)
+    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
     return Evaluated(model=model, asked=_digest(plan), options=options, samples=answered(run, model, plan, options))
 
 
@@ -172,29 +172,3 @@ def read_answers(run: Run, asks: Sequence[AnswerRequest], answers: Sequence[Answ
         for a, answer in zip(asks, answers, strict=True)
     ]
     return read_turns(run.servers["value"], whole, lambda n: run.progress(len(asks) + n, total, phase="reading"))
-
-
-def unlabelled(run: Run, plan: Sequence[Request], options: GenerationOptions) -> list[Sample]:
-    """The same prompts without a label. What comes does not depend on a level, so each answer stands for all levels."""
-    how = run.pipeline.spec.evaluate
-    first = plan[: how.samples_per_level]
-    asks = [AnswerRequest(conversation=r.question.conversation, label=None, seed=r.seed) for r in first]
-    total = 2 * len(asks)
-    answers = generate_answers(run.servers["steer"], asks, options, lambda n: run.progress(n, total, phase="answering unlabelled"))
-    read = read_answers(run, asks, answers, total)
-    judges = {name: judge(kind) for name, kind in how.judges.items()}
-    return [
-        Sample(
-            attribute=r.attribute,
-            level=r.level,
-            asked=r.asked.values,
-            model="unlabelled",
-            prompt=r.question.conversation.turns[-1].text,
-            answer=answers[i % len(first)].text,
-            finish=answers[i % len(first)].finish,
-            read=read[i % len(first)].expected,
-            judged=judges[r.attribute](answers[i % len(first)].text) if r.attribute in judges else None,
-        )
-        for i, r in enumerate(plan)
-        if r.attribute
-    ]

@@ -24,7 +24,7 @@ from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_mode
 from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.stages.sample import EVALUATION
-from nemo_steerlm.pipeline.steps.control_samples import Evaluated, evaluate_model, planned, unlabelled
+from nemo_steerlm.pipeline.steps.control_samples import Evaluated, evaluate_model, planned
 from nemo_steerlm.pipeline.steps.train import losses
 
 TAUGHT_TEXTS = 400
@@ -55,8 +55,6 @@ def evaluate(run: Run) -> dict[str, Any]:
     chosen = chain[rows.index(best)]
     table = control(chosen.samples, spec.evaluate.judges, curves, {text for text, _ in taught.texts})
     together = _joint(chosen.samples, taught, schema)
-    if spec.evaluate.baselines:
-        rows.append(ModelRow(name="unlabelled", table=control(unlabelled(run, plan, last.options), spec.evaluate.judges), baseline=True))
     sentence = f"{best.name} has the smallest control error on held-out prompts: it is what steerlm serve takes." if len(chain) > 1 else ""
     text = summary(checks, table, rows=rows, joint=together, best=sentence)
     write_records(run.folder / "samples.jsonl", (msgspec.to_builtins(s) for model in chain for s in model.samples))

@@ -122,7 +122,6 @@ def _whole_answers(run: Run, requests: Sequence[AnswerRequest], how: BootstrapSp
 def _record(request: AnswerRequest, text: str, schema: AttributeSchema) -> Record:
     conversation = request.conversation
     turns: list[Record] = [{"value": turn.text, "from": turn.speaker} for turn in conversation.turns]
-    assert request.label is not None  # requests_of gives each one
     asked = schema.encode(request.label.values, request.label.language)
     turns.append({"value": text, "from": ASSISTANT, ASKED_LABEL: asked})
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}
