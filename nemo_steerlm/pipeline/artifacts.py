@@ -78,6 +78,8 @@ def served_model(path: Path) -> Path:
     """
     if not path.exists():
         raise UsageError(f"{path}: no such file or folder")
+    if path.is_file():
+        return path
     work = WorkDirectory(path)
     if steer := work.model("steer"):
         return steer

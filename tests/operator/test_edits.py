@@ -62,10 +62,10 @@ def test_a_stage_that_was_done_is_done_again_when_its_fields_change(life):
 
 
 def test_stages_before_the_changed_one_are_kept(life):
-    change(life, annotate={"shards": 2, "turns": "all"})
-    assert [stages(life)[name]["phase"] for name in ("prepare", "train-value")] == ["Succeeded", "Succeeded"]
+    change(life, trainValue={"globalBatchSize": 8, "seed": 7})
+    assert [stages(life)[name]["phase"] for name in ("prepare", "train-value")] == ["Succeeded", "Queued"]
     life.reach_the_end()
-    assert (attempts(life)["prepare"], attempts(life)["train-value"]) == (1, 1)
+    assert (attempts(life)["prepare"], attempts(life)["train-value"]) == (1, 2)
 
 
 @pytest.mark.parametrize(

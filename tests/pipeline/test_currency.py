@@ -131,10 +131,11 @@ def as_0_1_0(project, name, file):
 
 def test_what_version_0_1_0_finished_stays_finished(project):
     project.finish("prepare")
-    as_0_1_0(project, "prepare", artifacts.SUCCESS)
-    assert project.states()["prepare"] == ("done", "")
-    project.write("spec.data.onError", "skip")
-    assert project.states()["prepare"] == ("outdated", "fields or inputs have changed since nemo_steerlm 0.1.0 finished it")
+    project.finish("train-value")
+    as_0_1_0(project, "train-value", artifacts.SUCCESS)
+    assert project.states()["train-value"] == ("done", "")
+    project.write("spec.trainValue.seed", 9)
+    assert project.states()["train-value"] == ("outdated", "fields or inputs have changed since nemo_steerlm 0.1.0 finished it")
 
 
 def test_a_training_that_version_0_1_0_was_interrupted_in_goes_on(project):
@@ -174,8 +175,10 @@ def test_the_checkpoints_of_an_interrupted_training_outlive_a_raised_format(proj
 
 def test_a_finished_stage_of_another_format_says_so(project, monkeypatch):
     project.finish("prepare")
-    monkeypatch.setattr("nemo_steerlm.pipeline.stages.prepare.FORMAT", 2)
-    assert project.states()["prepare"] == ("outdated", "it was finished by another version's rules: format 1, this version gives format 2")
+    now = project.stage("prepare").format
+    monkeypatch.setattr("nemo_steerlm.pipeline.stages.prepare.FORMAT", now + 1)
+    reason = f"it was finished by another version's rules: format {now}, this version gives format {now + 1}"
+    assert project.states()["prepare"] == ("outdated", reason)
 
 
 def test_a_folder_left_by_other_work_is_emptied_and_the_log_says_why(project, caplog):

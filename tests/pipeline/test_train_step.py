@@ -116,7 +116,7 @@ def test_a_training_without_adapters_or_limits_asks_for_none():
 
 
 def test_roles_records_and_base_models_are_the_stage_s():
-    content = with_field("spec.bootstrap.rounds", 2)
+    content = with_field("spec.bootstrap", {"rounds": 2, "requireAny": True})
     content["spec"]["model"]["base"] = str(STORIES)
     found = {}
     for stage in ("train-value", "train-steer", "bootstrap-1-train", "bootstrap-2-train"):
