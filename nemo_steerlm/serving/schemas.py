@@ -147,7 +147,9 @@ class _Body(BaseModel):
             known = cls.refused.get(name)
             if known is None:
                 names = sorted(cls.model_fields)
-                raise _refusal(name, f"there is no such field; {nearest(name, names)}known: {', '.join(names)}")
+                # Half a surrogate pair has no encoding, and pydantic could not tell of it.
+                written = name.encode("utf-8", "backslashreplace").decode()
+                raise _refusal(written, f"there is no such field; {nearest(name, names)}known: {', '.join(names)}")
             if data[name] not in known.nothing:
                 raise _refusal(name, f"is not supported: {known.why}")
         return data

@@ -435,7 +435,7 @@ def test_a_label_without_probabilities_is_not_written_with_half_of_them(tmp_path
 @pytest.mark.parametrize("total", [2, 4])
 def test_a_result_that_is_not_what_came_in_is_no_result(tmp_path: Path, total: int) -> None:
     turn = {"from": "A", "value": "x", "label": "quality:2", "label_source": "m"}
-    record = Conversation.from_record({"conversations": [turn], "system": "", "mask": "User"})
+    record = Conversation.from_record({"conversations": [turn], "system": "", "mask": "A"})
     with ResultWriter(tmp_path / "out.jsonl") as writer:
         writer.write(record)
         writer.reject(DataError("broken"), b"{}")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "examples" / "README.md"
 
 SMALLER = {
-    "=4096": "=512",
+    "=4096": "=1024",
     "global_batch_size=128": "global_batch_size=4",
     "max_steps=1000": "max_steps=2",
     "nproc_per_node=4": "nproc_per_node=2",

@@ -98,7 +98,8 @@ def assert_answers(server: Server, path: str, told: list[dict]) -> None:
     """Answers are the server's own, and end before the stop string."""
     for document, sample in zip(DOCUMENTS, told, strict=True):
         [[text]] = sample["resps"]
-        asked = {"prompt": document["question"], "messages": [{"role": "user", "content": document["question"]}]}
+        question = document["question"]
+        asked = {"prompt": question} if path == "completions" else {"messages": [{"role": "user", "content": question}]}
         with server.client() as client:
             body = {**asked, "temperature": 0, "max_tokens": 30, "stop": ["."]}
             choice = client.post(f"/v1/{path}", json=body).json()["choices"][0]

@@ -71,7 +71,8 @@ def test_connections_are_bounded_and_those_that_ask_nothing_make_room(steer_fold
         held = [idle.enter_context(connected(server, b"GET /health/live HTTP/1.1\r\n")) for _ in range(60)]
         for _ in range(3):
             assert httpx.get(f"{server.url}/health/live").status_code == 200
-        assert held[0].recv(1) == b"" or pytest.fail("the oldest is still open")
+        with contextlib.suppress(ConnectionResetError):  # closed with the half request unread
+            assert held[0].recv(1) == b"" or pytest.fail("the oldest is still open")
         assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=60).status_code == 200
     assert len(entries(log)) < 30
 
