@@ -64,7 +64,7 @@ WRONG = {
     ("spec.trainSteer.parallel", "tensor x pipeline"): {"trainSteer": {"parallel": {"nodes": 2, "pipeline": 3}}},
     ("spec.serve", "a server that stays needs a token"): {"serve": {"enabled": True}},
     ("spec.bootstrap", "rounds need require"): {"bootstrap": {"rounds": 1}},
-    ("spec.data.helpsteer", "both answers of a pair"): {"data": {"helpsteer": {"path": "h", "preference": True}}},
+    ("spec", "data.helpsteer.preference: both answers of a pair"): {"data": {"helpsteer": {"path": "h", "preference": True}}},
     ("spec.storage", "give claimName or claimTemplate"): {"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}},
     ("spec.scheduling.tolerations[]", "a toleration without key"): {"scheduling": {"tolerations": [{}]}},
 }
