@@ -8,7 +8,7 @@ COPY pyproject.toml README.md LICENSE constraints.txt ./
 COPY nemo_steerlm ./nemo_steerlm
 COPY k8s/steerlm_operator ./k8s/steerlm_operator
 # NeMo, Megatron, torch and what those need are the image's own, which pip must not touch; the rest comes in the versions that were tested.
-RUN grep -E "^(fastapi|gguf|httpx|ijson|msgspec|prometheus-client|stamina|typer|uvicorn|vadersentiment)==" constraints.txt > own.txt \
+RUN grep -E "^(fastapi|gguf|httpx|ijson|msgspec|prometheus-client|pyphen|stamina|typer|uvicorn|vadersentiment)==" constraints.txt > own.txt \
  && pip install --no-cache-dir --requirement own.txt \
  && pip install --no-cache-dir --no-deps .
 # A base on Ubuntu 24.04 has a user 1000 already.
