@@ -11,6 +11,7 @@ from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.template import ChatTokens, Layout, Template, Vocabulary
 
 FILE_NAME = "steerlm.json"
@@ -30,6 +31,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The system prompt most of its training records had; what a server uses when a request names none."""
     user: str = USER
     assistant: str = ASSISTANT
+    support: LabelSupport | msgspec.UnsetType = msgspec.UNSET
+    """Under which labels a steer model was taught, and how often; absent where nobody counted."""
     fingerprint: str = ""
     """Digest of the weights and this description; annotated records name it as ``label_source``."""
     chat_template: int | msgspec.UnsetType = msgspec.UNSET

@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.labels import LANGUAGE_KEY
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, Vocabulary
@@ -42,7 +43,8 @@ def chat_template(info: ModelInfo, vocabulary: Vocabulary | None = None, named: 
     source = _ESCAPE
     for name, loop in loops.items():
         source = source.replace(f"${name}_LOOP$", loop if special[name] else "")
-    source += _LABEL + _CONTENT + (_VALUE if info.kind == "value" else _STEER)
+    partial = isinstance(info.support, LabelSupport) and info.support.partial
+    source += _LABEL.replace("$PARTIAL_LABELS$", _PARTIAL if partial else "") + _CONTENT + (_VALUE if info.kind == "value" else _STEER)
     return _filled("".join(line.strip() for line in source.splitlines()), {**special, **_constants(info, template)})
 
 
@@ -177,9 +179,10 @@ _SIGNS_LOOP = r"""
 
 _LABEL = r"""
 {%- macro label(values, complete) -%}
-  {%- set l = namespace(text='') -%}
+  {%- set l = namespace(text='', complete=complete) -%}
   {%- for name in values -%}
     {%- if name not in $KNOWN$ -%}{{- raise_exception('unknown attribute ' ~ name ~ '; attributes here: ' ~ $RANGES$) -}}{%- endif -%}
+    $PARTIAL_LABELS$
   {%- endfor -%}
   {%- for name, low, high, default in $ATTRIBUTES$ -%}
     {%- if name in values -%}
@@ -188,7 +191,7 @@ _LABEL = r"""
         {{- raise_exception('attribute ' ~ name ~ ' is ' ~ value ~ '; write a whole number from ' ~ low ~ ' to ' ~ high) -}}
       {%- endif -%}
       {%- set l.text = l.text ~ (',' if l.text else '') ~ name ~ ':' ~ value -%}
-    {%- elif complete -%}
+    {%- elif l.complete -%}
       {%- set l.text = l.text ~ (',' if l.text else '') ~ name ~ ':' ~ default -%}
     {%- endif -%}
   {%- endfor -%}
@@ -201,6 +204,9 @@ _LABEL = r"""
   {{- escape(l.text) -}}
 {%- endmacro -%}
 """
+
+_PARTIAL = "{%- if name != $LANGUAGE$ -%}{%- set l.complete = false -%}{%- endif -%}"
+"""In the loop over the named attributes, for a model that was taught labels with attributes left out: those not named stay unnamed."""
 
 _CONTENT = r"""
 {%- macro content(message) -%}

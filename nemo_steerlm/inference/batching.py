@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+import msgspec
 import torch
 
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
-from nemo_steerlm.inference.sampling import adjust, draw, generator
+from nemo_steerlm.inference.sampling import adjust, draw, generator, guide
 from nemo_steerlm.inference.scoring import AttributeScorer
 
 _PIECE = 128
@@ -21,9 +22,11 @@ _PIECE = 128
 class _Running:
     """A row in the batch."""
 
-    def __init__(self, row: int, request: GenerationRequest) -> None:
+    def __init__(self, row: int, request: GenerationRequest, reference: _Running | None = None) -> None:
         self.row = row
         self.request = request
+        self.reference = reference
+        """The row that reads the same answer after the reference prompt; None where there is no guidance."""
         self.ids = list(request.prompt)
         self.generated = 0
         self.source = generator(request.sampling)
@@ -57,7 +60,10 @@ class BatchedEngine:
         """See Engine."""
         if row in self._removed:
             self._remove()
-        self._waiting.append(_Running(row, request))
+        reference = None
+        if request.guided and request.reference is not None:
+            reference = _Running(row, msgspec.structs.replace(request, prompt=request.reference, reference=None))
+        self._waiting.append(_Running(row, request, reference))
 
     def remove(self, row: int) -> None:
         """See Engine. Takes effect with the next step, so that rows which end together leave the cache together."""
@@ -113,17 +119,19 @@ class BatchedEngine:
         groups: list[list[_Running]] = []
         alone: list[list[_Running]] = []
         for row in waiting:
+            # A row and its reference choose their tokens together.
+            rows = [row] if row.reference is None else [row, row.reference]
             if row.request.prompt_logprobs:
-                alone.append([row])
+                alone.append(rows)
             elif groups and len(row.ids) <= 1.3 * len(groups[-1][0].ids) + 16:
-                groups[-1].append(row)
+                groups[-1] += rows
             else:
-                groups.append([row])
+                groups.append(rows)
         return groups + alone
 
     def _prefill(self, rows: list[_Running]) -> tuple[RowCache, torch.Tensor]:
         """Read the prompts. Returns their cache, and the scores of each row's next token [rows, vocabulary]."""
-        if rows[0].request.prompt_logprobs:
+        if rows[0].request.prompt_logprobs and len(rows) == 1:
             return self._prefill_with_logprobs(rows[0])
         same = _common_prefix([r.request.prompt for r in rows]) if len(rows) > 1 else 0
         cache = self._model.cache(1 if same else len(rows))
@@ -149,6 +157,8 @@ class BatchedEngine:
     def _choose(self, rows: list[_Running], logits: torch.Tensor) -> dict[int, NextToken]:
         # A padded vocabulary has columns beyond the tokenizer's; they stand for no token.
         logits = logits[:, : self.tokenizer.vocab_size]
+        if any(r.reference is not None for r in rows):
+            rows, logits = _guided(rows, logits)
         raw = logits.log_softmax(-1) if any(r.request.logprobs is not None or r.request.full_logprobs for r in rows) else None
         if raw is not None and any(r.request.sampling.changes_scores or r.request.min_tokens for r in rows):
             logits = logits.clone()
@@ -164,11 +174,23 @@ class BatchedEngine:
             result[row.row] = NextToken(token, logprob, row.prompt_logprobs)
             row.prompt_logprobs = None
             row.ids.append(token)
+            if row.reference is not None:
+                row.reference.ids.append(token)
             row.generated += 1
             row.counts[token] += 1
             if row.request.sampling.repetition_penalty != 1.0:
                 row.seen.add(token)
         return result
+
+
+def _guided(rows: list[_Running], logits: torch.Tensor) -> tuple[list[_Running], torch.Tensor]:
+    """The rows that answer, and their scores [rows, vocabulary]: those of a guided row combined with its reference's, the next row."""
+    answering, scores = [], []
+    beside = iter(zip(rows, logits, strict=True))
+    for row, own in beside:
+        answering.append(row)
+        scores.append(own if row.reference is None else guide(own, next(beside)[1], row.request.guidance))
+    return answering, torch.stack(scores)
 
 
 def _last(block: Block) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import msgspec
@@ -64,6 +64,20 @@ class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the first generated token comes with log-probabilities of the prompt's tokens (``NextToken.prompt``)."""
     full_logprobs: bool = False
     """Whether log-probabilities of the whole vocabulary are returned (upstream's ``all_probs``)."""
+    reference: tuple[int, ...] | None = None
+    """The same prompt under a reference label, from which ``guidance`` leads away; None: no guidance."""
+    guidance: float = 1.0
+    """Scores are ``reference + guidance * (prompt - reference)``, in log-probabilities: 1 is the prompt alone, 0 the reference alone."""
+
+    @property
+    def guided(self) -> bool:
+        """Whether the reference changes anything."""
+        return self.reference is not None and self.guidance != 1.0 and self.reference != self.prompt
+
+    @property
+    def rows(self) -> int:
+        """Rows that it takes in a batch."""
+        return 2 if self.guided else 1
 
 
 class TokenLogprob(NamedTuple):
@@ -99,7 +113,8 @@ class ScoredTurn(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     label: str
     choices: dict[str, Choice]
-    """By attribute name, in label order; the language under ``lang`` if the schema has languages."""
+    """By attribute name, in label order; the language under ``lang`` if the schema has languages. Each is conditional on the fields
+    before it, as ``label`` has them."""
 
 
 class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -107,6 +122,9 @@ class ScoreRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     turns: tuple[int, ...]
+    given: tuple[Mapping[str, str] | None, ...] = ()
+    """For each turn the values to evaluate, by field name: they stand in the label whatever the model would choose, and later fields are
+    read after them. Fields without a value, and turns with None, are the model's choice. Empty: all are."""
 
 
 class Engine(Protocol):
@@ -120,7 +138,7 @@ class Engine(Protocol):
     max_length: int
     """Tokens of prompt and answer together."""
     max_rows: int
-    """Rows that may generate at once, and conversations per call of ``score``."""
+    """Rows that may generate at once (a guided request takes two), and conversations per call of ``score``."""
 
     def add(self, row: int, request: GenerationRequest) -> None:
         """Let ``row`` take part from the next ``step`` on."""

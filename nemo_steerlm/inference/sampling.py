@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 
 import torch
@@ -10,6 +11,9 @@ from nemo_steerlm.inference.engine import Sampling
 
 _CANDIDATES = 256
 """Most probable tokens that top-p tries first; sorting the whole vocabulary costs more than a small model's step."""
+
+PLAUSIBLE = 0.1
+"""With guidance above 1, tokens that have less than this share of the most probable token's probability are left out."""
 
 
 def generator(sampling: Sampling) -> torch.Generator:
@@ -32,6 +36,27 @@ def penalize(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> None:
     """
     scores = logits[seen]
     logits[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+
+
+def guide(asked: torch.Tensor, reference: torch.Tensor, scale: float) -> torch.Tensor:
+    """Classifier-free guidance (arXiv:2306.17806) of the scores of one row.
+
+    By Bayes the difference of the two is what a token says of the label, so ``scale - 1`` is the weight of the model's own classifier.
+    Above 1, tokens that are implausible under ``asked`` are left out (contrastive decoding, arXiv:2210.15097): there it is noise.
+
+    Args:
+        asked: Scores [vocabulary] after the prompt that was asked for.
+        reference: Scores [vocabulary] after the reference prompt and the same answer.
+        scale: 1 is ``asked`` alone, 0 ``reference`` alone.
+
+    Returns:
+        ``reference + scale * (asked - reference)`` of log-probabilities, fp32.
+    """
+    c, u = asked.float().log_softmax(-1), reference.float().log_softmax(-1)
+    guided = u + scale * (c - u)
+    if scale > 1:
+        guided[c < c.max() + math.log(PLAUSIBLE)] = -torch.inf
+    return guided
 
 
 def adjust(logits: torch.Tensor, sampling: Sampling, seen: Collection[int], generated: Mapping[int, int]) -> None:

@@ -29,6 +29,7 @@ class _Row:
         self.number = number
         self.conversation: Conversation = request.conversation
         self.turns = list(request.turns)
+        self.given = request.given or (None,) * len(request.turns)
         self.ids: list[int] = []
         """Tokens in the cache, by position."""
         self.columns: list[int] = []
@@ -38,6 +39,11 @@ class _Row:
         self.values: list[str] = []
         self.choices: list[Choice] = []
         self.results: list[ScoredTurn] = []
+
+    def given_value(self, name: str) -> str | None:
+        """The value of a field of the current turn's label that is to be evaluated, not chosen."""
+        values = self.given[len(self.results)]
+        return values.get(name) if values else None
 
 
 class _Plan:
@@ -190,9 +196,10 @@ class AttributeScorer:
                 if accepted is not None:
                     continue
                 choice = slot.choose([self._of_children(node, scores) for node, scores in zip(slot.tree.nodes, outputs, strict=True)])
-                row.values.append(choice.value)
+                value = row.given_value(slot.name) or choice.value
+                row.values.append(value)
                 row.choices.append(choice)
-                if choice.value != guess:
+                if value != guess:
                     accepted = plan.roots[k] + 1
             width = len(plan.chain)
             row.ids += plan.chain
@@ -222,7 +229,8 @@ class AttributeScorer:
         while True:
             slot = slots[k]
             plan.roots.append(len(plan.chain) - 1)
-            value, likely = self._likely(k, previous)
+            given = row.given_value(slot.name)
+            value, likely = self._likely(k, previous) if given is None else (given, 1.0)
             plan.guess.append(value)
             plan.branches.append([])
             k += 1

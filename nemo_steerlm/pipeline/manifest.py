@@ -17,7 +17,7 @@ from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
-from nemo_steerlm.pipeline.train_spec import Count, Positive, TrainSpec
+from nemo_steerlm.pipeline.train_spec import Count, Positive, SteerTrainSpec, TrainSpec
 
 API_VERSION = "steerlm.dev/v1alpha1"
 KIND = "SteerLMPipeline"
@@ -149,10 +149,10 @@ class RoundTrainSpec(Spec):
     validate_every: Positive | None = None
     """Steps between validations, each followed by a checkpoint."""
 
-    def over(self, spec: TrainSpec) -> TrainSpec:
+    def over(self, spec: SteerTrainSpec) -> SteerTrainSpec:
         """``spec`` with these settings in place of its own. Raises ValueError where they do not go together."""
         try:
-            return TrainSpec.model_validate({**spec.model_dump(by_alias=True), **self.model_dump(by_alias=True, exclude_none=True)})
+            return SteerTrainSpec.model_validate({**spec.model_dump(by_alias=True), **self.model_dump(by_alias=True, exclude_none=True)})
         except pydantic.ValidationError as error:
             raise ValueError(f"bootstrap.train with trainSteer: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
@@ -271,7 +271,7 @@ class PipelineSpec(ClusterFields):
     """Training of the value model."""
     annotate: AnnotateSpec = AnnotateSpec()
     """Labelling with it."""
-    train_steer: TrainSpec = TrainSpec()
+    train_steer: SteerTrainSpec = SteerTrainSpec()
     """Training of the SteerLM model."""
     bootstrap: BootstrapSpec = BootstrapSpec()
     """Further rounds of sampling, labelling and training."""

@@ -113,3 +113,13 @@ class TrainSpec(Spec):
             rates = f"learningRate {self.learning_rate:g} must be above minLearningRate {self.min_learning_rate:g}"
             raise ValueError(f"{rates}: raise it, or lower the other")
         return self
+
+
+class SteerTrainSpec(TrainSpec):
+    """Training of the SteerLM model."""
+
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the training records that are taught without labels, so that the model also knows how to write under none: what strength
+    (``guidance_scale``) leads away from."""
+    attribute_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the attributes that are left out of training labels at random, so that a request need not name every attribute."""

@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nemo_steerlm import __version__
 from nemo_steerlm.core.errors import SteerLMError
-from nemo_steerlm.serving import attributes, generate, openai
+from nemo_steerlm.serving import attributes, generate, openai_routes
 from nemo_steerlm.serving.docs_page import docs_page
 from nemo_steerlm.serving.errors import HTTP_CODES, RETRY_AFTER, error_body, invalid_body, param_of, status_of
 from nemo_steerlm.serving.middleware import FramingMiddleware, RequestMiddleware
@@ -32,7 +32,7 @@ def create_app(service: Service, *, page: bool = False) -> FastAPI:
 
     app = FastAPI(title="nemo_steerlm", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.service = service
-    for module in (attributes, openai, generate):
+    for module in (attributes, openai_routes, generate):
         app.include_router(module.router(service))
     _add_health(app, service)
     _add_errors(app)

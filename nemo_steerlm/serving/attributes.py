@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,15 +21,23 @@ from nemo_steerlm.serving.errors import ContextLengthError
 from nemo_steerlm.serving.schemas import AttributesBody
 from nemo_steerlm.serving.service import Service
 
+LEAST = 1e-30
+"""Stands for a probability of 0, whose logarithm is no number."""
+
 
 def router(service: Service) -> APIRouter:
     """The route, bound to ``service``."""
     routes = APIRouter(prefix="/v1", tags=["SteerLM"])
     reader = service if service.scores else service.reader
-    scoring = None if reader is None else _Scoring(reader)
+    scoring = None if reader is None else Scoring(reader)
 
     @routes.post("/attributes", summary="Read the attributes of conversations")
     async def attributes(body: AttributesBody, request: Request) -> Response:
+        """Label turns, or evaluate given `labels`.
+
+        The probabilities of a field are conditional on the fields before it in the label, as `label` has them: on the model's own choices,
+        or on the given values. So they depend on the order of the schema's attributes.
+        """
         service.named(body.model)
         if scoring is not None:
             requests = await scoring.requests(body)
@@ -43,8 +52,8 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-class _Scoring:
-    """What the endpoint does with a value model of this process."""
+class Scoring:
+    """What the endpoint does with a value model of this process, for requests and for answers that are read here."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -65,7 +74,10 @@ class _Scoring:
     async def answer(self, requests: Sequence[tuple[ScoreRequest, int]]) -> dict[str, Any]:
         """The endpoint's answer to them."""
         scored = await self._service.model.score(requests)
-        results = [{"turns": [_turn(turn) for turn in turns]} for turns in scored]
+        results = [
+            {"turns": [_turn(turn, given) for turn, given in zip(turns, request.given or (None,) * len(turns), strict=True)]}
+            for turns, (request, _) in zip(scored, requests, strict=True)
+        ]
         return {"model": self._service.model.info.fingerprint, "object": "list", "results": results}
 
 
@@ -77,7 +89,33 @@ def _requests(service: Service, plan: LabelPlan, body: AttributesBody) -> list[t
         conversations = [service.prompts.conversation(body.messages, None)]
     else:
         conversations = [_conversation(record, Where(field=f"conversations[{i}]")) for i, record in enumerate(body.conversations or ())]
-    return [_request(service, plan, c, body.turns, f"conversations[{i}]") for i, c in enumerate(conversations)]
+    requests = [_request(service, plan, c, body.turns, f"conversations[{i}]") for i, c in enumerate(conversations)]
+    if body.labels is None:
+        return requests
+    if len(body.labels) != len(requests):
+        found = f"there are {len(body.labels)} for {len(requests)} conversations"
+        raise DataError(found, where=Where(field="labels"), instead="give one list for each conversation")
+    return [
+        (msgspec.structs.replace(request, given=_given(service, request, labels, f"labels[{i}]")), length)
+        for i, ((request, length), labels) in enumerate(zip(requests, body.labels, strict=True))
+    ]
+
+
+def _given(
+    service: Service, request: ScoreRequest, labels: Sequence[Mapping[str, object] | None], field: str
+) -> tuple[Mapping[str, str] | None, ...]:
+    """The values to evaluate. Raises DataError naming the label that does not fit."""
+    if len(labels) != len(request.turns):
+        found = f"there are {len(labels)} for {len(request.turns)} turns that are read"
+        raise DataError(found, where=Where(field=field), instead="give one for each, or null")
+    given: list[Mapping[str, str] | None] = []
+    for i, label in enumerate(labels):
+        try:
+            values = None if label is None else service.model.info.attributes.label(label).to_mapping()
+        except DataError as error:
+            raise DataError(error.reason, where=Where(field=f"{field}[{i}]"), instead=error.instead) from error
+        given.append(None if values is None else {name: str(value) for name, value in values.items()})
+    return tuple(given)
 
 
 def _conversation(record: Mapping[str, Any], where: Where) -> Conversation:
@@ -102,12 +140,15 @@ def _request(service: Service, plan: LabelPlan, conversation: Conversation, whic
     return ScoreRequest(conversation=conversation, turns=turns), length
 
 
-def _turn(turn: ScoredTurn) -> dict[str, Any]:
+def _turn(turn: ScoredTurn, given: Mapping[str, str] | None) -> dict[str, Any]:
     attributes = {name: _attribute(choice) for name, choice in turn.choices.items() if name != LANGUAGE_KEY}
     answer: dict[str, Any] = {"index": turn.index, "label": turn.label, "attributes": attributes}
     language = turn.choices.get(LANGUAGE_KEY)
     if language is not None:
         answer[LANGUAGE_KEY] = {"value": language.value, "probabilities": language.probabilities}
+    if given is not None:
+        logprobs = {name: math.log(max(turn.choices[name].probabilities[value], LEAST)) for name, value in given.items()}
+        answer["evaluated"] = {"logprob": sum(logprobs.values()), "logprobs": logprobs}
     return answer
 
 

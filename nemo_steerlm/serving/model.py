@@ -68,6 +68,8 @@ class Model(Protocol):
     max_length: int
     """Tokens of prompt and answer together."""
     metrics: Metrics
+    guides: bool
+    """Whether an answer can be guided by a second prompt (``GenerationRequest.reference``)."""
 
     def require_room(self, more: int) -> None:
         """Check that the queue has room. Raises QueueFullError if ``more`` rows or conversations cannot wait."""

@@ -1,4 +1,4 @@
-"""OpenAI's endpoints: ``/v1/models``, ``/v1/completions``, ``/v1/chat/completions`` (the latter with ``attributes``)."""
+"""What OpenAI's endpoints share, and ``/v1/completions``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from fastapi import APIRouter, Request
+from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
-from starlette.concurrency import run_in_threadpool
 
-from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError, Where, shown
+from nemo_steerlm.core.errors import DataError, SteerLMError, Where, shown
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling, TokenLogprob
 from nemo_steerlm.serving.errors import error_body, param_of, status_of
-from nemo_steerlm.serving.logprobs import chat_logprobs, completion_logprobs
+from nemo_steerlm.serving.logprobs import completion_logprobs
 from nemo_steerlm.serving.model import Delta, Generation
-from nemo_steerlm.serving.schemas import ChatBody, CompletionBody, SampledBody
+from nemo_steerlm.serving.schemas import CompletionBody, SampledBody
 from nemo_steerlm.serving.service import Service
 from nemo_steerlm.serving.text_stream import AnswerText, Detokenizer
 
@@ -28,7 +27,7 @@ _COMPLETION_TOKENS = 16
 """OpenAI's default for completions; a chat answer may fill the context."""
 
 
-class _Answer:
+class Answer:
     """One choice of the answer so far."""
 
     def __init__(self, prompt: Sequence[int], *, nothing: bool = False) -> None:
@@ -54,62 +53,28 @@ class _Answer:
         return delta
 
 
-def router(service: Service) -> APIRouter:
-    """The routes, bound to ``service``."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
-
-    @routes.get("/models", summary="The model, its attribute schema and whether it scores")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(one) for one in service.served]}
-
-    @routes.get("/models/{name:path}", summary="One model")
-    async def model(name: str) -> dict[str, Any]:
-        return _model(service.named(name))
-
-    @routes.post("/completions", summary="Continue a raw prompt")
-    async def completions(body: CompletionBody, request: Request) -> Response:
-        return await (await run_in_threadpool(_Completions, service.named(body.model), body)).respond(request)
-
-    @routes.post("/chat/completions", summary="Answer under attributes")
-    async def chat(body: ChatBody, request: Request) -> Response:
-        return await (await run_in_threadpool(_Chat, service.named(body.model), body)).respond(request)
-
-    return routes
-
-
-def _model(service: Service) -> dict[str, Any]:
-    return {
-        "id": service.settings.name,
-        "object": "model",
-        "created": service.started,
-        "owned_by": "nemo_steerlm",
-        "max_model_len": service.model.max_length,
-        "scores": service.scores,
-        "reads": service.scores or service.reader is not None or service.remote_reader is not None,
-        "default_attributes": service.prompts.default_attributes,
-        "metadata": {"steerlm": service.model.info.to_dict()},
-    }
-
-
-class _Endpoint(abc.ABC):
+class Endpoint(abc.ABC):
     """What both endpoints share: they create rows, and return their steps as one answer or as server-sent events."""
 
     object_name: str
     chunk_name: str
     prefix: str
+    candidates = 1
+    """Rows for each answer."""
 
     def __init__(self, service: Service, body: SampledBody) -> None:
         self.service = service
         self.body = body
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.answers: list[_Answer] = []
+        self.answers: list[Answer] = []
         self.generations: list[Generation] = []
         self.stop_ids = service.prompts.stop_ids(body.stop_token_ids, eos=not body.ignore_eos)
         bias = body.logit_bias or {}
         self.bias = tuple(zip(service.prompts.existing(_ids(bias), "logit_bias"), bias.values(), strict=True))
 
     def sampling(self, n: int) -> Sampling:
+        """How the tokens of row ``n`` are drawn."""
         body = self.body
         temperature = 1.0 if body.temperature is None else body.temperature
         return Sampling(
@@ -128,9 +93,9 @@ class _Endpoint(abc.ABC):
     def add(self, prompt: list[int], max_tokens: int | None, text: dict[str, Any], **wanted: Any) -> None:
         """``n`` rows for one prompt; none where neither tokens nor the prompt's probabilities are wanted."""
         nothing = max_tokens == 0
-        room = self.service.prompts.room(prompt, max_tokens)
-        for n in range(self.body.n or 1):
-            self.answers.append(_Answer(prompt, nothing=nothing))
+        room = self.service.prompts.room(max(prompt, wanted.get("reference") or (), key=len), max_tokens)
+        for n in range((self.body.n or 1) * self.candidates):
+            self.answers.append(Answer(prompt, nothing=nothing))
             if nothing and not wanted.get("prompt_logprobs"):
                 continue
             request = GenerationRequest(
@@ -149,8 +114,13 @@ class _Endpoint(abc.ABC):
         if self.body.stream:
             return StreamingResponse(self.events(), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
         await self.service.within(request, self.complete())
-        choices = [{"index": i, **self.choice(a)} for i, a in enumerate(self.answers)]
+        choices = [{"index": i, **self.choice(place)} for i, place in enumerate(self.given)]
         return _json(self.head(self.object_name) | {"choices": choices, "usage": self.usage()})
+
+    @property
+    def given(self) -> Sequence[int]:
+        """Which of the answers are given, by position."""
+        return range(len(self.answers))
 
     async def complete(self) -> None:
         """Run all rows to their end."""
@@ -193,15 +163,27 @@ class _Endpoint(abc.ABC):
                     yield chunk
             if delta.text or delta.finish or self.shows_tokens():
                 yield {"index": index, **self.step(answer, delta)}
+        for index in indices:
+            for chunk in await self.closing(index):
+                yield {"index": index, **chunk}
+
+    async def closing(self, index: int) -> list[dict[str, Any]]:
+        """What is told of an answer once all are complete."""
+        del index
+        return []
 
     def opened(self, index: int) -> list[dict[str, Any]]:
+        """The choices of the events that come before the answer."""
         return [{"index": index, **chunk} for chunk in self.opening(self.answers[index])]
 
     def head(self, name: str) -> dict[str, Any]:
+        """What every answer and event begins with."""
         return {"id": self.id, "object": name, "created": self.created, "model": self.service.settings.name}
 
     def usage(self) -> dict[str, int]:
-        prompt = sum(len(a.prompt) for i, a in enumerate(self.answers) if i % (self.body.n or 1) == 0)
+        """Tokens read and written."""
+        rows = (self.body.n or 1) * self.candidates
+        prompt = sum(len(a.prompt) for i, a in enumerate(self.answers) if i % rows == 0)
         generated = sum(len(a.tokens) for a in self.answers)
         return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
 
@@ -210,19 +192,23 @@ class _Endpoint(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def opening(self, answer: _Answer) -> list[dict[str, Any]]: ...
+    def opening(self, answer: Answer) -> list[dict[str, Any]]:
+        """Choices that are told before the first token."""
 
     @abc.abstractmethod
-    def shows_tokens(self) -> bool: ...
+    def shows_tokens(self) -> bool:
+        """Whether every token is told, also one without text."""
 
     @abc.abstractmethod
-    def choice(self, answer: _Answer) -> dict[str, Any]: ...
+    def choice(self, index: int) -> dict[str, Any]:
+        """An answer as a whole, by its position."""
 
     @abc.abstractmethod
-    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]: ...
+    def step(self, answer: Answer, delta: Delta) -> dict[str, Any]:
+        """One step of an answer."""
 
 
-class _Completions(_Endpoint):
+class Completions(Endpoint):
     """``/v1/completions``."""
 
     object_name = chunk_name = "text_completion"
@@ -232,7 +218,7 @@ class _Completions(_Endpoint):
         super().__init__(service, body)
         self.completion = body
         self.offsets: dict[int, _Offsets] = {}
-        wanted = _COMPLETION_TOKENS if body.max_tokens is None else _limit(body.max_tokens)
+        wanted = _COMPLETION_TOKENS if body.max_tokens is None else limit_of(body.max_tokens)
         if wanted == 0 and not body.echo:
             raise DataError("is 0", where=Where(field="max_tokens"), instead="ask for a token, or for the prompt with echo")
         ids = service.prompts.existing(body.logprob_token_ids or (), "logprob_token_ids") if body.logprobs is not None else ()
@@ -241,17 +227,22 @@ class _Completions(_Endpoint):
             self.add(service.prompts.raw(prompt), wanted, {}, **rows)
 
     def shows_tokens(self) -> bool:
+        """See Endpoint."""
         return self.completion.logprobs is not None
 
     def opens_late(self) -> bool:
+        """See Endpoint."""
         return bool(self.completion.echo) and self.completion.logprobs is not None
 
-    def opening(self, answer: _Answer) -> list[dict[str, Any]]:
+    def opening(self, answer: Answer) -> list[dict[str, Any]]:
+        """See Endpoint."""
         if not self.completion.echo:
             return []
         return [{"text": self.prompt_text(answer), "logprobs": self._logprobs(answer, prompt=True), "finish_reason": None}]
 
-    def choice(self, answer: _Answer) -> dict[str, Any]:
+    def choice(self, index: int) -> dict[str, Any]:
+        """See Endpoint."""
+        answer = self.answers[index]
         echo = bool(self.completion.echo)
         return {
             "text": self.prompt_text(answer) + answer.text if echo else answer.text,
@@ -259,14 +250,16 @@ class _Completions(_Endpoint):
             "finish_reason": answer.finish,
         }
 
-    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, answer: Answer, delta: Delta) -> dict[str, Any]:
+        """See Endpoint."""
         tokens = [delta.token] if delta.token else []
         return {"text": delta.text, "logprobs": self._logprobs(answer, tokens), "finish_reason": delta.finish}
 
-    def prompt_text(self, answer: _Answer) -> str:
+    def prompt_text(self, answer: Answer) -> str:
+        """The prompt as text."""
         return self.service.model.tokenizer.decode(answer.prompt)
 
-    def _logprobs(self, answer: _Answer, tokens: Sequence[NextToken] = (), *, prompt: bool = False) -> dict[str, Any] | None:
+    def _logprobs(self, answer: Answer, tokens: Sequence[NextToken] = (), *, prompt: bool = False) -> dict[str, Any] | None:
         """Of the ``tokens`` that came last, behind those of the prompt if ``prompt``."""
         if self.completion.logprobs is None:
             return None
@@ -292,47 +285,7 @@ class _Offsets:
         return at
 
 
-class _Chat(_Endpoint):
-    """``/v1/chat/completions``."""
-
-    object_name = "chat.completion"
-    chunk_name = "chat.completion.chunk"
-    prefix = "chatcmpl"
-
-    def __init__(self, service: Service, body: ChatBody) -> None:
-        if service.scores:
-            raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
-        super().__init__(service, body)
-        self.chat = body
-        wanted = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        self.add(
-            service.prompts.chat(body.messages, body.asked),
-            None if wanted is None else _limit(wanted),
-            {"template": service.prompts.template, "control_stops": service.prompts.control_stops()[1]},
-            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        )
-
-    def shows_tokens(self) -> bool:
-        return bool(self.chat.logprobs)
-
-    def opening(self, answer: _Answer) -> list[dict[str, Any]]:
-        del answer
-        return [{"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
-
-    def choice(self, answer: _Answer) -> dict[str, Any]:
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
-        return {"message": message, "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
-
-    def step(self, answer: _Answer, delta: Delta) -> dict[str, Any]:
-        del answer
-        content = {"content": delta.text} if delta.text else {}
-        return {"delta": content, "logprobs": self._logprobs([delta.token] if delta.token else []), "finish_reason": delta.finish}
-
-    def _logprobs(self, tokens: Sequence[NextToken]) -> dict[str, Any] | None:
-        return chat_logprobs(self.service.prompts, tokens) if self.chat.logprobs else None
-
-
-def _limit(max_tokens: int) -> int | None:
+def limit_of(max_tokens: int) -> int | None:
     """What LM Studio's and llama.cpp's clients mean by -1: as many as fit."""
     return None if max_tokens < 0 else max_tokens
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.labels import LANGUAGE_KEY, Label
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
@@ -13,6 +15,8 @@ from nemo_steerlm.core.tokenization import TextTokenizer, prompt_ids
 from nemo_steerlm.serving.errors import ContextLengthError
 from nemo_steerlm.serving.schemas import Message
 
+Asked = Mapping[str, object] | Literal["none"]
+"""Attributes that a request names, or that it asks for no label."""
 _CHARACTERS_PER_TOKEN = 32
 """Text that has more of them than the model takes tokens is refused unread: tokenizing it would hold up everybody else."""
 
@@ -30,7 +34,8 @@ class Prompts:
         self.tokenizer = tokenizer
         self.max_length = max_length
         self.template: Template = info.template(tokenizer)
-        self.defaults = (defaults or Label()).over(Label(values=info.attributes.defaults()))
+        self._own = defaults or Label()
+        self.defaults = self._own.over(Label(values=info.attributes.defaults()))
         """What a request that names no attributes gets."""
         marker = tokenizer.token_id(info.tokens.turn_start)
         self._anchor = [marker] if marker is not None else [0]
@@ -73,12 +78,16 @@ class Prompts:
     def label(self, attributes: Mapping[str, object]) -> str:
         """The label string for ``attributes`` over the defaults.
 
+        A model that was taught labels with attributes left out is told those that are named and the server's own, if any is named.
+
         Raises:
             DataError: If a name or value is not in the schema; the message lists the schema.
         """
         schema = self.info.attributes
         try:
-            wanted = schema.label(attributes).over(self.defaults)
+            named = schema.label(attributes)
+            partial = bool(named.values) and isinstance(self.info.support, LabelSupport) and self.info.support.partial
+            wanted = named.over(self._own if partial else self.defaults)
             return schema.encode(wanted.values, wanted.language)
         except DataError as error:
             raise DataError(str(error), where=Where(field="attributes"), instead=f"attributes here: {self._ranges()}") from error
@@ -101,11 +110,43 @@ class Prompts:
             raise DataError("messages have no turn", instead="add a message with role user")
         return Conversation(turns=tuple(turns), system="\n\n".join(system) if system else self.info.system, mask=self.info.user)
 
-    def chat(self, messages: Sequence[Message], attributes: Mapping[str, object]) -> list[int]:
+    def asked(self, attributes: Asked) -> str | None:
+        """The label string that an answer is written under; None: none."""
+        return None if isinstance(attributes, str) else self.label(attributes)
+
+    def chat(self, messages: Sequence[Message], attributes: Asked) -> list[int]:
         """Token ids up to where the assistant's next text starts. Raises DataError, ContextLengthError."""
+        label = self.asked(attributes)
+        return self._reply(messages, label, label)
+
+    def reference(self, messages: Sequence[Message], attributes: Asked, against: Asked | None) -> list[int]:
+        """What guidance leads away from: the prompt of ``chat`` with another label, or with none in the whole conversation.
+
+        Args:
+            messages: The conversation.
+            attributes: What the answer is asked for under; earlier answers keep it.
+            against: The other label; None: no label where the model was taught without, else the defaults.
+
+        Returns:
+            Token ids.
+
+        Raises:
+            DataError: If an attribute is not in the schema; it names ``guidance_attributes``.
+        """
+        unlabelled = isinstance(self.info.support, LabelSupport) and self.info.support.unlabelled > 0
+        against = against if against is not None else "none" if unlabelled else {}
+        if isinstance(against, str):
+            return self._reply([m.model_copy(update={"attributes": None}) for m in messages], None, None)
+        try:
+            label = self.label(against)
+        except DataError as error:
+            raise DataError(error.reason, where=Where(field="guidance_attributes"), instead=error.instead) from error
+        return self._reply(messages, label, self.asked(attributes))
+
+    def _reply(self, messages: Sequence[Message], label: str | None, before: str | None) -> list[int]:
+        """The prompt of an answer under ``label`` after earlier ones under ``before``."""
         self.require_short(sum(len(message.text) for message in messages), "messages")
-        label = self.label(attributes)
-        spans = self.template.reply_prompt(self.conversation(messages, label), self.info.assistant, label)
+        spans = self.template.reply_prompt(self.conversation(messages, before), self.info.assistant, label)
         return prompt_ids(spans, self.tokenizer)
 
     def raw(self, prompt: str | Sequence[int]) -> list[int]:

@@ -62,6 +62,7 @@ class RemoteModel:
         self.info = ModelInfo.load(folder)
         self.tokenizer = load_tokenizer(folder)
         self.metrics = Metrics()
+        self.guides = False  # no server of OpenAI's protocol combines the scores of two prompts
         self.url = url.rstrip("/").removesuffix("/v1")
         self._plan: LabelPlan | None = compile_label(self.info, self.tokenizer) if self.info.kind == "value" else None
         self._template = self.info.template(self.tokenizer)
@@ -199,14 +200,16 @@ class RemoteModel:
             raise RuntimeError("a steer model writes under labels; it does not read them")
         async with self._place(together):
             conversation, results = request.conversation, []
-            for index in request.turns:
+            for index, given in zip(request.turns, request.given or (None,) * len(request.turns), strict=True):
                 ids = self.tokenizer.encode(text_of(self._template.label_prompt(conversation, index)))
                 choices: dict[str, Choice] = {}
+                values: list[str] = []
                 for slot in plan.slots:
                     ids += slot.forced
                     choice = choices[slot.name] = await self._choose(ids, slot)
-                    ids += slot.values[choice.value]
-                label = plan.label([choice.value for choice in choices.values()])
+                    values.append((given or {}).get(slot.name) or choice.value)
+                    ids += slot.values[values[-1]]
+                label = plan.label(values)
                 results.append(ScoredTurn(index=index, label=label, choices=choices))
                 turns = list(conversation.turns)
                 turns[index] = msgspec.structs.replace(turns[index], label=label)

@@ -39,6 +39,10 @@ class _Job:
             self.cancelled = True
 
 
+def _rows(job: _Job) -> int:
+    return job.work.request.rows if isinstance(job.work, Generation) else 1
+
+
 class Scheduler:
     """A Model around an engine: continuous batching for generation, batches of similar length for scoring."""
 
@@ -53,6 +57,7 @@ class Scheduler:
         self.tokenizer = engine.tokenizer
         self.max_length = engine.max_length
         self.metrics = Metrics()
+        self.guides = True
         self._engine = engine
         self._max_waiting = max_waiting
         self._generations: deque[_Job] = deque()
@@ -178,17 +183,20 @@ class Scheduler:
         Joining costs a forward for the prompt and a copy of all keys and values. So if more jobs wait than rows are free, free rows stay
         idle for some steps; once the idle rows add up to half a step of the whole batch, all of them are filled.
         """
-        free = self._engine.max_rows - len(self._running)
+        used = sum(map(_rows, self._running.values()))
+        free = self._engine.max_rows - used
         if self._running and len(self._generations) > free:
             self._idle += free
             if self._idle < self._engine.max_rows // 2:
                 return []
         self._idle = 0
         jobs: list[_Job] = []
-        while self._generations and len(self._running) + len(jobs) < self._engine.max_rows:
+        # A guided answer takes two rows. In an engine of one row it runs alone.
+        while self._generations and (not used or used + _rows(self._generations[0]) <= self._engine.max_rows):
             job = self._generations.popleft()
             if not job.cancelled:
                 jobs.append(job)
+                used += _rows(job)
         return jobs
 
     def _score_batch(self) -> list[_Job]:

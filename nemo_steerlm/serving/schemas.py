@@ -125,6 +125,12 @@ Levels = Annotated[
     Field(max_length=256),
     WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}),
 ]
+LevelsOrNone = Annotated[
+    Levels | Literal["none"],
+    WithJsonSchema(
+        {"anyOf": [{"type": "object", "additionalProperties": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}, {"const": "none"}]}
+    ),
+]
 Prompt = Annotated[
     list[Any],
     BeforeValidator(_prompts),
@@ -231,15 +237,35 @@ class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1, max_length=10_000)
-    attributes: Levels | None = Field(None, description='What to write like, as {"quality": 4, "lang": "en"}')
+    attributes: LevelsOrNone | None = Field(
+        None, description='What to write like, as {"quality": 4, "lang": "en"}; "none": write under no label'
+    )
+    guidance_scale: Finite | None = Field(
+        None, ge=0, le=10, description="Strength of the attributes: 1 as trained, above 1 stronger, 0 as guidance_attributes say"
+    )
+    guidance_attributes: LevelsOrNone | None = Field(
+        None,
+        description='What guidance_scale leads away from. By default no label ("none") if the model was taught without labels too, else '
+        "the model's default attributes",
+    )
+    best_of: Whole | None = Field(
+        None, ge=1, le=16, description="Write so many answers and give the one that reads most like the attributes; needs a value model"
+    )
+    read: Flag | None = Field(
+        None,
+        description="Say how the answer reads (steerlm.read), where the server has a value model. By default where attributes are given "
+        "and the answer is not streamed",
+    )
     chat_template_kwargs: TemplateArguments | None = Field(None, description="vLLM's and llama.cpp's way to give attributes")
     max_completion_tokens: Whole | None = Field(None, ge=-1, le=1_000_000)
     logprobs: Flag | None = None
     top_logprobs: Whole | None = Field(None, ge=0, le=100)
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """The attributes asked for, wherever they stand; ``attributes`` itself wins."""
+    def asked(self) -> dict[str, Any] | Literal["none"]:
+        """The attributes asked for, wherever they stand; ``attributes`` itself wins. ``none``: no label is."""
+        if self.attributes == "none":
+            return "none"
         arguments = self.chat_template_kwargs
         return {**((arguments and arguments.attributes) or {}), **(self.attributes or {})}
 
@@ -251,3 +277,10 @@ class AttributesBody(_Body):
     conversations: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=1024)
     messages: list[Message] | None = Field(None, min_length=1, max_length=10_000)
     turns: Literal["unmasked", "all"] = "unmasked"
+    labels: list[list[Levels | None]] | None = Field(
+        None,
+        max_length=1024,
+        description="Labels to evaluate: for each conversation one for each turn that is read, as attributes, or null. A field's logprob "
+        "is exact, conditional on the fields before it as the label has them. Fields that a label leaves out are the model's choice, so "
+        "the sum is exact for labels that name all fields, or the first ones",
+    )

@@ -13,6 +13,7 @@ import msgspec
 from starlette.requests import Request
 
 from nemo_steerlm.core.errors import SteerLMError, shown
+from nemo_steerlm.core.label_support import LabelSupport, TaughtLabels
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.serving.errors import ClientGoneError, DrainingError, TimedOutError, UnknownModelError
 from nemo_steerlm.serving.model import Delta, EngineFailedError, Generation, Model
@@ -53,6 +54,9 @@ class Service:
         self.remote_reader: RemoteReader | None = None
         """Reads for this steer model if another server has the value model."""
         self.metrics = model.metrics
+        support = model.info.support
+        self.taught = TaughtLabels(model.info.attributes, support) if isinstance(support, LabelSupport) else None
+        """Under which labels the model was taught; None where nobody counted."""
         self.prompts = Prompts(model.info, model.tokenizer, model.max_length, settings.defaults)
         self.started = int(time.time())
         self.draining = False

@@ -11,19 +11,23 @@ import msgspec
 
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
 from nemo_steerlm.core.processes import GRACE_SECONDS
 from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
 from nemo_steerlm.pipeline.stages.stage import Training
 from nemo_steerlm.pipeline.steps.child import call
-from nemo_steerlm.pipeline.train_spec import ParallelSpec
+from nemo_steerlm.pipeline.steps.taught_labels import drops_labels, label_support, write_with_dropout
+from nemo_steerlm.pipeline.train_spec import ParallelSpec, SteerTrainSpec
 
 TRAINER = "nemo_steerlm.training.train"
 LAUNCHER = "nemo_steerlm.training.launch"
 """torchrun, with the exit code and the sentence of the rank that failed."""
 EXPERIMENT = "experiment"
 """Name and log folder of the training: TensorBoard's files and, while it runs, checkpoints."""
+RECORDS = "records"
+"""Folder of the training records while it runs, where labels are left out of them."""
 
 
 def train(run: Run) -> dict[str, Any] | None:
@@ -33,15 +37,15 @@ def train(run: Run) -> dict[str, Any] | None:
         raise UsageError(f"stage {run.stage.name} trains nothing")
     described = run.folder / "description"
     described.mkdir(exist_ok=True)
-    model_info(run, training).save(described)
+    _taught_info(run, training).save(described)
     parallel = training.spec.parallel
     arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
     call("trainer", run, arguments, env=_environment(parallel))
     if node_rank() > 0:
         return None
     (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / CHECKPOINT)
-    for folder in ("checkpoints", "tokens"):  # the second is elsewhere where overrides say so
-        shutil.rmtree(run.folder / EXPERIMENT / folder, ignore_errors=True)
+    for folder in (f"{EXPERIMENT}/checkpoints", f"{EXPERIMENT}/tokens", RECORDS):  # tokens are elsewhere where overrides say so
+        shutil.rmtree(run.folder / folder, ignore_errors=True)
     metrics: dict[str, Any] = msgspec.json.decode((run.folder / "metrics.json").read_bytes())
     return {name: metrics[name] for name in ("steps", "validation_loss", "attributes", "tokens_per_second")}
 
@@ -56,6 +60,31 @@ def model_info(run: Run, training: Training) -> ModelInfo:
         layout=spec.model.layout,
         system=SYSTEM_PROMPT if spec.data.system is None else spec.data.system,
     )
+
+
+def _taught_info(run: Run, training: Training) -> ModelInfo:
+    """``model_info`` with what a SteerLM model is taught under, once its training records are written."""
+    info = model_info(run, training)
+    if training.role != "steer":
+        return info
+    source, taught = run.input(training.data.stage, training.data.train), training_records(run, training)
+    if taught != source and isinstance(training.spec, SteerTrainSpec):
+        taught.parent.mkdir(exist_ok=True)
+        write_with_dropout(source, taught, training.spec, info.attributes)
+    partial = isinstance(training.spec, SteerTrainSpec) and training.spec.attribute_dropout > 0
+    support = label_support(source, taught, info.attributes, partial=partial)
+    if training.base_stage:
+        before = ModelInfo.load(run.input(training.base_stage, MODEL_FOLDER)).support
+        if isinstance(before, LabelSupport):
+            support = before + support
+    return msgspec.structs.replace(info, support=support)
+
+
+def training_records(run: Run, training: Training) -> Path:
+    """The file that is learned from: the stage's input, or its copy without some labels."""
+    if drops_labels(training.spec):
+        return run.folder / RECORDS / training.data.train
+    return run.input(training.data.stage, training.data.train)
 
 
 def launcher(parallel: ParallelSpec) -> list[str]:
@@ -99,8 +128,9 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         "steerlm.progress": True,
         "steerlm.stage": run.stage.name,
     }
-    for dataset, file in (("train_ds", data.train), ("validation_ds", data.validation)):
-        values[f"model.data.{dataset}.file_path"] = run.input(data.stage, file)
+    files = {"train_ds": training_records(run, training), "validation_ds": run.input(data.stage, data.validation)}
+    for dataset, file in files.items():
+        values[f"model.data.{dataset}.file_path"] = file
         values[f"model.data.{dataset}.global_batch_size"] = how.global_batch_size
         values[f"model.data.{dataset}.micro_batch_size"] = how.micro_batch_size
         values[f"model.data.{dataset}.max_seq_length"] = spec.model.max_sequence_length
