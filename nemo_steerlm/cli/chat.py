@@ -7,7 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -23,6 +23,12 @@ def chat(
     max_tokens: int = typer.Option(512, help="Tokens of an answer at most."),
     temperature: float = typer.Option(0.0, min=0.0, help="0: always the most probable token."),
     system: str | None = typer.Option(None, help="System prompt; by default the model's own."),
+    best_of: int = typer.Option(1, min=1, max=16, help="Answers to write, of which the value model chooses."),
+    strength: float = typer.Option(1.0, min=0.0, max=10.0, help="How strongly to follow the attributes; 1: as trained."),
+    reader: str = typer.Option(
+        "",
+        help="Value model that reads the answers, for a server started here: a folder or http://HOST:PORT. A pipeline's own with --best-of.",
+    ),
     startup_timeout: float = typer.Option(300.0, help="Seconds a server that is started here may take to load."),
 ) -> None:
     """Talk to a model under chosen attributes. A server that is started for it is stopped at the end."""
@@ -32,9 +38,14 @@ def chat(
 
     exit_on_sigterm()
     with contextlib.ExitStack() as stack:
-        url = model if model.startswith(("http://", "https://")) else stack.enter_context(_started(Path(model), startup_timeout))
+        url = (
+            model
+            if model.startswith(("http://", "https://"))
+            else stack.enter_context(_started(Path(model), startup_timeout, reader, choose=best_of > 1))
+        )
         asked = Label.from_options(attribute).to_mapping()
-        talk = stack.enter_context(Chat(url, asked, max_tokens=max_tokens, temperature=temperature, system=system))
+        how = {"max_tokens": max_tokens, "temperature": temperature, "system": system, "best_of": best_of, "strength": strength}
+        talk = stack.enter_context(Chat(url, asked, **how))  # type: ignore[arg-type]
         print(_help(talk), file=sys.stderr)
         for text in _lines():
             if text.startswith("/"):
@@ -45,15 +56,19 @@ def chat(
 
 
 @contextlib.contextmanager
-def _started(model: Path, timeout: float) -> Iterator[str]:
+def _started(model: Path, timeout: float, reader: str, *, choose: bool) -> Iterator[str]:
+    """The address of a server of ``model``, with a value model where one is named, or to ``choose`` among answers."""
     from nemo_steerlm.client.launch import LaunchedServer, serve_command
+    from nemo_steerlm.pipeline.artifacts import WorkDirectory
 
     if not model.exists():
         raise UsageError(f"{model}: no such folder; give http://HOST:PORT for a running server")
+    own = WorkDirectory(model).model("value") if choose and not reader else None
+    options = ("--reader", reader or str(own)) if reader or own else ()
     print(f"Loading {model} ...", file=sys.stderr)
     with (
         tempfile.TemporaryDirectory(prefix="steerlm-chat-") as folder,
-        LaunchedServer(serve_command(model), name=f"the server for {model}", log=Path(folder) / "server.log") as server,
+        LaunchedServer(serve_command(model, *options), name=f"the server for {model}", log=Path(folder) / "server.log") as server,
     ):
         yield server.await_url(timeout)
 
@@ -78,11 +93,28 @@ def _reply(talk: Chat, text: str) -> None:
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print(flush=True)
+    if said := _said_of(talk.told):
+        print(said, file=sys.stderr)
+
+
+def _said_of(told: dict[str, Any]) -> str:
+    """How the answer reads, and whether its label was taught, in brackets; empty where the server said nothing of it."""
+    parts = []
+    if told.get("read"):
+        parts.append("reads " + ", ".join(f"{name} {found['expected']:.1f}" for name, found in told["read"]["attributes"].items()))
+    if told.get("not_read"):
+        parts.append(f"not read: {told['not_read']}")
+    if "candidates" in told:
+        parts.append(f"answer {told['chosen'] + 1} of {len(told['candidates'])}")
+    if "warning" in told:
+        nearest = " ".join(f"{name}={value}" for name, value in told["nearest_taught"].items())
+        parts.append(f"{told['warning']}; the nearest that was: {nearest}")
+    return f"[{'; '.join(parts)}]" if parts else ""
 
 
 def _help(talk: Chat) -> str:
     some = " ".join(f"{a.name}={a.high}" for a in talk.schema.attributes[:2])
-    return f"/set {some}   /show   /reset (forget what was said)   /quit"
+    return f"/set {some}   /strength 2   /best 4   /show   /reset (forget what was said)   /quit"
 
 
 def _command(talk: Chat, text: str) -> bool:
@@ -99,9 +131,23 @@ def _command(talk: Chat, text: str) -> bool:
             talk.set(Label.from_options(words).to_mapping())
         except SteerLMError as error:
             print(error, file=sys.stderr)
+    elif name in ("/strength", "/best") and len(words) == 1:
+        _tune(talk, name, words[0])
     elif name != "/show":
         print(_help(talk), file=sys.stderr)
         return True
     shown = talk.attributes.over(Label(values=talk.schema.defaults())).to_mapping()
-    print(f"[{len(talk.messages)} messages; {', '.join(f'{k}={v}' for k, v in shown.items())}]", flush=True)
+    tuned = [f"strength {talk.strength:g}"] * (talk.strength != 1) + [f"best of {talk.best_of}"] * (talk.best_of > 1)
+    print(f"[{'; '.join([f'{len(talk.messages)} messages', ', '.join(f'{k}={v}' for k, v in shown.items()), *tuned])}]", flush=True)
     return True
+
+
+def _tune(talk: Chat, name: str, word: str) -> None:
+    """``/strength`` and ``/best``. The server says what is out of range."""
+    try:
+        if name == "/strength":
+            talk.strength = float(word)
+        else:
+            talk.best_of = int(word)
+    except ValueError:
+        print(f"{name} wants a number, as {name} 2", file=sys.stderr)

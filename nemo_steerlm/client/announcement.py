@@ -18,6 +18,8 @@ class Announcement(msgspec.Struct, frozen=True, kw_only=True):
     info: ModelInfo | None = None
     scores: bool = False
     """Whether it has ``POST /v1/attributes``."""
+    reads: bool = False
+    """Whether its server says how its answers read."""
 
     @property
     def fingerprint(self) -> str:
@@ -56,7 +58,11 @@ async def read_announcement(url: str, client: httpx.AsyncClient, policy: RetryPo
         info = ModelInfo.from_dict(described, f"{url}/v1/models")
     except SteerLMError as error:
         raise RequestFailed(Fault.SERVER, str(error)) from error
-    return Announcement(info=info, scores=bool(metadata.get("scores", models[at].get("scores", False))))
+    return Announcement(
+        info=info,
+        scores=bool(metadata.get("scores", models[at].get("scores", False))),
+        reads=bool(models[at].get("reads", False)),
+    )
 
 
 async def _require_generate(url: str, client: httpx.AsyncClient, failure: RequestFailed) -> None:

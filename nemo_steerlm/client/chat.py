@@ -63,6 +63,8 @@ class Chat:
         max_tokens: int = MAX_TOKENS,
         temperature: float = 0.0,
         system: str | None = None,
+        best_of: int = 1,
+        strength: float = 1.0,
         patience: float = 30.0,
     ) -> None:
         """Wait for the server and look at its model.
@@ -77,9 +79,16 @@ class Chat:
         self.temperature = temperature
         """0: the most probable token each time."""
         self.system = system
+        self.best_of = best_of
+        """Answers that the server writes, to give the one that reads most like the attributes. They come whole, not in pieces."""
+        self.strength = strength
+        """How strongly answers follow the attributes (``guidance_scale``); 1: as trained."""
+        self.told: dict[str, Any] = {}
+        """What the server said of the last answer: how it reads, and how often its label was taught."""
         self.messages: list[dict[str, str]] = []
         announced = asyncio.run(_announcement(self.server, patience))
         self.info = announced.info
+        self._reads = announced.reads
         if self.info and self.info.kind != "steer":
             raise ConfigError(f"{server} has a {self.info.kind} model, which reads attributes; answers need a steer model")
         self.schema: AttributeSchema = self.info.attributes if self.info else preset("oasst")
@@ -119,27 +128,48 @@ class Chat:
             UsageError: If it refuses.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        answer = ""
-        for piece in self._stream(messages) if self.info else self._generate(messages):
+        answer, self.told = "", {}
+        for piece in self._ask(messages) if self.info else self._generate(messages):
             answer += piece
             yield piece
         self.messages = [*messages, {"role": "assistant", "content": answer}]
 
-    def _stream(self, messages: list[dict[str, str]]) -> Iterator[str]:
+    def _ask(self, messages: list[dict[str, str]]) -> Iterator[str]:
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         body = {
             "messages": [*system, *messages],
             "attributes": self.attributes.to_mapping(),
             "max_tokens": self.max_tokens,
             "temperature": self.temperature,
-            "stream": True,
+            **({"read": True} if self._reads else {}),
+            **({"guidance_scale": self.strength} if self.strength != 1 else {}),
         }
+        if self.best_of > 1:
+            yield self._best({**body, "best_of": self.best_of})
+            return
         try:
-            with self._client.stream("POST", f"{self.server}/v1/chat/completions", json=body) as response:
+            with self._client.stream("POST", f"{self.server}/v1/chat/completions", json={**body, "stream": True}) as response:
                 self._require_success(response)
-                yield from _pieces(response.iter_lines())
+                for choice in _choices(response.iter_lines()):
+                    self.told = choice.get("steerlm", self.told)
+                    yield choice["delta"].get("content") or ""
         except httpx.HTTPError as error:
             raise _unreachable(self.server, error) from error
+        except (LookupError, TypeError, AttributeError) as error:
+            raise TryAgainError(f"not an event of a chat: {type(error).__name__} {error}") from error
+
+    def _best(self, body: dict[str, Any]) -> str:
+        try:
+            response = self._client.post(f"{self.server}/v1/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            raise _unreachable(self.server, error) from error
+        self._require_success(response)
+        try:
+            choice = msgspec.json.decode(response.content)["choices"][0]
+            self.told = choice.get("steerlm", {})
+            return str(choice["message"]["content"])
+        except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+            raise TryAgainError(f"{self.server} gave no answer of a chat: {shown(response.text[:80])}") from error
 
     def _generate(self, messages: list[dict[str, str]]) -> Iterator[str]:
         prompt = self._prompt(messages)
@@ -215,8 +245,8 @@ def _completion(sentence: str, prompt: str) -> str:
     return sentence.rpartition(last_line.removeprefix(label))[2]
 
 
-def _pieces(lines: Iterator[str]) -> Iterator[str]:
-    """Text from server-sent events. Raises TryAgainError if they end without ``[DONE]``."""
+def _choices(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """The choices of server-sent events. Raises TryAgainError if they end without ``[DONE]``."""
     for line in lines:
         if not line.startswith("data:"):
             continue
@@ -227,10 +257,10 @@ def _pieces(lines: Iterator[str]) -> Iterator[str]:
             event: dict[str, Any] = json.loads(data)
             if "error" in event:
                 raise TryAgainError(f"the answer broke off: {event['error'].get('message', event['error'])}")
-            for choice in event.get("choices", []):
-                yield choice["delta"].get("content") or ""
+            choices = list(event.get("choices", []))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise TryAgainError(f"not an event of a chat: {shown(data)}") from error
+        yield from choices
     raise TryAgainError("the answer broke off")
 
 

@@ -74,7 +74,7 @@ class ChatCompletions(Endpoint):
             seconds = self.service.settings.request_timeout
             try:
                 self.chosen = await asyncio.wait_for(self.reading.choose([answer.text for answer in self.answers]), seconds)
-            except asyncio.TimeoutError as error:  # noqa: UP041  until Python 3.11 it is not the builtin one
+            except asyncio.TimeoutError as error:
                 raise TimedOutError(f"the answer was not read within {seconds:g} s") from error
         more = self.reading.told(index)
         if self.chat.read is None and "warning" not in more:

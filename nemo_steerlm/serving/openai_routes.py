@@ -48,6 +48,7 @@ def _model(service: Service) -> dict[str, Any]:
         "max_model_len": service.model.max_length,
         "scores": service.scores,
         "reads": service.scores or service.reader is not None or service.remote_reader is not None,
+        "guides": service.model.guides and not service.scores,
         "default_attributes": service.prompts.default_attributes,
         "metadata": {"steerlm": service.model.info.to_dict()},
     }

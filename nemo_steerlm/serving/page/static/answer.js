@@ -32,8 +32,12 @@ export class Answer {
   /** Take the steps of the answer to `body`, and tell each to `grown`. */
   async take(body, signal, grown = () => {}) {
     try {
-      for await (const { text, finish } of chat(body, signal)) {
+      for await (const { text, finish, read: turn, of } of chat(body, signal)) {
         this.content += text;
+        if (turn) {
+          this.remark(`the best of ${of} answers`);
+          this.showRead(turn);
+        }
         this.text.textContent = this.content;
         if (finish === "length") this.remark(`cut off at ${body.max_tokens} tokens`);
         grown();
@@ -50,13 +54,17 @@ export class Answer {
     this.note.prepend(element("p", {}, sentence));
   }
 
+  showRead(turn) {
+    this.turn = turn;
+    this.note.querySelector(".chips").replaceWith(chips(this.asked, turn));
+    this.note.append(element("details", {}, element("summary", {}, "probabilities"), cards(turn, this.schema)));
+  }
+
   /** Have the answer to `messages` read, and show it beside what was asked for. A reader that fails is told here. */
   async read(messages, signal) {
+    if (this.turn) return;
     try {
-      const turn = await read([...messages, this.message], signal);
-      this.note.querySelector(".chips").replaceWith(chips(this.asked, turn));
-      const detail = element("details", {}, element("summary", {}, "probabilities"), cards(turn, this.schema));
-      this.note.append(detail);
+      this.showRead(await read([...messages, this.message], signal));
     } catch (error) {
       if (error.name === "AbortError") return;
       if (!(error instanceof Problem)) throw error;

@@ -9,8 +9,16 @@ export async function served() {
   return list.data[0];
 }
 
-/** The steps of a chat answer, as they come: {text, finish}. Whoever leaves the loop, or aborts the signal, ends the work. */
+/**
+ * The steps of a chat answer, as they come: {text, finish}. Whoever leaves the loop, or aborts the signal, ends the work. The best of several
+ * answers comes at once, with what the value model read: {text, finish, read, of}.
+ */
 export async function* chat(body, signal) {
+  if (body.best_of > 1) {
+    const [choice] = (await (await ask("../v1/chat/completions", body, signal)).json()).choices;
+    yield { text: choice.message.content, finish: choice.finish_reason, read: choice.steerlm.read, of: choice.steerlm.candidates.length };
+    return;
+  }
   const response = await ask("../v1/chat/completions", { ...body, stream: true }, signal);
   for await (const event of events(response)) {
     if (event.error) throw new Problem(sentence(200, event.error));

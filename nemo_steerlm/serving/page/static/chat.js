@@ -33,12 +33,14 @@ export function startChat(model) {
     tell(problem, "");
     if (narrow()) panel.open = false;
     follow(log, true);
+    attributes.showRead(null);
     try {
       await asking.during(async (signal) => {
         await answer.take({ messages, attributes: answer.asked, ...sampling.body }, signal, () => follow(log));
         if (turns.at(-1) !== answer) return; // started over meanwhile
         if (!answer.content && signal.aborted) turns = asked;
         else if (model.reads && answer.content && !signal.aborted) await answer.read(messages, signal);
+        if (answer.turn) attributes.showRead(answer.turn);
       });
     } catch (error) {
       if (!(error instanceof Problem)) throw error;

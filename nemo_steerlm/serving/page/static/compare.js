@@ -38,9 +38,11 @@ export function startCompare(model) {
     byId("compare-seed").textContent = `Both answers are drawn with seed ${drawn.seed}: what differs comes from the attributes.`;
     try {
       await asking.during(async (signal) => {
-        const work = answers.map(async (answer) => {
+        const work = answers.map(async (answer, i) => {
+          sides[i].controls.showRead(null);
           await answer.take({ messages, attributes: answer.asked, ...drawn }, signal);
           if (model.reads && answer.content && !signal.aborted) await answer.read(messages, signal);
+          if (answer.turn) sides[i].controls.showRead(answer.turn);
         });
         await Promise.all(work).catch((error) => {
           asking.abort(); // one alone compares nothing

@@ -12,6 +12,8 @@ export class Slider {
   constructor({ name, low, high, step = 1, value, about = "", describedBy = "" }, suffix = "") {
     this.low = low;
     this.high = high;
+    this.taught = null;
+    this.read = null;
     const id = newId();
     this.input = element("input", { type: "range", id, min: low, max: high, step, value, title: about });
     if (suffix) this.input.setAttribute("aria-label", `${name} (${suffix})`);
@@ -33,7 +35,26 @@ export class Slider {
 
   show() {
     this.output.textContent = this.input.value;
-    this.input.style.setProperty("--filled", `${(100 * (this.value - this.low)) / (this.high - this.low)}%`);
+    this.input.style.setProperty("--filled", `${100 * this.place(this.value)}%`);
+  }
+
+  place(level) {
+    return (level - this.low) / (this.high - this.low);
+  }
+
+  /** Draw under the track a dot for each level, grey where it was not `taught`, and a line where the last answer was `read`. */
+  mark({ taught = this.taught, read = this.read }) {
+    this.taught = taught;
+    this.read = read;
+    const at = (level) => `calc(var(--thumb) / 2 + (100% - var(--thumb)) * ${this.place(level)})`;
+    const dots = Object.entries(taught ?? {}).map(([level, known]) => {
+      return `radial-gradient(circle at ${at(level)} 88%, var(${known ? "--text" : "--line"}) .13rem, transparent .15rem)`;
+    });
+    const line = (edge) => `calc(${at(read)} ${edge} .09rem)`;
+    const lines = read === null ? [] : [`linear-gradient(to right, transparent ${line("-")}, var(--main) ${line("-")} ${line("+")}, transparent ${line("+")})`];
+    this.input.style.backgroundImage = [...lines, ...dots].join(", ");
+    this.row.classList.toggle("untaught", Boolean(taught) && taught[this.value] === false);
+    this.input.dataset.read = read === null ? "" : read.toFixed(1);
   }
 }
 
