@@ -27,7 +27,7 @@ def chat(
     strength: float = typer.Option(1.0, min=0.0, max=10.0, help="How strongly to follow the attributes; 1: as trained."),
     reader: str = typer.Option(
         "",
-        help="Value model that reads the answers, for a server started here: a folder or http://HOST:PORT. A pipeline's own with --best-of.",
+        help="Value model for a server started here: folder or http://HOST:PORT. With --best-of by default the pipeline's.",
     ),
     startup_timeout: float = typer.Option(300.0, help="Seconds a server that is started here may take to load."),
 ) -> None:

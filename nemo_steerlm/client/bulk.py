@@ -31,8 +31,8 @@ class AnswerRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     conversation: Conversation
     """Ends with the turn to answer."""
-    label: Label
-    """What to write under."""
+    label: Label | None
+    """What to write under; None: no label."""
     seed: int
 
 
@@ -51,6 +51,8 @@ class TurnReading(msgspec.Struct, frozen=True, kw_only=True):
     """Attribute names to expected values."""
     probabilities: dict[str, list[float]]
     """Attribute names to the probabilities of their values, ascending."""
+    logprob: float | None = None
+    """Log-probability of the whole label that was to be evaluated."""
 
 
 class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +61,7 @@ class GenerationOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int
     temperature: float
     top_k: int
+    guidance_scale: float = 1.0
 
 
 def generate_answers(
@@ -90,11 +93,12 @@ def generate_answers(
         system = [{"role": "system", "content": conversation.system}]
         return {
             "messages": system + [{"role": _role(turn, conversation), "content": turn.text} for turn in conversation.turns],
-            "attributes": request.label.to_mapping(),
+            "attributes": "none" if request.label is None else request.label.to_mapping(),
             "seed": request.seed,
             "max_tokens": options.max_tokens,
             "temperature": options.temperature,
             "top_k": options.top_k,
+            **({"guidance_scale": options.guidance_scale} if options.guidance_scale != 1 else {}),
         }
 
     bodies = [body(request) for request in requests]
@@ -108,7 +112,11 @@ def generate_answers(
 
 
 def read_turns(
-    urls: Sequence[str], conversations: Sequence[Conversation], progress: Callable[[int], None], batch: int = 32
+    urls: Sequence[str],
+    conversations: Sequence[Conversation],
+    progress: Callable[[int], None],
+    labels: Sequence[Label] | None = None,
+    batch: int = 32,
 ) -> list[TurnReading]:
     """Score the last turn of each conversation: the probabilities that the value model gives each value of each attribute.
 
@@ -116,6 +124,7 @@ def read_turns(
         urls: Servers of one value model.
         conversations: Each ends with a turn of the role that the model learned on.
         progress: Called after each request with the number of conversations scored so far.
+        labels: For each conversation the label whose probability is wanted; readings are then conditional on it, field after field.
         batch: Conversations per request.
 
     Returns:
@@ -126,13 +135,17 @@ def read_turns(
         DataError: If a server refuses a request.
     """
     batches = [conversations[i : i + batch] for i in range(0, len(conversations), batch)]
-    bodies = [{"conversations": [c.to_prompt_record() for c in part], "turns": "unmasked"} for part in batches]
+    bodies: list[dict[str, Any]] = [{"conversations": [c.to_prompt_record() for c in part], "turns": "unmasked"} for part in batches]
+    for body, start in zip(bodies, range(0, len(conversations), batch), strict=True) if labels is not None else ():
+        parts = zip(conversations[start : start + batch], labels[start : start + batch], strict=True)
+        body["labels"] = [[*([None] * (sum(t.speaker != c.mask for t in c.turns) - 1)), label.to_mapping()] for c, label in parts]
     replies = run_until_signal(_post_all(urls, "/v1/attributes", bodies, lambda n: progress(min(n * batch, len(conversations)))))
-    last_turns = [result["turns"][-1]["attributes"] for reply in replies for result in reply["results"]]
+    last_turns = [result["turns"][-1] for reply in replies for result in reply["results"]]
     return [
         TurnReading(
-            expected={name: float(attribute["expected"]) for name, attribute in turn.items()},
-            probabilities={name: list(attribute["probabilities"].values()) for name, attribute in turn.items()},
+            expected={name: float(attribute["expected"]) for name, attribute in turn["attributes"].items()},
+            probabilities={name: list(attribute["probabilities"].values()) for name, attribute in turn["attributes"].items()},
+            logprob=turn["evaluated"]["logprob"] if "evaluated" in turn else None,
         )
         for turn in last_turns
     ]

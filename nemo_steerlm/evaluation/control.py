@@ -206,7 +206,12 @@ def _level(level: int, samples: Sequence[Sample], taught: float | None, training
         judged=float(np.mean(judged)) if judged else None,
         judged_error=float(np.std(judged, ddof=1) / math.sqrt(len(judged))) if len(judged) > 1 else None,
         taught=taught,
-        fluency=fluency([s.answer for s in samples], [s.finish for s in samples], training),
+        fluency=fluency(
+            [s.answer for s in samples],
+            [s.finish for s in samples],
+            training,
+            [(s.nll, s.tokens) for s in samples if s.nll is not None],
+        ),
     )
 
 

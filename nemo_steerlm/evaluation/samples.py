@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
@@ -27,6 +26,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Expected value of each attribute, as the value model reads the answer."""
     judged: float | None = None
     """What the judge that took no part in training says, in the judge's own unit."""
+    nll: float | None = None
+    """Negative log-likelihood of the answer to the base model, where it was measured."""
+    tokens: int = 0
+    """Of how many tokens of the base model."""
 
     @property
     def joint(self) -> bool:
@@ -44,17 +47,3 @@ def spread(prompts: Sequence[object], count: int, seed: int) -> list[int]:
     order = list(range(len(prompts)))
     random.Random(seed).shuffle(order)
     return [order[i % len(order)] for i in range(count)]
-
-
-def best_of(candidates: Sequence[Mapping[str, Sequence[float]]], asked: Mapping[str, int], lows: Mapping[str, int]) -> int:
-    """Which candidate reads most like ``asked``: the largest sum over its attributes of the log-probability of the asked value.
-
-    ``candidates`` have the probabilities of every value by attribute, the first value being ``lows``'s. All attributes of the label count:
-    choosing by the steered one alone lets the others drift.
-    """
-
-    def likelihood(probabilities: Mapping[str, Sequence[float]]) -> float:
-        named = ((probabilities[name], value - lows[name]) for name, value in asked.items() if name in probabilities)
-        return sum(math.log(max(chances[at], 1e-12)) for chances, at in named)
-
-    return max(range(len(candidates)), key=lambda i: likelihood(candidates[i]))

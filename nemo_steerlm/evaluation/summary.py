@@ -9,6 +9,7 @@ import msgspec
 from nemo_steerlm.evaluation.agreement import Figures
 from nemo_steerlm.evaluation.control import Control, Joint, Neighbours
 from nemo_steerlm.evaluation.intervals import Interval
+from nemo_steerlm.evaluation.pairs import PairFigures
 from nemo_steerlm.evaluation.value_model import AttributeCheck
 
 TALKS_ACROSS = 0.15
@@ -32,6 +33,7 @@ def summary(
     rows: Sequence[ModelRow] = (),
     joint: Sequence[Joint] = (),
     best: str = "",
+    pairs: PairFigures | None = None,
 ) -> str:
     """``table`` is the model that is served; ``rows`` are the chain's models and baselines; ``best`` says which is served, and why."""
     lines = [*_verdict(table), ""]
@@ -48,7 +50,13 @@ def summary(
     for name, c in checks.items():
         figures = "".join(f"{_short(f):23}" for f in (c.model, c.expected, c.ridge, c.majority))
         lines.append(f"  {name:18} {c.model.count:6}   {figures}" + (f" {c.calibration.ece:.2f}" if c.calibration else " -"))
+    if pairs:
+        lines.append(f"Preferred answers read higher in {interval(pairs.accuracy)} of {pairs.count} pairs ({_weighed(pairs.weights)})")
     return "\n".join(lines) + "\n"
+
+
+def _weighed(weights: Mapping[str, float]) -> str:
+    return " ".join(f"{weight:+g} {name}" for name, weight in weights.items())
 
 
 def _verdict(table: Sequence[Control]) -> list[str]:
@@ -105,6 +113,8 @@ def _attribute(entry: Control, baselines: Sequence[ModelRow]) -> list[str]:
         if any(level.taught is not None for level in levels):
             lines.append("  of texts taught     " + "".join(f"{number(level.taught):>9}" for level in levels))
     lines.append("  distinct-2          " + "".join(f"{number(level.fluency.distinct_2):>9}" for level in levels))
+    if any(level.fluency.perplexity is not None for level in levels):
+        lines.append("  base perplexity     " + "".join(f"{_short_number(level.fluency.perplexity):>9}" for level in levels))
     if any(level.fluency.cut for level in levels):
         lines.append("  share cut           " + "".join(f"{level.fluency.cut:9.2f}" for level in levels))
     return lines
@@ -150,6 +160,10 @@ def interval(found: Interval | None, *, sign: bool = False) -> str:
 def number(value: float | None) -> str:
     """Two decimals, or a dash."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def _short_number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def _list(names: Sequence[str]) -> str:

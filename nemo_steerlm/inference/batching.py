@@ -39,18 +39,21 @@ class _Running:
 class BatchedEngine:
     """See ``Engine``. Rows join and leave the batch between steps (continuous batching)."""
 
-    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: BlockModel, *, max_rows: int = 32) -> None:
-        """Wrap a loaded model.
+    info: ModelInfo
+
+    def __init__(self, info: ModelInfo | None, tokenizer: TextTokenizer, model: BlockModel, *, max_rows: int = 32) -> None:
+        """Wrap a loaded model. One of no ``info``, such as a base model, only generates.
 
         Raises:
             ConfigError: If it is a value model whose labels cannot be scored.
         """
-        self.info = info
+        if info is not None:
+            self.info = info
         self.tokenizer = tokenizer
         self.max_rows = max_rows
         self._model = model
         self.max_length = model.max_length
-        self._scorer = AttributeScorer(model, tokenizer, info) if info.kind == "value" else None
+        self._scorer = AttributeScorer(model, tokenizer, info) if info is not None and info.kind == "value" else None
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []
         self._removed: set[int] = set()

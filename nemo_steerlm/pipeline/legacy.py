@@ -94,11 +94,13 @@ def _dump(value: Any, *, with_none: bool = False) -> Any:
 
 def _dump_spec(value: Spec, *, with_none: bool) -> dict[str, Any]:
     model = type(value)
-    known = _FIELDS.get(model.__name__)
-    if known is None:
+    # A model that has been extended since is known by the name that it had.
+    then = next((cls.__name__ for cls in model.__mro__ if cls.__name__ in _FIELDS), None)
+    if then is None:
         raise _UnknownFieldError
+    known = _FIELDS[then]
     for name, field in model.model_fields.items():
-        ignored = name in known or name in _NO_RESULT.get(model.__name__, ())
+        ignored = name in known or name in _NO_RESULT.get(then, ())
         if not ignored and getattr(value, name) != field.default:
             raise _UnknownFieldError
     found = {}

@@ -13,16 +13,14 @@ from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema, pr
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
-from nemo_steerlm.evaluation.judges import NAMES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
+from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
-from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec, Text
+from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec
 from nemo_steerlm.pipeline.train_spec import Count, Positive, SteerTrainSpec, TrainSpec
 
 API_VERSION = "steerlm.dev/v1alpha1"
 KIND = "SteerLMPipeline"
-
-JudgeName = Annotated[str, Field(max_length=512, pattern=rf"^({'|'.join(NAMES)}|[A-Za-z_][A-Za-z0-9_.]*:.+)$")]
 
 
 if TYPE_CHECKING:
@@ -199,36 +197,6 @@ class BootstrapSpec(Spec):
         return self
 
 
-class EvaluateSpec(Spec):
-    """Does what is asked for come out? Held-out prompts under each value of each steered attribute."""
-
-    attributes: Annotated[tuple[Name, ...], Field(max_length=64)] | None = None
-    """Which to steer; all by default."""
-    base: Annotated[dict[Name, int], Field(max_length=64)] = {}
-    """Values of the attributes that are not being steered; their defaults where unnamed."""
-    samples_per_level: Annotated[int, Field(ge=1, le=100_000)] = 64
-    """Answers for each value of each attribute."""
-    judges: Annotated[dict[Name, JudgeName], Field(max_length=64)] = {}
-    """A judge that took no part in training, by attribute; the value model judges every attribute besides. ``language:en``,
-    ``regex:PATTERN`` and a function of your own, ``MODULE:FUNCTION``, have an argument."""
-    prompts: Annotated[tuple[Text, ...], Field(max_length=10_000)] = ()
-    """Questions to ask; those of the validation records by default."""
-    joint_requests: Annotated[int, Field(ge=0, le=100_000)] = 64
-    """Answers under random values of all steered attributes at once; none where only one is steered."""
-    calibration_turns: Annotated[int, Field(ge=0, le=1_000_000)] = 512
-    """Held-out rated turns of which the value model's probabilities are looked at."""
-    best_of: Annotated[int, Field(ge=1, le=16)] = 1
-    """Candidates for each answer, of which the value model chooses."""
-    max_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
-    """Longest answer."""
-    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0
-    """Sampling temperature; 0 is greedy."""
-    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 50
-    """Sample among so many tokens; 0 for no limit."""
-    seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 1
-    """Seed of the samples."""
-
-
 WHO_MAY_ASK = (
     "a server that stays needs a token, write token: {name: SECRET, key: KEY}, "
     "or insecure: true where everybody who reaches it may ask it; not both"
@@ -298,6 +266,8 @@ class PipelineSpec(ClusterFields):
             "evaluate.attributes": self.evaluate.attributes or (),
             "evaluate.base": self.evaluate.base,
             "evaluate.judges": self.evaluate.judges,
+            "evaluate.wording": self.evaluate.wording,
+            "evaluate.pairs.weights": self.evaluate.pairs.weights if self.evaluate.pairs else (),
             "bootstrap.require": self.bootstrap.require,
         }
         for field, names in uses.items():
@@ -305,6 +275,7 @@ class PipelineSpec(ClusterFields):
                 if name not in schema.names:
                     raise ValueError(f"{field}: unknown attribute {name!r}; {nearest(name, schema.names)}known: {', '.join(schema.names)}")
         self.data.check(schema)
+        self.evaluate.check(schema)
         for field, values in (("evaluate.base", self.evaluate.base), ("bootstrap.require", self.bootstrap.require)):
             try:
                 schema.check(values)

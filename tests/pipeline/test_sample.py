@@ -90,19 +90,20 @@ def test_combinations_are_of_answers_that_are_good_and_carry_no_language():
     assert list(good_labels(Conversation(turns=turns, mask="User"), {"quality": 4}, SCHEMA)) == ["quality:4,humor:1"]
 
 
-def labelled(asked, read, text="a"):
-    turns = [{"from": "User", "value": "Q"}, {"from": "Assistant", "value": text, "asked_label": asked, "label": read}]
+def labelled(asked, read, text="a", logprob=-1.0):
+    answer = {"from": "Assistant", "value": text, "asked_label": asked, "asked_logprob": logprob, "label": read}
+    turns = [{"from": "User", "value": "Q"}, answer]
     return {"system": "", "mask": "User", "conversations": turns}
 
 
 ROUND = [
-    labelled("quality:4,humor:0", "quality:3,humor:0", "near"),
-    labelled("quality:4,humor:0", "quality:0,humor:2", "far"),
+    labelled("quality:4,humor:0", "quality:0,humor:2", "far", -3.0),
+    labelled("quality:4,humor:0", "quality:3,humor:0", "near", -2.0),
     labelled("quality:4,humor:2", "quality:4,humor:1", "other"),
 ]
 
 
-@pytest.mark.parametrize(("keep", "texts"), [("all", ["near", "far", "other"]), ("reached", ["other"]), ("best", ["near", "other"])])
+@pytest.mark.parametrize(("keep", "texts"), [("all", ["far", "near", "other"]), ("reached", ["other"]), ("best", ["near", "other"])])
 def test_which_answers_are_taught(keep, texts):
     kept = kept_records(ROUND, spec(require={"quality": 4}, keep=keep), SCHEMA)
     assert [record["conversations"][-1]["value"] for record in kept] == texts

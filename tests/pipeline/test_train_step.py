@@ -13,7 +13,7 @@ from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import find, stages
 from nemo_steerlm.pipeline.steps.train import _environment, model_info, overrides
-from nemo_steerlm.pipeline.train_spec import LoraSpec, TrainSpec
+from nemo_steerlm.pipeline.train_spec import LoraSpec, SteerTrainSpec, TrainSpec
 from nemo_steerlm.training import config
 from nemo_steerlm.training.settings import check
 from tests.inputs import STORIES
@@ -43,10 +43,13 @@ KEYS = {
     "lora.layerSelection": ([3, 2], ["model.peft.lora_tuning.layer_selection"]),
     "lora.alpha": (52.5, ["model.peft.lora_tuning.alpha"]),
     "lora.dropout": (0.053, ["model.peft.lora_tuning.adapter_dropout"]),
+    "labelDropout": (0.054, ["model.data.train_ds.file_path"], "/w/train-steer/records/train.jsonl"),
+    "attributeDropout": (0.055, ["model.data.train_ds.file_path"], "/w/train-steer/records/train.jsonl"),
     "keep": ("best", ["exp_manager.checkpoint_callback_params.save_best_model"], True),
     "overrides": (["model.hidden_dropout=0.123"], ["model.hidden_dropout"], 0.123),
 }
 """All at once, so that a number at another field's key is noticed."""
+OF_STEER_ONLY = {str(field.alias) for name, field in SteerTrainSpec.model_fields.items() if name not in TrainSpec.model_fields}
 
 
 def run_of(content, stage="train-value"):
@@ -59,9 +62,9 @@ def composed(run):
     return config.compose(overrides(run, run.stage.training, Path("/w/info.json")))
 
 
-def settings():
+def settings(section):
     made = {}
-    for path, (value, *_) in KEYS.items():
+    for path, (value, *_) in keys_of(section).items():
         part, dot, field = path.partition(".")
         if dot:
             made.setdefault(part, {})[field] = value
@@ -70,8 +73,12 @@ def settings():
     return made
 
 
+def keys_of(section):
+    return {path: entry for path, entry in KEYS.items() if section == "trainSteer" or path not in OF_STEER_ONLY}
+
+
 def with_settings(section):
-    content = with_field(f"spec.{section}", settings())
+    content = with_field(f"spec.{section}", settings(section))
     content["spec"]["model"] = {"base": str(STORIES), "maxSequenceLength": 51}
     return content
 
@@ -87,7 +94,7 @@ def test_torchrun_waits_for_a_checkpoint_as_long_as_a_pod_does():
 
 
 def test_the_table_has_every_field():
-    fields = {str(field.alias) for field in TrainSpec.model_fields.values()} - {"lora", "parallel"}
+    fields = {str(field.alias) for field in SteerTrainSpec.model_fields.values()} - {"lora", "parallel"}
     fields |= {f"lora.{field.alias}" for field in LoraSpec.model_fields.values()}
     fields |= {f"parallel.{name}" for name in ("nodes", "devices", "tensor", "pipeline")}
     assert fields == set(KEYS)
@@ -97,7 +104,7 @@ def test_the_table_has_every_field():
 def test_each_field_reaches_its_own_key(stage):
     section = "trainValue" if stage == "train-value" else "trainSteer"
     cfg = composed(run_of(with_settings(section), stage))
-    for path, (value, keys, *held) in KEYS.items():
+    for path, (value, keys, *held) in keys_of(section).items():
         for key in keys:
             node = cfg
             for part in key.split("."):

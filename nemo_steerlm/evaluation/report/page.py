@@ -11,6 +11,7 @@ import msgspec
 
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.evaluation.control import Control, Joint
+from nemo_steerlm.evaluation.pairs import PairFigures
 from nemo_steerlm.evaluation.report import plots
 from nemo_steerlm.evaluation.samples import Sample
 from nemo_steerlm.evaluation.summary import ModelRow, interval, sentences
@@ -44,6 +45,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     rows: list[ModelRow] = []
     """Other models and baselines."""
     joint: list[Joint] = []
+    pairs: PairFigures | None = None
 
 
 def write_page(path: Path, report: Report) -> None:

@@ -18,6 +18,7 @@ def evaluate(
     spec: PipelineSpec, prepared: Stage, value_model: Stage, annotated: Stage, sampled: Sequence[Stage], steer_model: Stage
 ) -> Stage:
     """The stage of a pipeline whose last model ``steer_model`` trained. The ``sampled`` rounds evaluated the models before it."""
+    how = spec.evaluate
     taught, _ = VALUE_RECORDS
     _, questions = RECORDS_TO_LABEL
     return Stage(
@@ -33,7 +34,9 @@ def evaluate(
             steer_model.name: (MODEL_FOLDER,),
         },
         fields=changed_fields(spec, "attributes", "evaluate", "model.max_sequence_length", "model.chat_tokens", "model.layout"),
+        files=(*([spec.model.base] if how.needs_base else []), *([how.pairs.path] if how.pairs else [])),
         outputs=("metrics.json", "samples.jsonl", "report.html"),
         servers=(value_servers(spec, value_model), steer_server(spec, steer_model)),
         resources="evaluate",
+        credentials=("hugging_face",) if how.needs_base else (),
     )

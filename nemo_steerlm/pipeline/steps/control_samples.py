@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -19,8 +19,9 @@ from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 from nemo_steerlm.data.records import read_conversations
 from nemo_steerlm.evaluation.judges import judge
-from nemo_steerlm.evaluation.samples import Sample, best_of, spread
-from nemo_steerlm.pipeline.manifest import EvaluateSpec, PipelineSpec
+from nemo_steerlm.evaluation.samples import Sample, spread
+from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
+from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.steps.questions import Question, questions
 
@@ -71,8 +72,13 @@ def evaluate_model(run: Run, plan: Sequence[Request]) -> Evaluated:
     """Ask the run's steer servers what is planned, and read and judge the answers."""
     how = run.pipeline.spec.evaluate
     model = next(need.stage for need in run.stage.servers if need.role == "steer")
-    options = GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k)
+    options = generation_options(how)
     return Evaluated(model=model, asked=_digest(plan), options=options, samples=answered(run, model, plan, options))
+
+
+def generation_options(how: EvaluateSpec) -> GenerationOptions:
+    """How the answers are sampled."""
+    return GenerationOptions(max_tokens=how.max_tokens, temperature=how.temperature, top_k=how.top_k, guidance_scale=how.guidance_scale)
 
 
 def _digest(plan: Sequence[Request]) -> str:
@@ -131,44 +137,64 @@ def plan_of(asked: Sequence[Question], schema: AttributeSchema, how: EvaluateSpe
 
 def answered(run: Run, model: str, plan: Sequence[Request], options: GenerationOptions) -> list[Sample]:
     """The samples of ``plan``, in order. Of ``evaluate.bestOf`` candidates the one that reads most like what was asked."""
-    how = run.pipeline.spec.evaluate
+    count = run.pipeline.spec.evaluate.best_of
     asks = [
         AnswerRequest(conversation=r.question.conversation, label=r.asked, seed=r.seed + candidate * len(plan))
         for r in plan
-        for candidate in range(how.best_of)
+        for candidate in range(count)
     ]
-    total = 2 * len(asks)
+    total = (3 if count > 1 else 2) * len(asks)
     journal = run.folder / f"answers-{model}.journal.jsonl"
     answers = generate_answers(run.servers["steer"], asks, options, lambda n: run.progress(n, total, phase="answering"), journal)
-    read = read_answers(run, asks, answers, total)
-    judges = {name: judge(kind) for name, kind in how.judges.items()}
-    samples = []
-    for i, request in enumerate(plan):
-        mine = range(i * how.best_of, (i + 1) * how.best_of)
-        schema = run.pipeline.spec.attributes.schema_()
-        lows = {a.name: a.low for a in schema.attributes}
-        at = mine[best_of([read[k].probabilities for k in mine], request.asked.values, lows)]
-        samples.append(
-            Sample(
-                attribute=request.attribute,
-                level=request.level,
-                asked=request.asked.values,
-                model=model,
-                prompt=request.question.conversation.turns[-1].text,
-                answer=answers[at].text,
-                finish=answers[at].finish,
-                read=read[at].expected,
-                judged=judges[request.attribute](answers[at].text) if request.attribute in judges else None,
-            )
+    if count > 1:
+        labels = [r.asked for r in plan for _ in range(count)]
+        found = read_answers(
+            run, [a.conversation for a in asks], answers, lambda n: run.progress(len(asks) + n, total, phase="choosing"), labels
         )
+        answers = [answers[best] for best in chosen([reading.logprob or 0.0 for reading in found], count)]
+    samples = read_samples(run, model, plan, answers, lambda n: run.progress(total - len(plan) + n, total, phase="reading"))
     journal.unlink(missing_ok=True)
     return samples
 
 
-def read_answers(run: Run, asks: Sequence[AnswerRequest], answers: Sequence[Answer], total: int) -> list[TurnReading]:
-    """What the run's value servers read in each answer."""
-    whole = [
-        msgspec.structs.replace(a.conversation, turns=(*a.conversation.turns, Turn(speaker=ASSISTANT, text=answer.text)))
-        for a, answer in zip(asks, answers, strict=True)
+def chosen(logprobs: Sequence[float], count: int) -> list[int]:
+    """Of each ``count`` answers in a row the position of the one under which the whole asked label is most probable.
+
+    All attributes of the label count: choosing by the steered one alone lets the others drift.
+    """
+    return [max(range(i, i + count), key=logprobs.__getitem__) for i in range(0, len(logprobs), count)]
+
+
+def read_samples(run: Run, model: str, plan: Sequence[Request], answers: Sequence[Answer], progress: Callable[[int], None]) -> list[Sample]:
+    """What ``model`` answered to each request of ``plan``, read by the run's value servers and judged."""
+    read = read_answers(run, [r.question.conversation for r in plan], answers, progress)
+    judges = {name: judge(kind) for name, kind in run.pipeline.spec.evaluate.judges.items()}
+    return [
+        Sample(
+            attribute=request.attribute,
+            level=request.level,
+            asked=request.asked.values,
+            model=model,
+            prompt=request.question.conversation.turns[-1].text,
+            answer=answer.text,
+            finish=answer.finish,
+            read=reading.expected,
+            judged=judges[request.attribute](answer.text) if request.attribute in judges else None,
+        )
+        for request, answer, reading in zip(plan, answers, read, strict=True)
     ]
-    return read_turns(run.servers["value"], whole, lambda n: run.progress(len(asks) + n, total, phase="reading"))
+
+
+def read_answers(
+    run: Run,
+    asked: Sequence[Conversation],
+    answers: Sequence[Answer],
+    progress: Callable[[int], None],
+    labels: Sequence[Label] | None = None,
+) -> list[TurnReading]:
+    """What the run's value servers read in the answer to each of ``asked``, or how probable its label is."""
+    whole = [
+        msgspec.structs.replace(conversation, turns=(*conversation.turns, Turn(speaker=ASSISTANT, text=answer.text)))
+        for conversation, answer in zip(asked, answers, strict=True)
+    ]
+    return read_turns(run.servers["value"], whole, progress, labels)

@@ -24,7 +24,9 @@ from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_mode
 from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.stages.sample import EVALUATION
-from nemo_steerlm.pipeline.steps.control_samples import Evaluated, evaluate_model, planned
+from nemo_steerlm.pipeline.steps.baselines import baselines, with_likelihood
+from nemo_steerlm.pipeline.steps.control_samples import Evaluated, Request, evaluate_model, planned
+from nemo_steerlm.pipeline.steps.preference_pairs import evaluate_pairs
 from nemo_steerlm.pipeline.steps.train import losses
 
 TAUGHT_TEXTS = 400
@@ -49,25 +51,44 @@ def evaluate(run: Run) -> dict[str, Any]:
     last = evaluate_model(run, plan)
     taught = _taught(run, schema)
     curves = _curves(taught, spec.evaluate.judges)
-    chain = [*_earlier(run, last), last]
+    chain, beside = _with_baselines(run, plan, [*_earlier(run, last), last])
     rows = _rows(chain, spec.evaluate.judges, curves)
     best = min(rows, key=lambda row: float(np.mean([entry.error.value or 0.0 for entry in row.table])))
     chosen = chain[rows.index(best)]
     table = control(chosen.samples, spec.evaluate.judges, curves, {text for text, _ in taught.texts})
     together = _joint(chosen.samples, taught, schema)
     sentence = f"{best.name} has the smallest control error on held-out prompts: it is what steerlm serve takes." if len(chain) > 1 else ""
-    text = summary(checks, table, rows=rows, joint=together, best=sentence)
-    write_records(run.folder / "samples.jsonl", (msgspec.to_builtins(s) for model in chain for s in model.samples))
-    figures = {"valueModel": checks, "control": table, "models": rows, "joint": together, "best": best.name}
+    rows += [ModelRow(name=name, table=control(made, spec.evaluate.judges, curves), baseline=True) for name, made in beside.items()]
+    pairs = evaluate_pairs(run, spec.evaluate.pairs) if spec.evaluate.pairs else None
+    text = summary(checks, table, rows=rows, joint=together, best=sentence, pairs=pairs)
+    written = [*(model.samples for model in chain), *beside.values()]
+    write_records(run.folder / "samples.jsonl", (msgspec.to_builtins(s) for samples in written for s in samples))
+    figures = {"valueModel": checks, "control": table, "models": rows, "joint": together, "best": best.name, "pairs": pairs}
     _write_json(run, "metrics.json", figures)
     run.work.link_best(best.name)
     with atomic_write(run.folder / "summary.txt") as file:
         file.write(text)
     shown = [row for row in rows if row.baseline or len(chain) > 1]
-    write_page(run.folder / "report.html", _report(run, checks, chosen.samples, table, shown, together))
+    report = _report(run, checks, chosen.samples, table, shown, together)
+    write_page(run.folder / "report.html", msgspec.structs.replace(report, pairs=pairs))
     return {entry.attribute: {"controlError": entry.error.value, "correlation": entry.rank_read.value} for entry in table} | {
         "best": best.name
     }
+
+
+def _with_baselines(run: Run, plan: Sequence[Request], chain: Sequence[Evaluated]) -> tuple[list[Evaluated], dict[str, list[Sample]]]:
+    """The chain, its answers with their likelihoods where wanted, and what the baselines answer."""
+    how = run.pipeline.spec.evaluate
+    if not (how.baselines or how.perplexity):
+        return list(chain), {}
+    found = baselines(run, plan, [sample.answer for model in chain for sample in model.samples])
+    if not found.likelihoods:
+        return list(chain), found.samples
+    likelihoods = iter(found.likelihoods)
+    measured = [
+        msgspec.structs.replace(model, samples=[with_likelihood(sample, next(likelihoods)) for sample in model.samples]) for model in chain
+    ]
+    return measured, found.samples
 
 
 def _write_json(run: Run, name: str, content: Any) -> None:

@@ -22,13 +22,15 @@ from nemo_steerlm.pipeline.manifest import BootstrapSpec
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages.sample import EVALUATION
 from nemo_steerlm.pipeline.steps.annotate import label_and_clean
-from nemo_steerlm.pipeline.steps.control_samples import evaluate_model, planned
+from nemo_steerlm.pipeline.steps.control_samples import evaluate_model, planned, read_answers
 from nemo_steerlm.pipeline.steps.questions import Question, questions
 
 TRIES = 3
 """How often an answer is asked for that was cut at ``maxTokens``, each time with another seed."""
 ASKED_LABEL = "asked_label"
 """The key of a sampled turn that holds the label it was asked for under."""
+ASKED_LOGPROB = "asked_logprob"
+"""The key of its log-probability as the value model reads the answer, where the best of a prompt's answers is kept."""
 
 
 def sample(run: Run) -> dict[str, Any]:
@@ -48,7 +50,9 @@ def sample(run: Run) -> dict[str, Any]:
     drawn = run.folder / "sampled.jsonl"
     pairs = [(request, answer) for request, answer in zip(requests, answers, strict=True) if answer is not None]
     whole = [(request, answer) for request, answer in pairs if answer.text.strip()]
-    if not write_records(drawn, (_record(request, answer.text, schema) for request, answer in whole)):
+    logprobs = _asked_logprobs(run, whole) if how.keep == "best" else [None] * len(whole)
+    records = (_record(request, answer.text, schema, found) for (request, answer), found in zip(whole, logprobs, strict=True))
+    if not write_records(drawn, records):
         raise DataError("no answer was whole: each was empty or cut", instead="train the model longer, or raise bootstrap.maxTokens")
     metrics = label_and_clean(run, {"train": drawn}) or {}
     target = run.folder / "train.jsonl"
@@ -119,11 +123,21 @@ def _whole_answers(run: Run, requests: Sequence[AnswerRequest], how: BootstrapSp
     return [answers.get(i) for i in range(len(requests))]
 
 
-def _record(request: AnswerRequest, text: str, schema: AttributeSchema) -> Record:
+def _asked_logprobs(run: Run, whole: Sequence[tuple[AnswerRequest, Answer]]) -> list[float | None]:
+    """Of each answer the log-probability that the value model gives the whole label it was asked for under."""
+    asked, answers = [request.conversation for request, _ in whole], [answer for _, answer in whole]
+    labels = [request.label for request, _ in whole if request.label is not None]
+    read = read_answers(run, asked, answers, lambda n: run.progress(n, len(whole), phase="choosing"), labels)
+    return [found.logprob for found in read]
+
+
+def _record(request: AnswerRequest, text: str, schema: AttributeSchema, logprob: float | None = None) -> Record:
     conversation = request.conversation
     turns: list[Record] = [{"value": turn.text, "from": turn.speaker} for turn in conversation.turns]
+    assert request.label is not None  # a round asks under labels
     asked = schema.encode(request.label.values, request.label.language)
-    turns.append({"value": text, "from": ASSISTANT, ASKED_LABEL: asked})
+    more = {} if logprob is None else {ASKED_LOGPROB: logprob}
+    turns.append({"value": text, "from": ASSISTANT, ASKED_LABEL: asked, **more})
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}
 
 
@@ -133,15 +147,13 @@ def kept_records(labelled: Sequence[Record], how: BootstrapSpec, schema: Attribu
         return list(labelled)
     if how.keep == "reached":
         return [record for record in labelled if _has(_labels(record, schema)[1].values, how.require)]
-    best: dict[tuple[Any, ...], tuple[int, Record]] = {}
+    best: dict[tuple[Any, ...], Record] = {}
     for record in labelled:
         *before, answer = record["conversations"]
-        asked, read = _labels(record, schema)
-        distance = sum(abs(read.values[name] - value) for name, value in asked.values.items() if name in read.values)
         key = (record["system"], *((turn["from"], turn["value"]) for turn in before), answer[ASKED_LABEL])
-        if key not in best or distance < best[key][0]:
-            best[key] = (distance, record)
-    return [record for _, record in best.values()]
+        if key not in best or answer[ASKED_LOGPROB] > best[key]["conversations"][-1][ASKED_LOGPROB]:
+            best[key] = record
+    return list(best.values())
 
 
 def reached(labelled: Sequence[Record], require: Mapping[str, int], schema: AttributeSchema) -> dict[str, float]:

@@ -37,7 +37,7 @@ def train(run: Run) -> dict[str, Any] | None:
         raise UsageError(f"stage {run.stage.name} trains nothing")
     described = run.folder / "description"
     described.mkdir(exist_ok=True)
-    _taught_info(run, training).save(described)
+    taught_info(run, training).save(described)
     parallel = training.spec.parallel
     arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
     call("trainer", run, arguments, env=_environment(parallel))
@@ -62,7 +62,7 @@ def model_info(run: Run, training: Training) -> ModelInfo:
     )
 
 
-def _taught_info(run: Run, training: Training) -> ModelInfo:
+def taught_info(run: Run, training: Training) -> ModelInfo:
     """``model_info`` with what a SteerLM model is taught under, once its training records are written."""
     info = model_info(run, training)
     if training.role != "steer":
