@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
+import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import msgspec
 import typer
 
-from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.errors import UsageError, shown
 from nemo_steerlm.core.processes import Message
 from nemo_steerlm.pipeline import local
+from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.currency import StageState
-from nemo_steerlm.pipeline.stages import Stage
+from nemo_steerlm.pipeline.stages import Stage, stages
+from nemo_steerlm.pipeline.time_left import TimeLeft, spoken
+
+if TYPE_CHECKING:
+    from nemo_steerlm.evaluation.showcase import AnswerPair
+
+SAY_EVERY = 30.0
+"""Seconds between two lines of a log."""
 
 
 def run(
@@ -28,9 +40,11 @@ def run(
     if dry_run:
         print_plan(file, work)
         return
-    shown = _Bars() if sys.stdout.isatty() else _Lines()
-    with shown, local.stop_on_signals():
-        local.run_pipeline(file, work, from_stage=from_stage, until_stage=until_stage, listener=shown)
+    pipeline = manifests.load(file)
+    left = TimeLeft(pipeline.spec, stages(pipeline))
+    listener = _Bars(left) if sys.stdout.isatty() else _Lines(left)
+    with listener, local.stop_on_signals():
+        local.run_pipeline(file, work, from_stage=from_stage, until_stage=until_stage, listener=listener)
     _print_result(work)
 
 
@@ -53,42 +67,102 @@ def _why(state: StageState) -> str:
 
 
 def _print_result(work: Path) -> None:
+    """The summary, some answers, and how to go on."""
     summary = work / "evaluate" / "summary.txt"
-    if summary.exists():
-        print(summary.read_text(encoding="utf-8"))
-        print(f"report: {work / 'evaluate' / 'report.html'}")
-        print(f"talk to it: steerlm chat {work} --set ATTRIBUTE=VALUE")
+    if not summary.exists():
+        return
+    print(summary.read_text(encoding="utf-8"))
+    pairs = _answer_pairs(work)
+    for pair in pairs:
+        print(f"{shown(pair.prompt)}, {pair.attribute} {pair.lowest.level} and {pair.highest.level}:")
+        for sample in (pair.lowest, pair.highest):
+            print(f"  {sample.level}: {' '.join(sample.answer.split())}")
+    print(f"\nreport: {(work / 'evaluate' / 'report.html').resolve()}")
+    asked = f"{pairs[0].attribute}={pairs[0].highest.level}" if pairs else "ATTRIBUTE=VALUE"
+    print(f"talk to it: {shlex.join([*_program(), 'chat', str(work.resolve()), '--set', asked])}")
+
+
+def _answer_pairs(work: Path) -> list[AnswerPair]:
+    from nemo_steerlm.evaluation.showcase import answer_pairs, read_samples
+
+    best = msgspec.json.decode((work / "evaluate" / "metrics.json").read_bytes())["best"]
+    return answer_pairs(read_samples(work / "evaluate" / "samples.jsonl", best))
+
+
+def _program() -> list[str]:
+    """This command, so that what is printed works in any shell."""
+    beside = Path(sys.executable).with_name("steerlm")
+    return [str(beside)] if beside.is_file() else [sys.executable, "-m", "nemo_steerlm.cli.main"]
 
 
 def _state(message: Message) -> str:
-    if message["steerlm"] != "progress":
-        return ""
     text = message.get("text") or message.get("phase") or ""
-    return f"loss {message['loss']:.3f}" if "loss" in message else str(text)
+    return f"loss {message['loss']:.3f}" if message.get("loss") is not None else str(text)
 
 
 class _Lines(local.Listener):
-    """For logs and pipes: a line when a stage starts and one when it ends."""
+    """For logs and pipes: a line when a stage starts, one when it ends, and every half minute one that says how far it is."""
+
+    def __init__(self, left: TimeLeft, interval: float = SAY_EVERY) -> None:
+        self._left = left
+        self._interval = interval
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        self._stage: str | None = None
+        self._said: Message | None = None
+        self._timer = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def started(self, stage: Stage) -> None:
+        with self._lock:
+            self._left.started(stage.name)
+            self._stage, self._said = stage.name, None
         print(f"{stage.name}: started", flush=True)
 
+    def message(self, stage: Stage, message: Message) -> None:
+        if message["steerlm"] == "progress" and stage.name == self._stage:
+            with self._lock:
+                self._left.progressed(message)
+                self._said = message
+
     def finished(self, stage: Stage, seconds: float, *, cached: bool) -> None:
+        with self._lock:
+            self._left.finished(stage.name, seconds, cached=cached)
+            self._stage = None
         print(f"{stage.name}: {'already done' if cached else 'done'} in {seconds:.1f} s", flush=True)
 
+    def line(self) -> str | None:
+        """How far the current stage is; None between stages."""
+        with self._lock:
+            if self._stage is None:
+                return None
+            said = self._said
+            far = "starting" if said is None else ", ".join(filter(None, (f"{said['done']} of {said['total']}", _state(said))))
+            left, whole = self._left.of_stage, self._left.of_pipeline
+            parts = [f"{spoken(left)} left"] if left is not None else []
+            parts += [f"about {spoken(whole)} for the whole pipeline"] if whole is not None else []
+            return "; ".join([f"{self._stage}: {far}", *parts])
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval):
+            if line := self.line():
+                print(line, flush=True)
+
     def __enter__(self) -> _Lines:
+        self._timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        return None
+        self._ended.set()
+        self._timer.join()
 
 
 class _Bars(local.Listener):
-    """For people: a bar a stage, with steps or records, the loss, time passed and time left."""
+    """For people: a bar a stage, with steps or records, the loss, time passed and time left, and when the whole will be done."""
 
-    def __init__(self) -> None:
+    def __init__(self, left: TimeLeft) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+        self._left = left
         self._bars = Progress(
             TextColumn("{task.description:20}"),
             BarColumn(),
@@ -105,13 +179,18 @@ class _Bars(local.Listener):
         return self._tasks[stage.name]
 
     def started(self, stage: Stage) -> None:
+        self._left.started(stage.name)
         self._task(stage)
 
     def message(self, stage: Stage, message: Message) -> None:
         if message["steerlm"] == "progress":
-            self._bars.update(self._task(stage), completed=message["done"], total=message["total"], state=_state(message))  # type: ignore[arg-type]
+            self._left.progressed(message)
+            whole = self._left.of_pipeline
+            state = ", ".join(filter(None, (_state(message), "" if whole is None else f"all: {spoken(whole)} left")))
+            self._bars.update(self._task(stage), completed=message["done"], total=message["total"], state=state)  # type: ignore[arg-type]
 
     def finished(self, stage: Stage, seconds: float, *, cached: bool) -> None:
+        self._left.finished(stage.name, seconds, cached=cached)
         self._bars.update(self._task(stage), completed=1, total=1, state="already done" if cached else f"done in {seconds:.0f} s")  # type: ignore[arg-type]
 
     def __enter__(self) -> _Bars:
