@@ -29,9 +29,8 @@ def read_samples(path: Path, model: str) -> list[Sample]:
 
 def answer_pairs(samples: Sequence[Sample], count: int = 3) -> list[AnswerPair]:
     """The first ``count`` pairs, the attributes taking turns: nobody chose them."""
-    by_attribute = {
-        name: _pairs([s for s in samples if s.attribute == name]) for name in dict.fromkeys(s.attribute for s in samples) if name
-    }
+    names = dict.fromkeys(s.attribute for s in samples if not s.joint)
+    by_attribute = {name: _pairs([s for s in samples if s.attribute == name]) for name in names}
     found: list[AnswerPair] = []
     place = 0
     while len(found) < count and any(place < len(pairs) for pairs in by_attribute.values()):
