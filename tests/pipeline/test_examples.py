@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples" / "pipelines"
+ROUND = ["bootstrap-1-sample", "bootstrap-1-train"]
 STAGES = ["prepare", "train-value", "annotate", "train-steer"]
 WIDE = "  1x4 devices, TP 2, PP 1, DP 2"
 
 
 @pytest.mark.parametrize(
     ("name", "rounds", "width"),
-    [("oasst_llama2_7b", ["bootstrap-1-sample", "bootstrap-1-train"], WIDE), ("oasst_tiny", [], ""), ("quickstart", [], "")],
+    [("oasst_llama2_7b", ROUND, WIDE), ("oasst_tiny", [], ""), ("quickstart", [], ""), ("bootstrap", ROUND, "")],
 )
 def test_a_dry_run_names_every_stage_and_starts_nothing(name, rounds, width, tmp_path):
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", str(FOLDER / f"{name}.yaml"), "--dry-run"]

@@ -36,16 +36,20 @@ def record(n, label="quality:4,humor:1,lang:es"):
 RECORDS = [record(n) for n in range(400)]
 
 
+def spec(**fields):
+    return SteerTrainSpec.model_validate(fields)
+
+
 def labels(records):
     return [[turn.get("label") for turn in r["conversations"]] for r in records]
 
 
 def test_without_dropout_nothing_changes():
-    assert list(dropped(RECORDS, SteerTrainSpec(), SCHEMA)) == RECORDS
+    assert list(dropped(RECORDS, spec(), SCHEMA)) == RECORDS
 
 
 def test_whole_records_lose_their_labels_and_nothing_else():
-    made = list(dropped(RECORDS, SteerTrainSpec(label_dropout=0.25), SCHEMA))
+    made = list(dropped(RECORDS, spec(labelDropout=0.25), SCHEMA))
     kinds = Counter(map(tuple, labels(made)))
     assert set(kinds) == {(None, None, None, None), tuple(labels(RECORDS)[0])}
     assert 0.2 < kinds[None, None, None, None] / 400 < 0.3
@@ -56,17 +60,17 @@ def test_whole_records_lose_their_labels_and_nothing_else():
 
 
 def test_the_seed_decides_which():
-    spec = SteerTrainSpec(label_dropout=0.25, attribute_dropout=0.25)
+    one = spec(labelDropout=0.25, attributeDropout=0.25)
     again, other = (
-        SteerTrainSpec(label_dropout=0.25, attribute_dropout=0.25),
-        SteerTrainSpec(label_dropout=0.25, attribute_dropout=0.25, seed=2),
+        spec(labelDropout=0.25, attributeDropout=0.25),
+        spec(labelDropout=0.25, attributeDropout=0.25, seed=2),
     )
-    assert list(dropped(RECORDS, spec, SCHEMA)) == list(dropped(RECORDS, again, SCHEMA))
-    assert labels(dropped(RECORDS, spec, SCHEMA)) != labels(dropped(RECORDS, other, SCHEMA))
+    assert list(dropped(RECORDS, one, SCHEMA)) == list(dropped(RECORDS, again, SCHEMA))
+    assert labels(dropped(RECORDS, one, SCHEMA)) != labels(dropped(RECORDS, other, SCHEMA))
 
 
 def test_attributes_are_left_out_one_by_one_and_the_language_stays():
-    made = labels(dropped(RECORDS, SteerTrainSpec(attribute_dropout=0.3), SCHEMA))
+    made = labels(dropped(RECORDS, spec(attributeDropout=0.3), SCHEMA))
     kinds = Counter(of_record[1] for of_record in made)
     assert set(kinds) == {"quality:4,humor:1,lang:es", "quality:4,lang:es", "humor:1,lang:es", "lang:es"}
     assert kinds["quality:4,humor:1,lang:es"] == max(kinds.values())
@@ -76,7 +80,7 @@ def test_attributes_are_left_out_one_by_one_and_the_language_stays():
 def test_support_counts_what_stands_in_the_records_and_what_was_taught_without_label(tmp_path):
     source, taught = tmp_path / "source.jsonl", tmp_path / "taught.jsonl"
     write_records(source, RECORDS[:10])
-    write_records(taught, dropped(RECORDS[:10], SteerTrainSpec(label_dropout=0.5), SCHEMA))
+    write_records(taught, dropped(RECORDS[:10], spec(labelDropout=0.5), SCHEMA))
     found = label_support(source, taught, SCHEMA, partial=False)
     assert found.combinations == {"quality:4,humor:1": 10, "quality:0,humor:0": 10}
     assert found.labels == 20, "the user's labels teach no text"
