@@ -31,6 +31,7 @@ from nemo_steerlm.inference.batching import BatchedEngine
 from nemo_steerlm.inference.blocks import Block, BlockModel
 from nemo_steerlm.inference.causal_model import CausalModel
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
+from nemo_steerlm.inference.offline import generate
 from nemo_steerlm.megatron.weights import open_weights
 
 ROWS = 32
@@ -82,26 +83,14 @@ class BaseModel:
     def answers(self, job: BaseJob, progress: Callable[[int], None]) -> list[BaseAnswer]:
         """The answers to ``job.requests``, in order. ``progress`` gets the number of answers so far."""
         engine = BatchedEngine(None, self.tokenizer, self.model, max_rows=ROWS)
-        waiting = list(enumerate(job.requests))[::-1]
-        written: dict[int, list[int]] = {}
-        done: dict[int, BaseAnswer] = {}
-        while waiting or written:
-            while waiting and len(written) < ROWS:
-                row, request = waiting.pop()
-                prompt = self.prompt(request.messages)
-                sampling = Sampling(greedy=job.temperature == 0, temperature=job.temperature or 1.0, top_k=job.top_k, seed=request.seed)
-                engine.add(row, GenerationRequest(prompt=prompt, sampling=sampling))
-                written[row] = []
-            for row, token in engine.step().items():
-                ended = token.token in self._ends
-                if not ended:
-                    written[row].append(token.token)
-                if ended or len(written[row]) >= job.max_tokens:
-                    text = self._chat.decode(written.pop(row), skip_special_tokens=True).strip()
-                    done[row] = BaseAnswer(text=text, finish="stop" if ended else "length")
-                    engine.remove(row)
-                    progress(len(done))
-        return [done[row] for row in range(len(job.requests))]
+        requests = []
+        for request in job.requests:
+            sampling = Sampling(greedy=job.temperature == 0, temperature=job.temperature or 1.0, top_k=job.top_k, seed=request.seed)
+            requests.append(GenerationRequest(prompt=self.prompt(request.messages), sampling=sampling, stop_ids=self._ends))
+        return [
+            BaseAnswer(text=self._chat.decode(ids, skip_special_tokens=True).strip(), finish="stop" if ended else "length")
+            for ids, ended in generate(engine, requests, job.max_tokens, progress)
+        ]
 
     @torch.inference_mode()
     def likelihood(self, text: str) -> Likelihood:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -139,6 +140,26 @@ def merge(model: SteerLMGPTSFTModel) -> None:
     model.cfg.peft.peft_scheme = "none"
     for parameter in model.model.parameters():
         parameter.requires_grad = True
+
+
+@contextlib.contextmanager
+def merged(model: SteerLMGPTSFTModel) -> Iterator[None]:
+    """Every adapter's product in the weights as long as the block runs, so that the model can be exported in the middle of a training.
+
+    Adapters stay where they are: nothing is to be computed meanwhile. Every rank calls this.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    with torch.no_grad():
+        for module in model.model.modules():
+            for name, adapter in (getattr(module, "adapter_layer", None) or {}).items():
+                weight = getattr(module, _ADAPTED[name]).weight
+                kept.append((weight, weight.detach().clone()))
+                weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))
+        try:  # what markers learned is in the embedding already
+            yield
+        finally:
+            for weight, before in kept:
+                weight.copy_(before)
 
 
 def _product(adapter: ParallelLinearAdapter) -> Tensor:

@@ -115,9 +115,15 @@ class TrainSpec(Spec):
         return self
 
 
+BEST_CONTROL = "best-control"
+
+
 class SteerTrainSpec(TrainSpec):
     """Training of the SteerLM model."""
 
+    keep: Literal["last", "best", "best-control"] = "last"  # type: ignore[assignment]  # one choice more than other trainings have
+    """Which step's weights become the model: the last one's, those of the smallest validation loss, or those under which answers to
+    held-out prompts read most like what was asked (``best-control``, which needs both models in memory beside the training)."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training records that are taught without labels, so that the model also knows how to write under none: what strength
     (``guidance_scale``) leads away from."""

@@ -32,8 +32,10 @@ from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.training import checkpoints, optimizer
 from nemo_steerlm.training.arithmetic import precision_of
 from nemo_steerlm.training.batches import Collator, TrainingOrder
+from nemo_steerlm.training.control import control_error
 from nemo_steerlm.training.plan import Plan
 from nemo_steerlm.training.reporting import Reporter
+from nemo_steerlm.training.selection import CONTROL
 from nemo_steerlm.training.settings import deadline_seconds, sizes_of
 from nemo_steerlm.training.stop_signal import StopSignal
 from nemo_steerlm.training.validation import Validator, ValueTokens
@@ -204,6 +206,9 @@ class Training:
         if self.validator is None:
             return False
         result = self.validator.run()
+        if self.plan.monitor.name == CONTROL:
+            job, folder = Path(self.plan.cfg.steerlm.control_job), self.plan.log_dir / "control"
+            result["control"] = control_error(self.model, self.plan.info, job, folder, adapters=self.adapters_only)
         self.state.validation.append({"step": self.state.step, **result})
         if self.first_rank:
             self.report.validation(self.state.step, result)

@@ -50,12 +50,13 @@ class Reporter:
 
     def validation(self, step: int, result: dict[str, Any]) -> None:
         """One validation."""
-        flat = {"val/loss": result["loss"]}
+        flat = {"val/loss": result["loss"], **({"val/control": result["control"]} if "control" in result else {})}
         for name, figures in result["attributes"].items():
             flat |= {f"val/{name}/{figure}": figures[figure] for figure in ("accuracy", "mae")}
         self._log(flat, step)
         attributes = ", ".join(f"{name} {f['accuracy']:.2f}/{f['mae']:.2f}" for name, f in result["attributes"].items())
-        self._say(f"step {step}: validation loss {result['loss']:.4f}" + (f"; accuracy/MAE: {attributes}" if attributes else ""))
+        control = f", control error {result['control']:.3f} steps" if "control" in result else ""
+        self._say(f"step {step}: validation loss {result['loss']:.4f}{control}" + (f"; accuracy/MAE: {attributes}" if attributes else ""))
 
     def finish(self, state: TrainingState, **more: Any) -> None:
         """Write the metrics file and close the loggers."""

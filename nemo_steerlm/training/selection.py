@@ -1,4 +1,8 @@
-"""Which step's weights a training ends with, and when it has nothing more to gain: by validation loss, or by an attribute's figure."""
+"""Which step's weights a training ends with, and when it has nothing more to gain.
+
+By validation loss, by an attribute's figure (value models), or by control error (SteerLM models; the paper chooses checkpoints by the value
+model as well, arXiv:2310.05344 section 4).
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,14 @@ from omegaconf import DictConfig
 from nemo_steerlm.core.errors import ConfigError, nearest
 from nemo_steerlm.training.checkpoints import TrainingState
 
+CONTROL = "val_control"
+"""The mean control error of answers to held-out prompts, as a value model reads them (``steerlm.control_job``)."""
 FIGURES = {"mae": "min", "accuracy": "max"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Monitor:
-    """A figure of a validation. ``val_loss``, or an attribute's as TensorBoard names it: ``val/quality/mae``."""
+    """A figure of a validation. ``val_loss``, ``val_control``, or an attribute's as TensorBoard names it: ``val/quality/mae``."""
 
     name: str
     attribute: str | None
@@ -38,6 +44,8 @@ class Monitor:
             raise ConfigError(
                 f"{key}={name}: unknown attribute {attribute}; {nearest(attribute, attributes)}known: {', '.join(attributes)}"
             )
+        if used and name == CONTROL and cfg.steerlm.control_job is None:
+            raise ConfigError(f"{key}={name}: nothing says what is to be asked; set steerlm.control_job")
         mode = FIGURES.get(figure, "min")
         if used and callback.mode != mode:
             raise ConfigError(f"exp_manager.checkpoint_callback_params.mode={callback.mode}: {name} is better the other way; write {mode}")
@@ -45,7 +53,7 @@ class Monitor:
 
     def note(self, state: TrainingState, result: dict[str, Any]) -> bool:
         """Remember a validation's figure in ``state``; whether it is the best so far. One that is not a number never is."""
-        value = result["loss"] if self.attribute is None else result["attributes"].get(self.attribute, {}).get(self.figure)
+        value = result.get(self.figure) if self.attribute is None else result["attributes"].get(self.attribute, {}).get(self.figure)
         better = value is not None and (
             state.best_value is None or (value < state.best_value if self.smaller_is_better else value > state.best_value)
         )
@@ -63,7 +71,10 @@ class Monitor:
 def _parse(name: str, key: str) -> tuple[str | None, str]:
     if name in ("val_loss", "val/loss"):
         return None, "loss"
+    if name == CONTROL:
+        return None, "control"
     parts = name.split("/")
     if len(parts) != 3 or parts[0] != "val" or parts[2] not in FIGURES:
-        raise ConfigError(f"{key}={name}: write val_loss, or an attribute's figure such as val/quality/mae or val/quality/accuracy")
+        known = f"val_loss, {CONTROL}, or an attribute's figure such as val/quality/mae or val/quality/accuracy"
+        raise ConfigError(f"{key}={name}: write {known}")
     return parts[1], parts[2]

@@ -116,6 +116,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.optim.sched.constant_steps": _optional(_whole(0)),
     "model.optim.sched.min_lr": _NOT_NEGATIVE,
     "steerlm.info": _PATH,
+    "steerlm.control_job": _PATH,
     "steerlm.export_dir": _PATH,
     "steerlm.metrics_file": _PATH,
     "steerlm.token_dir": _PATH,

@@ -21,12 +21,12 @@ def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
     prepared = prepare(spec)
     value_model = train_value(spec, prepared)
     annotated = annotate(spec, prepared, value_model)
-    steer_model = train_steer(spec, annotated)
+    steer_model = train_steer(spec, prepared, value_model, annotated)
     graph = [prepared, value_model, annotated, steer_model]
     rounds: list[Stage] = []
     for number in range(1, spec.bootstrap.rounds + 1):
         sampled = sample(spec, number, prepared, value_model, annotated, steer_model)
-        steer_model = bootstrap_train(spec, sampled, steer_model)
+        steer_model = bootstrap_train(spec, prepared, value_model, sampled, steer_model)
         graph += [sampled, steer_model]
         rounds.append(sampled)
     return (*graph, evaluate(spec, prepared, value_model, annotated, rounds, steer_model))

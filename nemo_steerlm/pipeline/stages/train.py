@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.pipeline.stages.prepare import VALUE_RECORDS
+from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER, VALUE_RECORDS
 from nemo_steerlm.pipeline.stages.stage import CHECKPOINT, MODEL_FOLDER, Records, Stage, Training, changed_fields, record_files
-from nemo_steerlm.pipeline.train_spec import TrainSpec
+from nemo_steerlm.pipeline.train_spec import BEST_CONTROL, TrainSpec
 
 FORMAT = 1
 
 TAUGHT = ("attributes", "data.system", "model.max_sequence_length", "model.chat_tokens", "model.layout")
 """What every training teaches besides its records."""
+ASKED = tuple(
+    f"evaluate.{name}" for name in ("attributes", "base", "samples_per_level", "prompts", "max_tokens", "temperature", "top_k", "seed")
+)
+"""What decides which prompts choose a step, and how they are asked."""
 HOW_WIDE = ("parallel", "micro_batch_size")
 """Fields of a training that decide how the work is spread, not its result."""
 
@@ -30,17 +35,27 @@ def train_value(spec: PipelineSpec, prepared: Stage) -> Stage:
     return _stage(spec, "train_value", training)
 
 
-def train_steer(spec: PipelineSpec, annotated: Stage) -> Stage:
+def train_steer(spec: PipelineSpec, prepared: Stage, value_model: Stage, annotated: Stage) -> Stage:
     """The SteerLM model learns to write under the attributes that the value model read."""
     training = Training(role="steer", spec=spec.train_steer, data=_records(annotated), base_reference=spec.model.base)
-    return _stage(spec, "train_steer", training)
+    return _choosing(spec, _stage(spec, "train_steer", training), prepared, value_model)
 
 
-def bootstrap_train(spec: PipelineSpec, sampled: Stage, previous: Stage) -> Stage:
+def bootstrap_train(spec: PipelineSpec, prepared: Stage, value_model: Stage, sampled: Stage, previous: Stage) -> Stage:
     """The SteerLM model learns from its own answers, as the value model read them (paper section 3.4)."""
     settings = spec.bootstrap.train.over(spec.train_steer)
     training = Training(role="steer", spec=settings, data=_records(sampled), base_stage=previous.name)
-    return _stage(spec, "train_steer", training, round_=sampled.round, more=("bootstrap.train",))
+    stage = _stage(spec, "train_steer", training, round_=sampled.round, more=("bootstrap.train",))
+    return _choosing(spec, stage, prepared, value_model)
+
+
+def _choosing(spec: PipelineSpec, stage: Stage, prepared: Stage, value_model: Stage) -> Stage:
+    """``stage``, which reads held-out prompts and the value model as well where its step is chosen by control."""
+    if spec.train_steer.keep != BEST_CONTROL:
+        return stage
+    _, questions = RECORDS_TO_LABEL
+    inputs = {**stage.inputs, prepared.name: (questions, TOKENIZER), value_model.name: (MODEL_FOLDER,)}
+    return dataclasses.replace(stage, inputs=inputs, fields={**stage.fields, **changed_fields(spec, *ASKED)})
 
 
 def _records(stage: Stage) -> Records:

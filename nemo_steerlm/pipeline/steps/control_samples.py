@@ -20,9 +20,12 @@ from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
 from nemo_steerlm.data.records import read_conversations
 from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.evaluation.samples import Sample, spread
+from nemo_steerlm.inference.control_job import Asked, ControlJob
+from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER
 from nemo_steerlm.pipeline.steps.questions import Question, questions
 
 
@@ -66,6 +69,37 @@ def planned(run: Run) -> list[Request]:
     spec = run.pipeline.spec
     schema = spec.attributes.schema_()
     return plan_of(held_out_questions(run, spec, schema), schema, spec.evaluate)
+
+
+MOST_TO_CHOOSE = 16
+"""Answers a level at each validation of a training, at most: it is done several times."""
+
+
+def write_control_job(run: Run, path: Path) -> None:
+    """Write what a training asks at each validation to choose its step by control."""
+    spec = run.pipeline.spec
+    schema, how = spec.attributes.schema_(), spec.evaluate
+    fewer = how.model_copy(update={"samples_per_level": min(how.samples_per_level, MOST_TO_CHOOSE), "joint_requests": 0})
+    plan = plan_of(held_out_questions(run, spec, schema), schema, fewer)
+    asked = [
+        Asked(
+            conversation=r.question.conversation.to_prompt_record(),
+            label=schema.encode(r.asked.values, r.asked.language),
+            attribute=r.attribute,
+            level=r.level,
+            seed=r.seed,
+        )
+        for r in plan
+    ]
+    job = ControlJob(
+        value_model=str(run.input(names.training("value"), MODEL_FOLDER)),
+        asked=asked,
+        max_tokens=how.max_tokens,
+        temperature=how.temperature,
+        top_k=how.top_k,
+    )
+    with atomic_write(path) as file:
+        file.write(msgspec.json.encode(job).decode())
 
 
 def evaluate_model(run: Run, plan: Sequence[Request]) -> Evaluated:

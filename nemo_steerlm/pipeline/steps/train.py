@@ -18,14 +18,17 @@ from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
 from nemo_steerlm.pipeline.stages.stage import Training
 from nemo_steerlm.pipeline.steps.child import call
+from nemo_steerlm.pipeline.steps.control_samples import write_control_job
 from nemo_steerlm.pipeline.steps.taught_labels import drops_labels, label_support, write_with_dropout
-from nemo_steerlm.pipeline.train_spec import ParallelSpec, SteerTrainSpec
+from nemo_steerlm.pipeline.train_spec import BEST_CONTROL, ParallelSpec, SteerTrainSpec
 
 TRAINER = "nemo_steerlm.training.train"
 LAUNCHER = "nemo_steerlm.training.launch"
 """torchrun, with the exit code and the sentence of the rank that failed."""
 EXPERIMENT = "experiment"
 """Name and log folder of the training: TensorBoard's files and, while it runs, checkpoints."""
+CONTROL_JOB = "control_job.json"
+"""What is asked at each validation where the step is chosen by control."""
 RECORDS = "records"
 """Folder of the training records while it runs, where labels are left out of them."""
 
@@ -38,6 +41,8 @@ def train(run: Run) -> dict[str, Any] | None:
     described = run.folder / "description"
     described.mkdir(exist_ok=True)
     taught_info(run, training).save(described)
+    if training.spec.keep == BEST_CONTROL:
+        write_control_job(run, described / CONTROL_JOB)
     parallel = training.spec.parallel
     arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
     call("trainer", run, arguments, env=_environment(parallel))
@@ -110,7 +115,7 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         "trainer.sft.limit_val_batches": how.limit_validation_batches or 1.0,
         "exp_manager.explicit_log_dir": run.folder / EXPERIMENT,
         "exp_manager.name": EXPERIMENT,
-        "exp_manager.checkpoint_callback_params.save_best_model": how.keep == "best",
+        "exp_manager.checkpoint_callback_params.save_best_model": how.keep != "last",
         "model.restore_from_path": base_model(run, training),
         "model.tensor_model_parallel_size": parallel.tensor,
         "model.pipeline_model_parallel_size": parallel.pipeline,
@@ -134,6 +139,9 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         values[f"model.data.{dataset}.global_batch_size"] = how.global_batch_size
         values[f"model.data.{dataset}.micro_batch_size"] = how.micro_batch_size
         values[f"model.data.{dataset}.max_seq_length"] = spec.model.max_sequence_length
+    if how.keep == BEST_CONTROL:
+        values["exp_manager.checkpoint_callback_params.monitor"] = "val_control"
+        values["steerlm.control_job"] = info.with_name(CONTROL_JOB)
     if how.lora:
         values["model.peft.peft_scheme"] = "lora"
         values["model.peft.lora_tuning.adapter_dim"] = how.lora.rank
