@@ -50,7 +50,7 @@ def hugging_face_folder(source: Path) -> Iterator[Path]:
     if source.is_dir():
         yield source
         return
-    if is_nemo(source):
+    if is_nemo(str(source)):
         raise ConfigError(f"{source}: a .nemo file has no chat template to ask it in words by; name the Hugging Face folder as model.base")
     with tempfile.TemporaryDirectory(prefix="steerlm-base-") as scratch:
         folder = Path(scratch)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 import sys
 
 import msgspec
@@ -88,18 +87,18 @@ def test_a_likelihood_is_that_of_transformers(model, folder, monkeypatch, piece)
     assert found.nll == pytest.approx(float(mean) * found.tokens, rel=1e-4)
 
 
-def test_the_process_does_the_whole_job(folder, tmp_path):
+def test_the_command_does_the_whole_job(folder, tmp_path, monkeypatch, capsys):
     source, target = tmp_path / "job.json", tmp_path / "result.json"
     source.write_bytes(msgspec.json.encode(job(folder, 2, likelihoods=True, texts=["A dog.", ""])))
-    command = [sys.executable, "-m", "nemo_steerlm.inference.base_answers", str(source), str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["base_answers", str(source), str(target)])
+    monkeypatch.setattr(base_answers, "exit_on_sigterm", lambda: None)
+    base_answers.main()
     result = msgspec.json.decode(target.read_bytes(), type=BaseResult)
     assert len(result.answers) == 2
     assert all(answer.likelihood.nll > 0 for answer in result.answers if answer.text)
     assert result.texts[0].nll > 0
     assert (result.texts[1].nll, result.texts[1].tokens) == (0.0, 0)
-    assert json.loads(done.stdout.splitlines()[-1])["done"] == 6
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["done"] == 6
 
 
 def test_a_base_without_template_is_a_sentence(model, monkeypatch):
