@@ -136,9 +136,10 @@ def read_turns(
     """
     batches = [conversations[i : i + batch] for i in range(0, len(conversations), batch)]
     bodies: list[dict[str, Any]] = [{"conversations": [c.to_prompt_record() for c in part], "turns": "unmasked"} for part in batches]
-    for body, start in zip(bodies, range(0, len(conversations), batch), strict=True) if labels is not None else ():
-        parts = zip(conversations[start : start + batch], labels[start : start + batch], strict=True)
-        body["labels"] = [[*([None] * (sum(t.speaker != c.mask for t in c.turns) - 1)), label.to_mapping()] for c, label in parts]
+    if labels is not None:
+        for body, start in zip(bodies, range(0, len(conversations), batch), strict=True):
+            parts = zip(conversations[start : start + batch], labels[start : start + batch], strict=True)
+            body["labels"] = [[*([None] * (sum(t.speaker != c.mask for t in c.turns) - 1)), label.to_mapping()] for c, label in parts]
     replies = run_until_signal(_post_all(urls, "/v1/attributes", bodies, lambda n: progress(min(n * batch, len(conversations)))))
     last_turns = [result["turns"][-1] for reply in replies for result in reply["results"]]
     return [
