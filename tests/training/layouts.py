@@ -1,4 +1,4 @@
-"""Trains the same thing under several layouts, one after another, each in as many processes as it says: for test_layouts.py.
+"""Trains under the layouts that it is told, one line of JSON each, and answers with the exit codes: the other end of test_layouts.py.
 
 NeMo is imported once and the processes are forked from there, so that a layout costs its training and not its imports. What a launcher
 tells its processes is in their environment, as torchrun has it.
@@ -12,22 +12,13 @@ import os
 import signal
 import socket
 import sys
-from typing import Any
+from collections.abc import Callable
 
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.training.train import main
 
 
-def run(common: list[str], out: str, layouts: dict[str, list[str]]) -> None:
-    from megatron.core import parallel_state
-
-    for name, extra in layouts.items():
-        parallel_state.destroy_model_parallel()
-        devices = f"trainer.devices={os.environ['WORLD_SIZE']}"
-        main([*common, devices, f"exp_manager.explicit_log_dir={out}/{name}", f"steerlm.metrics_file={out}/{name}.json", *extra])
-
-
-def forked(size: int, work: Any) -> list[int]:
+def forked(size: int, work: Callable[[], None]) -> list[int]:
     """Run ``work`` in ``size`` processes that find each other; their exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,7 +27,7 @@ def forked(size: int, work: Any) -> list[int]:
     for rank in range(size):
         child = os.fork()
         if child == 0:
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # die with the parent, whatever ends it
+            die_with_parent()
             places = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             os.environ |= {name: str(value) for name, value in places.items()}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "layouts"}
@@ -54,11 +45,19 @@ def forked(size: int, work: Any) -> list[int]:
     return codes
 
 
+def die_with_parent() -> None:
+    """Whatever ends it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 if __name__ == "__main__":
-    common, out, groups = sys.argv[1:]
+    die_with_parent()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what trainings print is no answer
     with compat.importing_nemo():
         import nemo_steerlm.training.loop  # noqa: F401 - before the fork
-    for size, layouts in json.loads(groups).items():
-        codes = forked(int(size), lambda layouts=layouts: run(json.loads(common), out, layouts))
-        if any(codes):
-            sys.exit(f"{size} processes ended with {codes}")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        codes = forked(asked["size"], lambda arguments=asked["arguments"]: main(arguments))
+        answers.write(json.dumps(codes) + "\n")
+        answers.flush()

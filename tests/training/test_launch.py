@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,12 +37,24 @@ SENTENCES = {
 }
 
 
-@pytest.mark.parametrize("code", SENTENCES)
-def test_torchrun_ends_as_the_rank_that_failed(code):
+def test_the_launcher_ends_as_the_rank_that_a_signal_ended():
+    """It said nothing itself, and torchrun stops the other one."""
     with pytest.raises(RankFailedError) as error:
-        main(["--standalone", "--nproc-per-node=2", SCRIPT, str(code)])
-    assert error.value.exit_code == code
-    assert str(error.value).startswith(f"rank 1: {SENTENCES[code]}")
+        main(["--standalone", "--nproc-per-node=2", "--monitor-interval=0.05", SCRIPT, "137"])
+    assert error.value.exit_code == 137
+    assert str(error.value).startswith(f"rank 1: {SENTENCES[137]}")
+
+
+@pytest.mark.parametrize("code", SENTENCES)
+def test_the_launcher_takes_code_and_sentence_of_each_kind_of_failure(tmp_path, code):
+    """What a rank that fails leaves behind, read as torchrun reads it, beside the rank that is stopped for it."""
+    file = tmp_path / "error.json"
+    told = {**os.environ, "RANK": "1", ERROR_FILE: str(file)}
+    done = subprocess.run([sys.executable, SCRIPT, str(code)], env=told, capture_output=True, check=False)
+    failed = ProcessFailure(local_rank=1, pid=1, exitcode=done.returncode, error_file=str(file))
+    error = first_failure({0: failure(tmp_path, 0, -15), 1: failed})
+    assert error.exit_code == code
+    assert str(error).startswith(f"rank 1: {SENTENCES[code]}")
 
 
 def failure(tmp_path, rank, exitcode, sentence="", time=0):

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
-from nemo_steerlm.training.train import main
+from tests.inputs import STORIES
 from tests.training.records import Records
 from tests.training.test_train import ENVIRONMENT, at, losses, metrics, settings
 
@@ -21,81 +23,118 @@ SHARDED = "model.optim.name=mcore_distributed_optim"
 LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]"]
 NO_NEMO = "exp_manager.checkpoint_callback_params.save_nemo_on_train_end=false"
 NOTHING_SAVED = [NO_NEMO, "exp_manager.create_checkpoint_callback=false"]
+SECOND_SAVED = [NO_NEMO, "trainer.sft.save_interval=2", "exp_manager.checkpoint_callback_params.save_top_k=2"]
+UNCHANGED = ["trainer.sft.max_steps=1", "model.optim.lr=1e-12", "model.optim.sched.min_lr=0"]
+
+LAYOUTS: dict[str, tuple[int, list[str]]] = {
+    "one": (1, NOTHING_SAVED),
+    "tp": (2, [TP, "exp_manager.create_checkpoint_callback=false"]),
+    "tp with its sequence shared": (2, [TP, "model.sequence_parallel=true", *NOTHING_SAVED]),
+    "pp": (2, [PP, *NOTHING_SAVED]),
+    "dp": (2, NOTHING_SAVED),
+    "tp and pp": (4, [TP, PP, *NOTHING_SAVED]),
+    "tp in bf16": (2, [TP, "trainer.precision=bf16", *NOTHING_SAVED]),
+    "lora one": (1, [*LORA, *NOTHING_SAVED]),
+    "lora tp": (2, [TP, *LORA, *NOTHING_SAVED]),
+    "lora pp": (2, [PP, *LORA, *NOTHING_SAVED]),
+    "tp to pp": (2, [PP, "model.restore_from_path={out}/tp/checkpoints/megatron_gpt_sft.nemo", *UNCHANGED, *NOTHING_SAVED]),
+    "sharded one": (1, [SHARDED, *NOTHING_SAVED]),
+    "sharded dp": (2, [SHARDED, *SECOND_SAVED]),
+    "sharded dp to tp": (2, [SHARDED, TP, "model.resume_from_checkpoint={out}/sharded dp/checkpoints/step=00000002", *NOTHING_SAVED]),
+}
+"""How many processes, and the settings beside those that all trainings share."""
+
+Trained = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def trained(base_nemo: Path, records: Records, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """Every layout's training, done once; and what one process was told."""
+def trained(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """Trains under the layout of this name, once, when it is first asked for; where it was done."""
     out = tmp_path_factory.mktemp("layouts")
-    one = [
-        *settings(base_nemo, records(40), records(9, start=40), out / "one", "exp_manager.create_tensorboard_logger=false"),
-        "model.optim.sched.warmup_steps=2",
+    base = two_layers(tmp_path_factory.mktemp("base"))
+    common = [
+        *settings(base, records(24), records(5, start=24), out / "x", "exp_manager.create_tensorboard_logger=false"),
+        "model.optim.sched.warmup_steps=1",
         "model.optim.sched.constant_steps=0",
+        f"steerlm.token_dir={out}/tokens",
     ]
-    common = [a for a in one if not a.startswith(("exp_manager.explicit_log_dir", "steerlm.metrics_file"))]
-    nemo = f"model.restore_from_path={out}/tp/checkpoints/megatron_gpt_sft.nemo"
-    each_saved = ["trainer.sft.save_interval=2", "exp_manager.checkpoint_callback_params.save_top_k=9"]
-    second_step = f"model.resume_from_checkpoint={out}/sharded dp/checkpoints/step=00000002"
-    groups = {
-        "2": {
-            "tp": [TP],
-            "tp with its sequence shared": [TP, "model.sequence_parallel=true", *NOTHING_SAVED],
-            "pp": [PP, *NOTHING_SAVED],
-            "dp": NOTHING_SAVED,
-            "lora pp": [PP, *LORA, *NOTHING_SAVED],
-            "lora tp": [TP, *LORA, *NOTHING_SAVED],
-            "tp in bf16": [TP, "trainer.precision=bf16", *NOTHING_SAVED],
-            "tp-to-pp": [PP, nemo, "trainer.sft.max_steps=1", *NOTHING_SAVED],
-            "sharded dp": [SHARDED, *each_saved, NO_NEMO],
-            "sharded dp-to-tp": [SHARDED, TP, second_step, *NOTHING_SAVED],
-        },
-        "4": {"tp and pp": [TP, PP, *NOTHING_SAVED]},
-    }
-    main(one)
-    main([*common, SHARDED, *at(out / "sharded one"), *NOTHING_SAVED])
-    main([*common, *LORA, *at(out / "lora one"), *NOTHING_SAVED])
-    command = [sys.executable, str(Path(__file__).with_name("layouts.py")), json.dumps(common), str(out), json.dumps(groups)]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=280, check=False)
-    assert done.returncode == 0, done.stderr[-5000:]
-    return out, common
+    done: set[str] = set()
+    with (out / "log").open("w") as log:
+        command = [sys.executable, str(Path(__file__).with_name("layouts.py"))]
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True)
+        assert process.stdin is not None
+        assert process.stdout is not None
+
+        def train(name: str) -> Path:
+            if name not in done:
+                size, own = LAYOUTS[name]
+                arguments = [
+                    *common,
+                    f"trainer.devices={size}",
+                    *at(out / name),
+                    *(argument.format(out=out) for argument in own),
+                ]
+                process.stdin.write(json.dumps({"size": size, "arguments": arguments}) + "\n")
+                process.stdin.flush()
+                codes = process.stdout.readline()
+                assert codes, (out / "log").read_text()[-5000:]
+                assert not any(json.loads(codes)), (codes, (out / "log").read_text()[-5000:])
+                done.add(name)
+            return out / name
+
+        yield train
+        process.kill()
+        process.wait()
+
+
+def two_layers(folder: Path) -> Path:
+    """The first two layers of the smallest model there is: every pipeline stage has one."""
+    weights = load_file(STORIES / "model.safetensors")
+    left_out = tuple(f"model.layers.{layer}." for layer in range(2, 5))
+    save_file({name: tensor for name, tensor in weights.items() if not name.startswith(left_out)}, folder / "model.safetensors")
+    config = json.loads((STORIES / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 2}))
+    (folder / "tokenizer.model").write_bytes((STORIES / "tokenizer.model").read_bytes())
+    return folder
 
 
 @pytest.mark.parametrize("layout", ["tp", "tp with its sequence shared", "pp", "dp", "tp and pp"])
-def test_a_layout_has_the_loss_curve_of_one_process(trained: tuple[Path, list[str]], layout: str) -> None:
-    out, _ = trained
-    assert losses(out / layout) == pytest.approx(losses(out / "one"), abs=1e-5)
-    assert metrics(out / layout)["validation_loss"] == pytest.approx(metrics(out / "one")["validation_loss"], abs=1e-5)
+def test_a_layout_has_the_loss_curve_of_one_process(trained: Trained, layout: str) -> None:
+    one, spread = trained("one"), trained(layout)
+    assert len(losses(one)) == 3
+    assert losses(spread) == pytest.approx(losses(one), abs=1e-5)
+    assert metrics(spread)["validation_loss"] == pytest.approx(metrics(one)["validation_loss"], abs=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["lora pp", "lora tp"])
-def test_adapters_and_marker_rows_learn_under_each_layout(trained: tuple[Path, list[str]], layout: str) -> None:
+def test_adapters_and_marker_rows_learn_under_each_layout(trained: Trained, layout: str) -> None:
     """Adapters start at other random numbers under another layout, so the curves are near each other and no more."""
-    out, _ = trained
-    assert losses(out / layout)[0] == pytest.approx(losses(out / "lora one")[0], abs=1e-5)
-    assert losses(out / layout) == pytest.approx(losses(out / "lora one"), rel=2e-2)
-    assert losses(out / layout)[-1] < losses(out / layout)[0]
+    one, spread = losses(trained("lora one")), losses(trained(layout))
+    assert spread[0] == pytest.approx(one[0], abs=1e-5)
+    assert spread == pytest.approx(one, rel=2e-2)
+    assert spread[-1] < spread[0]
 
 
-def test_bf16_is_computed_under_tensor_parallelism_too(trained: tuple[Path, list[str]]) -> None:
-    out, _ = trained
-    rough = losses(out / "tp in bf16")
-    assert rough == pytest.approx(losses(out / "one"), rel=1e-2)
-    assert (rough != pytest.approx(losses(out / "one"), abs=1e-5)) == multiplies_in_bf16()
+def test_bf16_is_computed_under_tensor_parallelism_too(trained: Trained) -> None:
+    exact, rough = losses(trained("one")), losses(trained("tp in bf16"))
+    assert rough == pytest.approx(exact, rel=1e-2)
+    assert (rough != pytest.approx(exact, abs=1e-5)) == multiplies_in_bf16()
 
 
-def test_a_nemo_of_one_layout_loads_under_another(trained: tuple[Path, list[str]], tmp_path: Path) -> None:
-    out, common = trained
-    nemo = f"model.restore_from_path={out}/one/checkpoints/megatron_gpt_sft.nemo"
-    main([*common, *at(tmp_path / "again"), nemo, "trainer.sft.max_steps=1", *NOTHING_SAVED])
-    assert losses(out / "tp-to-pp") == pytest.approx(losses(tmp_path / "again"), abs=1e-5)
+def test_a_nemo_of_one_layout_loads_under_another(trained: Trained) -> None:
+    """What TP 2 saved says the same under PP 2, where it is trained at a rate that changes nothing."""
+    saved, loaded = trained("tp"), trained("tp to pp")
+    assert metrics(loaded)["validation_loss"] == pytest.approx(metrics(saved)["validation_loss"], abs=1e-5)
+    assert abs(metrics(loaded)["validation_loss"] - losses(saved)[0]) > 1e-3  # the weights are not the base model's
 
 
-def test_the_sharded_optimizer_steps_as_torchs_and_resumes_under_another_layout(trained: tuple[Path, list[str]]) -> None:
+def test_the_sharded_optimizer_steps_as_torchs_and_resumes_under_another_layout(trained: Trained) -> None:
     """What two data-parallel ranks saved after two steps is gone on from under TP 2."""
-    out, _ = trained
-    alone = metrics(out / "sharded one")["train"]
-    assert [e["loss"] for e in alone] == pytest.approx(losses(out / "one"), rel=1e-4)
-    assert [e["grad_norm"] for e in alone] == pytest.approx([e["grad_norm"] for e in metrics(out / "one")["train"]], rel=1e-2)
-    assert losses(out / "sharded dp") == pytest.approx(losses(out / "sharded one"), abs=1e-5)
-    assert losses(out / "sharded dp-to-tp") == pytest.approx(losses(out / "sharded one"), abs=1e-5)
-    assert metrics(out / "sharded dp-to-tp")["validation_loss"] == pytest.approx(metrics(out / "sharded one")["validation_loss"], abs=1e-5)
+    alone = trained("sharded one")
+    steps, of_torch = metrics(alone)["train"], metrics(trained("one"))["train"]
+    assert [e["loss"] for e in steps] == pytest.approx([e["loss"] for e in of_torch], rel=1e-4)
+    assert [e["grad_norm"] for e in steps] == pytest.approx([e["grad_norm"] for e in of_torch], rel=1e-2)
+    assert losses(trained("sharded dp")) == pytest.approx(losses(alone), abs=1e-5)
+    resumed = trained("sharded dp to tp")
+    assert losses(resumed) == pytest.approx(losses(alone), abs=1e-5)
+    assert metrics(resumed)["validation_loss"] == pytest.approx(metrics(alone)["validation_loss"], abs=1e-5)
