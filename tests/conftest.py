@@ -13,7 +13,6 @@ from xdist.scheduler import LoadScopeScheduling
 from nemo_steerlm.core.model_info import ModelKind
 from tests.inputs import STORIES
 from tests.serving.servers import Server, running
-from tests.serving.tiny_models import model_folder, teach_labels
 from tests.training.records import base_nemo, records  # noqa: F401  fixtures
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
@@ -54,6 +53,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 @pytest.fixture(scope="session")
 def value_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.serving.tiny_models import teach_labels
+
     folder = _folder(tmp_path_factory.mktemp("value"), "value")
     teach_labels(folder)
     return folder
@@ -65,6 +66,8 @@ def steer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _folder(folder: Path, kind: ModelKind) -> Path:
+    from tests.serving.tiny_models import model_folder  # torch, which most tests do without
+
     return model_folder(STORIES, folder, kind=kind)
 
 
