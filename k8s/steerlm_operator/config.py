@@ -13,6 +13,7 @@ from pydantic import Field
 from nemo_steerlm import __version__
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.core.processes import GRACE_SECONDS
 from nemo_steerlm.pipeline.cluster_spec import (
     AmountSpec,
     ClaimTemplateSpec,
@@ -53,7 +54,9 @@ class OperatorConfig(Spec):
     """Default processors and memory."""
     scheduling: SchedulingSpec = SchedulingSpec(deviceResource="nvidia.com/gpu")
     """Default placement."""
-    run_policy: RunPolicySpec = RunPolicySpec(backoffLimit=2, retriesPerShard=3, jobTtlSecondsAfterFinished=86_400)
+    run_policy: RunPolicySpec = RunPolicySpec(
+        backoffLimit=2, retriesPerShard=3, gracePeriodSeconds=int(GRACE_SECONDS), jobTtlSecondsAfterFinished=86_400
+    )
     """Default retries and deadlines."""
     environment: Annotated[dict[str, str], Field(max_length=64)] = Field({}, max_length=64)
     """Environment of every workload container, such as NCCL's settings on this platform."""

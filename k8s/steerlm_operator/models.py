@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.processes import GRACE_SECONDS
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.cluster_spec import (
     AmountSpec,
@@ -80,6 +81,11 @@ class Pipeline:
     def backoff_limit(self) -> int:
         """Counted failures a stage may have before it fails for good."""
         return self.run_policy.backoff_limit if self.run_policy.backoff_limit is not None else 2
+
+    @property
+    def grace_seconds(self) -> int:
+        """Between SIGTERM and SIGKILL of a stage's pods."""
+        return self.run_policy.grace_period_seconds or int(GRACE_SECONDS)
 
     @property
     def owner(self) -> Object:

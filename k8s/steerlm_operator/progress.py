@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_steerlm.core.processes import LAUNCHER_SECONDS
 from nemo_steerlm.pipeline.cluster_status import AnnotationStatus, StageStatus
 from nemo_steerlm.pipeline.stages import Stage
 from steerlm_operator import names
-from steerlm_operator.draft import Draft
+from steerlm_operator.draft import Draft, find_condition
 from steerlm_operator.models import Object
 from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten, taken_away
 from steerlm_operator.resources import servers, work
 
 LONGEST_RETRY_SECONDS = 600.0
 LONGEST_REFUSAL_SECONDS = 300.0
+STOP_SECONDS = "stop_seconds"
+"""Of a training's progress: how long it has taken at most to end a step and save."""
 POD_DELETED = "PodDeleted"
 """Reason of a running stage: somebody deletes a pod of it. Whatever the other pods make of that counts no failure."""
 
@@ -55,6 +58,7 @@ def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     entry.reason, entry.message = "Starting", "its objects are being made"
     entry.start_time = draft.timestamp()
     entry.completion_time = entry.next_attempt_time = entry.progress = None
+    draft.status.conditions = [condition for condition in draft.status.conditions if condition.type != "CheckpointFits"]
     again = f", attempt {entry.attempt}" if entry.attempt > 1 else ""
     draft.event("StageStarted", f"{stage.name} started{again}")
 
@@ -181,16 +185,35 @@ def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Readi
         draft.watch.append(reading.pod)
         if said := draft.observed.progress.get(reading.pod):
             entry.progress = describe_progress(said)
+            _compare_grace(draft, stage, said)
     if draft.pipeline.secrets.wandb or draft.pipeline.secrets.hugging_face:
         draft.condition("SecretsAvailable", True, "SecretsFound", "the pods got them")
     draft.condition("Progressing", True, "StageRunning", f"{stage.name}, attempt {entry.attempt}")
+
+
+def _compare_grace(draft: Draft, stage: Stage, said: Mapping[str, Any]) -> None:
+    """Whether a training that is stopped has the time to save, by what it measured."""
+    needed = said.get(STOP_SECONDS)
+    if not isinstance(needed, int | float):
+        return
+    grace = draft.pipeline.grace_seconds
+    if needed <= grace - LAUNCHER_SECONDS:
+        draft.condition("CheckpointFits", True, "SavesInTime", f"{stage.name} ends and saves within {grace} s")
+        return
+    message = (
+        f"{stage.name} takes {needed:.0f} s to end a step and save, and has {grace} s, of which its processes need {LAUNCHER_SECONDS:.0f}: "
+        "an interruption loses what came after the last checkpoint; raise runPolicy.gracePeriodSeconds, or set saveEveryMinutes"
+    )
+    if (before := find_condition(draft.status, "CheckpointFits")) is None or before.status == "True":
+        draft.event("GraceTooShort", message, warning=True)
+    draft.condition("CheckpointFits", False, "GraceTooShort", message)
 
 
 def describe_progress(message: Mapping[str, Any]) -> str:
     """``412/1000 loss 1.83`` from a stage's progress message."""
     parts = [f"{message.get('done', '?')}/{message.get('total', '?')}"]
     for key, value in message.items():
-        if key not in ("steerlm", "stage", "done", "total") and isinstance(value, int | float | str):
+        if key not in ("steerlm", "stage", "done", "total", STOP_SECONDS) and isinstance(value, int | float | str):
             parts.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
     return " ".join(parts)[:128]
 

@@ -16,14 +16,25 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from nemo_steerlm.core.environment import GRACE
+
 Message = dict[str, Any]
 """A JSON object with a key ``steerlm``, which says what it is: ``progress``, ``cached``, ``done``, ``serving``."""
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 120.0
-"""How long a child may take to save after SIGTERM before it is killed: a training writes a checkpoint."""
+"""How long a child may take to save after SIGTERM before it is killed, unless the environment says otherwise: a training saves."""
+LAUNCHER_SECONDS = 10.0
+"""Of that, what the processes around the one that saves need to end."""
 END_SECONDS = 5.0
 """How long a process may take to end after it closed its output."""
+
+
+def grace_seconds() -> float:
+    """How long this process has after SIGTERM, as ``STEERLM_GRACE_SECONDS`` says."""
+    with contextlib.suppress(ValueError):
+        return float(os.environ[GRACE]) if os.environ.get(GRACE) else GRACE_SECONDS
+    return GRACE_SECONDS
 
 
 def report(kind: str, **fields: Any) -> None:
@@ -152,8 +163,8 @@ class ChildProcess:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def stop(self, grace: float = GRACE_SECONDS) -> int:
-        """Send SIGTERM, and SIGKILL to its process group after ``grace`` seconds.
+    def stop(self, grace: float | None = None) -> int:
+        """Send SIGTERM, and SIGKILL to its process group after ``grace`` seconds, ``grace_seconds()`` by default.
 
         Returns:
             The exit code, 128 + signal if a signal ended the process.
@@ -161,7 +172,7 @@ class ChildProcess:
         if self.running:
             self._process.send_signal(signal.SIGTERM)
             try:
-                self._process.wait(grace)
+                self._process.wait(grace_seconds() if grace is None else grace)
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
         return self.wait()

@@ -176,6 +176,9 @@ class RunPolicySpec(Spec):
     """The pipeline fails when it has run so long; the count starts again on resume. None by default."""
     pending_deadline_seconds: Seconds | None = None
     """A stage fails when its pods have not started for so long: no image, no room, no quota. None by default."""
+    grace_period_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
+    """What a stage's pods have between SIGTERM and SIGKILL (120 by default): a training ends its step and saves a checkpoint. Spot nodes
+    give what their warning gives, whatever stands here: set ``saveEveryMinutes`` there."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the finished pipeline after so long; kept by default."""
     job_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None

@@ -19,6 +19,7 @@ ConditionType = Literal[
     "StorageReady",
     "SecretsAvailable",
     "ServersReady",
+    "CheckpointFits",
     "Progressing",
     "Suspended",
     "Serving",

@@ -80,6 +80,8 @@ class TrainSpec(Spec):
     """AdamW's weight decay."""
     validate_every: Positive = 200
     """Steps between validations, each followed by a checkpoint."""
+    save_every_minutes: Annotated[float, Field(gt=0, le=10_080)] | None = None
+    """Minutes between checkpoints at most, where validations come less often: what an interruption may cost."""
     keep: Literal["last", "best"] = "last"
     """Which step's weights become the model: the last one's, or those of the smallest validation loss."""
     limit_validation_batches: Positive | None = None

@@ -35,6 +35,7 @@ from nemo_steerlm.training.batches import Collator, TrainingOrder
 from nemo_steerlm.training.control import control_error
 from nemo_steerlm.training.plan import Plan
 from nemo_steerlm.training.reporting import Reporter
+from nemo_steerlm.training.save_clock import SaveClock
 from nemo_steerlm.training.selection import CONTROL
 from nemo_steerlm.training.settings import deadline_seconds, sizes_of
 from nemo_steerlm.training.stop_signal import StopSignal
@@ -50,6 +51,8 @@ class Training:
         self.plan, self.stop, self.state = plan, stop, plan.state
         limit = deadline_seconds(plan.cfg.exp_manager.max_time_per_run)
         self.deadline = None if limit is None else time.monotonic() + limit
+        self.saves = SaveClock(plan.cfg.trainer.sft.save_minutes)
+        self.save_due = False
         self.folder = plan.log_dir / "checkpoints"
         compat.activate()
         share_cores()
@@ -113,7 +116,8 @@ class Training:
             if last or (not stopping and self.state.step % self.plan.validate_every == 0):
                 better = self._validate()
             last |= monitor.exhausted(self.state)
-            if stopping or last or self.state.step % self.plan.save_every == 0 or (better and monitor.keep_best):
+            due = self.save_due or self.state.step % self.plan.save_every == 0
+            if stopping or last or due or (better and monitor.keep_best):
                 saved = self._save(saved)
             if stopping and not last:
                 self._leave(stopping)
@@ -165,7 +169,7 @@ class Training:
         if not math.isfinite(norm):
             entry["skipped"] = 1
         state.train.append(entry)
-        self.report.step({**entry, "consumed_samples": state.consumed_samples})
+        self.report.step({**entry, "consumed_samples": state.consumed_samples}, stop_seconds=self.saves.stop_seconds)
         self._check_skipped()
         return stopping
 
@@ -181,14 +185,16 @@ class Training:
             )
 
     def _agree(self, results: list[dict[str, Any]], batches: list[MicroBatch], indices: Any) -> tuple[float, int, int]:
-        """Loss of the global batch, its tokens, and whether a rank was told to stop: one exchange among all ranks."""
+        """Loss of the global batch, its tokens, and whether a rank was told to stop or to save: one exchange among all ranks."""
         counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
         loss = sum(float(result["loss_sum"]) for result in results) if counts else 0.0
         tokens = sum(int((batch["tokens"] != self.batches.pad_id).sum()) for batch in batches) if counts else 0
         told = 2.0 if self.stop.came else float(self.deadline is not None and time.monotonic() > self.deadline)
-        figures = torch.tensor([loss, tokens, told, 1.0 if told == 2.0 else 0.0], dtype=torch.float64, device="cuda")
+        due = float(self.first_rank and self.saves.due)
+        figures = torch.tensor([loss, tokens, told, 1.0 if told == 2.0 else 0.0, due], dtype=torch.float64, device="cuda")
         torch.distributed.all_reduce(figures)
-        stopping = 2 if figures[3] else int(figures[2] > 0)
+        self.saves.ask()
+        stopping, self.save_due = 2 if figures[3] else int(figures[2] > 0), bool(figures[4])
         return float(figures[0]) / self.plan.train.learned_tokens(indices), int(figures[1]), stopping
 
     def _seed(self, step: int) -> None:
@@ -217,9 +223,12 @@ class Training:
     def _save(self, saved: int) -> int:
         manager = self.plan.cfg.exp_manager
         if manager.create_checkpoint_callback and saved != self.state.step:
-            shards = optimizer.sharded_state(self.model, loading=False)
             best = self.state.best_step if self.plan.monitor.keep_best else None
-            checkpoints.save(self.folder, self.state, shards, keep=manager.checkpoint_callback_params.save_top_k, best=best)
+            with self.saves.saving():
+                shards = optimizer.sharded_state(self.model, loading=False)
+                checkpoints.save(self.folder, self.state, shards, keep=manager.checkpoint_callback_params.save_top_k, best=best)
+            if self.first_rank:
+                self.report.saved(self.saves.stop_seconds or 0.0)
         return self.state.step
 
     def _leave(self, stopping: int) -> None:

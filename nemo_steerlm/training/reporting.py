@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.files import atomic_write
+from nemo_steerlm.core.processes import LAUNCHER_SECONDS, grace_seconds
 from nemo_steerlm.training.checkpoints import TrainingState
 
 STEPS_OF_SPEED = 20
@@ -26,13 +27,17 @@ class Reporter:
         self._stage = cfg.steerlm.stage or stage
         self._total = total
         self._active = active
+        self._told_of_grace = False
         self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=STEPS_OF_SPEED)
         self._progress = active and cfg.steerlm.progress
         self._metrics_file = cfg.steerlm.metrics_file if active else None
         self._loggers = _loggers(cfg, log_dir) if active else []
 
-    def step(self, entry: dict[str, float | None]) -> None:
-        """One training step. What is not a number is None, in progress lines null."""
+    def step(self, entry: dict[str, float | None], *, stop_seconds: float | None = None) -> None:
+        """One training step. What is not a number is None, in progress lines null.
+
+        ``stop_seconds`` is how long it has taken at most from SIGTERM to a saved checkpoint, as far as that is known.
+        """
         step, loss = int(entry["step"] or 0), entry["loss"]
         self._recent.append((entry["tokens"] or 0.0, entry["seconds"] or 0.0))
         tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
@@ -42,11 +47,22 @@ class Reporter:
         }
         if self._progress:
             line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total}
-            self._say(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed}), sys.stdout)
+            known = {} if stop_seconds is None else {"stop_seconds": round(stop_seconds, 1)}
+            self._say(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed, **known}), sys.stdout)
         elif self._active and sys.stderr.isatty():
             said = "not a number" if loss is None else f"{loss:.4f}"
             self._say(f"step {step}/{self._total}: loss {said}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left")
         self._log({f"train/{name}": v for name, v in {**entry, **speed}.items() if name != "step" and v is not None}, step)
+
+    def saved(self, stop_seconds: float) -> None:
+        """Say once where a checkpoint takes longer than this process has after SIGTERM."""
+        has = grace_seconds() - LAUNCHER_SECONDS
+        if stop_seconds > has and not self._told_of_grace:
+            self._told_of_grace = True
+            self._say(
+                f"after SIGTERM it takes {stop_seconds:.0f} s to end a step and save, and there are {has:.0f} s: what comes after the last "
+                "checkpoint would be lost. Raise runPolicy.gracePeriodSeconds, or save more often: saveEveryMinutes"
+            )
 
     def validation(self, step: int, result: dict[str, Any]) -> None:
         """One validation."""

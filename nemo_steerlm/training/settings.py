@@ -76,6 +76,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "trainer.sft.max_steps": ("a whole number of at least 1, or -1 for as many as max_epochs has", lambda v: v == -1 or _whole(1)[1](v)),
     "trainer.sft.val_check_interval": _steps(1),
     "trainer.sft.save_interval": _steps(1),
+    "trainer.sft.save_minutes": _optional(_RATE),
     "trainer.sft.limit_train_batches": _steps(1),
     "trainer.sft.limit_val_batches": _steps(0),
     "trainer.sft.gradient_clip_val": _optional(_NOT_NEGATIVE),

@@ -13,7 +13,7 @@ from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import find, stages
 from nemo_steerlm.pipeline.steps.train import _environment, model_info, overrides
-from nemo_steerlm.pipeline.train_spec import LoraSpec, SteerTrainSpec, TrainSpec
+from nemo_steerlm.pipeline.train_spec import LoraSpec, ParallelSpec, SteerTrainSpec, TrainSpec
 from nemo_steerlm.training import config
 from nemo_steerlm.training.settings import check
 from tests.inputs import STORIES
@@ -31,6 +31,7 @@ KEYS = {
     "constantSteps": (44, ["model.optim.sched.constant_steps"]),
     "weightDecay": (0.045, ["model.optim.weight_decay"]),
     "validateEvery": (46, ["trainer.sft.val_check_interval", "trainer.sft.save_interval"]),
+    "saveEveryMinutes": (46.5, ["trainer.sft.save_minutes"]),
     "limitValidationBatches": (47, ["trainer.sft.limit_val_batches"]),
     "precision": ("32", ["trainer.precision"], 32),
     "seed": (48, ["model.seed"]),
@@ -91,6 +92,10 @@ def test_torchrun_waits_for_a_checkpoint_as_long_as_a_pod_does():
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", environment["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"])
         assert LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=2).shutdown_timeout == 110
+        patched.delenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
+        for grace, waits in (("900", "890"), ("12", "6")):
+            patched.setenv("STEERLM_GRACE_SECONDS", grace)
+            assert _environment(ParallelSpec())["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == waits
 
 
 def test_the_table_has_every_field():

@@ -139,11 +139,12 @@ def test_validation_weighs_tokens_and_agrees_with_training(base_nemo: Path, reco
 def test_sigterm_saves_and_the_same_command_ends_as_if_nothing_had_been(undisturbed: tuple[list[str], Path], tmp_path: Path) -> None:
     arguments, reference = undisturbed
     out = tmp_path / "run"
-    command = [sys.executable, "examples/train_gpt_sft.py", *arguments, *at(out), "steerlm.progress=true"]
+    command = [sys.executable, "examples/train_gpt_sft.py", *arguments, *at(out), "steerlm.progress=true", "trainer.sft.save_minutes=1e-9"]
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert process.stdout is not None
     for line in process.stdout:
         if '"done": 2' in line:
+            assert json.loads(line)["stop_seconds"] > 0  # a checkpoint was due by the clock after the first step
             process.send_signal(signal.SIGTERM)
             break
     process.stdout.read()

@@ -18,8 +18,6 @@ MOUNT = "/data"
 """Where the claim is mounted. Relative references of a manifest start here."""
 TMP = "/tmp"  # noqa: S108 - the pod's own emptyDir
 CONTAINER = "main"
-GRACE_SECONDS = 120
-"""Between SIGTERM and SIGKILL: a training saves a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +66,7 @@ def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "terminationGracePeriodSeconds": pipeline.grace_seconds,
         "containers": [_container(pipeline, process)],
         "volumes": _volumes(pipeline, process),
     }

@@ -19,8 +19,8 @@ ASKED = tuple(
     f"evaluate.{name}" for name in ("attributes", "base", "samples_per_level", "prompts", "max_tokens", "temperature", "top_k", "seed")
 )
 """What decides which prompts choose a step, and how they are asked."""
-HOW_WIDE = ("parallel", "micro_batch_size")
-"""Fields of a training that decide how the work is spread, not its result."""
+HOW_WIDE = ("parallel", "micro_batch_size", "save_every_minutes")
+"""Fields of a training that decide how the work is spread and saved, not its result."""
 
 
 def train_value(spec: PipelineSpec, prepared: Stage) -> Stage:

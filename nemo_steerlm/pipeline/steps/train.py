@@ -13,7 +13,7 @@ from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
-from nemo_steerlm.core.processes import GRACE_SECONDS
+from nemo_steerlm.core.processes import LAUNCHER_SECONDS, grace_seconds
 from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
 from nemo_steerlm.pipeline.stages.stage import Training
@@ -112,6 +112,7 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         "trainer.sft.max_epochs": how.max_epochs,
         "trainer.sft.val_check_interval": how.validate_every,
         "trainer.sft.save_interval": how.validate_every,
+        "trainer.sft.save_minutes": how.save_every_minutes or "null",
         "trainer.sft.limit_val_batches": how.limit_validation_batches or 1.0,
         "exp_manager.explicit_log_dir": run.folder / EXPERIMENT,
         "exp_manager.name": EXPERIMENT,
@@ -173,10 +174,13 @@ def _quoted(value: object) -> str:
 def _environment(parallel: ParallelSpec) -> dict[str, str]:
     """Torchrun gives each process one thread and little time to end; share the cores out, and wait, unless somebody chose."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    grace = grace_seconds()
     return {
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores // parallel.devices))),
         # After SIGTERM torchrun would kill the ranks in 30 seconds; a checkpoint may take as long as a pod has, less what torchrun needs.
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(GRACE_SECONDS) - 10)),
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": os.environ.get(
+            "TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(max(grace - LAUNCHER_SECONDS, grace / 2)))
+        ),
     }
 
 
