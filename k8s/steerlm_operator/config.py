@@ -26,6 +26,10 @@ from nemo_steerlm.pipeline.cluster_spec import (
 from nemo_steerlm.pipeline.sources import Spec
 
 
+DISRUPTION_LIMIT = 30
+"""With a wait that doubles up to ten minutes: four hours of nothing but disruptions."""
+
+
 class SecurityConfig(Spec):
     """Who the workloads run as. The pods satisfy Pod Security *restricted* whatever stands here."""
 
@@ -55,7 +59,11 @@ class OperatorConfig(Spec):
     scheduling: SchedulingSpec = SchedulingSpec(deviceResource="nvidia.com/gpu")
     """Default placement."""
     run_policy: RunPolicySpec = RunPolicySpec(
-        backoffLimit=2, retriesPerShard=3, gracePeriodSeconds=int(GRACE_SECONDS), jobTtlSecondsAfterFinished=86_400
+        backoffLimit=2,
+        disruptionLimit=DISRUPTION_LIMIT,
+        retriesPerShard=3,
+        gracePeriodSeconds=int(GRACE_SECONDS),
+        jobTtlSecondsAfterFinished=86_400,
     )
     """Default retries and deadlines."""
     environment: Annotated[dict[str, str], Field(max_length=64)] = Field({}, max_length=64)

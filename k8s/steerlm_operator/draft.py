@@ -155,6 +155,10 @@ class Draft:
         )
         self.status.conditions = [c for c in self.status.conditions if c.type != kind] + [new]
 
+    def drop_condition(self, kind: ConditionType) -> None:
+        """Have no condition of this kind: there is nothing to say of it."""
+        self.status.conditions = [condition for condition in self.status.conditions if condition.type != kind]
+
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Tell people about a transition."""
         self.events.append(Event(type="Warning" if warning else "Normal", reason=reason, message=shorten(message)))

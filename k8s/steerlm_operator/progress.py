@@ -8,13 +8,12 @@ from typing import Any
 from nemo_steerlm.core.processes import LAUNCHER_SECONDS
 from nemo_steerlm.pipeline.cluster_status import AnnotationStatus, StageStatus
 from nemo_steerlm.pipeline.stages import Stage
-from steerlm_operator import names
+from steerlm_operator import names, retries
 from steerlm_operator.draft import Draft, find_condition
 from steerlm_operator.models import Object
 from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten, taken_away
 from steerlm_operator.resources import servers, work
 
-LONGEST_RETRY_SECONDS = 600.0
 LONGEST_REFUSAL_SECONDS = 300.0
 STOP_SECONDS = "stop_seconds"
 """Of a training's progress: how long it has taken at most to end a step and save."""
@@ -58,7 +57,9 @@ def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     entry.reason, entry.message = "Starting", "its objects are being made"
     entry.start_time = draft.timestamp()
     entry.completion_time = entry.next_attempt_time = entry.progress = None
-    draft.status.conditions = [condition for condition in draft.status.conditions if condition.type != "CheckpointFits"]
+    draft.drop_condition("CheckpointFits")
+    if not entry.disruptions:
+        draft.drop_condition("Advancing")
     again = f", attempt {entry.attempt}" if entry.attempt > 1 else ""
     draft.event("StageStarted", f"{stage.name} started{again}")
 
@@ -186,6 +187,7 @@ def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Readi
         if said := draft.observed.progress.get(reading.pod):
             entry.progress = describe_progress(said)
             _compare_grace(draft, stage, said)
+            retries.note_progress(draft, entry, said)
     if draft.pipeline.secrets.wandb or draft.pipeline.secrets.hugging_face:
         draft.condition("SecretsAvailable", True, "SecretsFound", "the pods got them")
     draft.condition("Progressing", True, "StageRunning", f"{stage.name}, attempt {entry.attempt}")
@@ -213,7 +215,7 @@ def describe_progress(message: Mapping[str, Any]) -> str:
     """``412/1000 loss 1.83`` from a stage's progress message."""
     parts = [f"{message.get('done', '?')}/{message.get('total', '?')}"]
     for key, value in message.items():
-        if key not in ("steerlm", "stage", "done", "total", STOP_SECONDS) and isinstance(value, int | float | str):
+        if key not in ("steerlm", "stage", "done", "total", STOP_SECONDS, retries.SAVED) and isinstance(value, int | float | str):
             parts.append(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}")
     return " ".join(parts)[:128]
 
@@ -225,24 +227,23 @@ def _succeed(draft: Draft, stage: Stage, entry: StageStatus, result: Mapping[str
     entry.completion_time = draft.timestamp()
     entry.input_hash = str(result["inputHash"])[:64] if "inputHash" in result else None
     entry.metrics = flat_metrics(result.get("metrics")) or None
+    draft.drop_condition("Advancing")
     _release_servers(draft)
     draft.event("StageCacheHit" if cached else "StageSucceeded", f"{stage.name} {'was done before' if cached else 'is done'}")
 
 
 def _fail(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
     pipeline = draft.pipeline
+    reading = retries.count(draft, entry, reading)
     entry.reason, entry.message, entry.progress = reading.reason, shorten(reading.message), None
     entry.completion_time = draft.timestamp()
     _release_servers(draft)
-    if reading.counted:
-        entry.counted_failures += 1
     if reading.permanent or entry.counted_failures > pipeline.backoff_limit:
         entry.phase = "Failed"
         draft.event("StageFailed", f"{stage.name}, attempt {entry.attempt}: {reading.reason}: {reading.message}", warning=True)
         return
-    # 2**10 is beyond the longest wait for any setting that makes sense.
-    doubled = 2.0 ** min(max(entry.counted_failures - 1, 0), 10) if reading.counted else 1.0
-    delay = min(pipeline.config.retry_seconds * doubled, LONGEST_RETRY_SECONDS)
+    delay = retries.delay(draft, entry, counted=reading.counted)
+    retries.say(draft, entry, reading)
     entry.phase = "Retrying"
     entry.next_attempt_time = draft.timestamp(after=delay)
     draft.look_again(delay)
@@ -260,4 +261,4 @@ def _release_servers(draft: Draft) -> None:
     if draft.status.annotation:
         draft.status.annotation.servers_ready = 0
     draft.status.endpoints = None
-    draft.status.conditions = [condition for condition in draft.status.conditions if condition.type != "ServersReady"]
+    draft.drop_condition("ServersReady")

@@ -38,6 +38,9 @@ INPUTS_FINISHED = "STEERLM_INPUTS_FINISHED"
 """``1``: whoever starts the stage knows that the stages before it have finished. A ``_SUCCESS.json`` that is absent is then one that this
 machine does not see yet, as on a network file system that caches attributes, and the stage is tried again."""
 
+WORK_TMP = "STEERLM_WORK_TMP"
+"""``1``: a stage's temporary files go to the work directory. A pod's ``/tmp`` is its node's disk, and a pod that fills it is evicted."""
+
 GRACE = "STEERLM_GRACE_SECONDS"
 """Seconds between SIGTERM and SIGKILL, of the pod or of whoever else stops this process."""
 

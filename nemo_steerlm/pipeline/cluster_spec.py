@@ -169,7 +169,10 @@ class RunPolicySpec(Spec):
     """Retries, deadlines and clean-up."""
 
     backoff_limit: Annotated[int, Field(ge=0, le=100)] | None = None
-    """How many failures of one stage are retried (2 by default). Preemption, eviction and node loss are retried without counting."""
+    """How many failures of one stage are retried (2 by default). Preemption, eviction and node loss are retried without counting. A stage
+    that has got further than before is forgiven what failed until then."""
+    disruption_limit: Annotated[int, Field(ge=0, le=10_000)] | None = None
+    """How many preemptions, evictions and lost nodes in a row are retried where the stage gets no further (30 by default)."""
     retries_per_shard: Annotated[int, Field(ge=0, le=100)] | None = None
     """How often one annotation shard is retried before the stage fails (3 by default)."""
     active_deadline_seconds: Seconds | None = None

@@ -20,6 +20,7 @@ ConditionType = Literal[
     "SecretsAvailable",
     "ServersReady",
     "CheckpointFits",
+    "Advancing",
     "Progressing",
     "Suspended",
     "Serving",
@@ -66,7 +67,13 @@ class StageStatus(Status):
     attempt: Number = 0
     """How often it was started; part of its objects' names."""
     counted_failures: Number = 0
-    """Failures that count against ``runPolicy.backoffLimit``: not preemption, eviction or node loss."""
+    """Failures since it last got further that count against ``runPolicy.backoffLimit``: not preemption, eviction or node loss."""
+    disruptions: Number = 0
+    """The others since it last got further, which count against ``runPolicy.disruptionLimit``."""
+    furthest: Number = 0
+    """How far any attempt has got: the step of a training's last checkpoint, records or parts of other stages."""
+    progress_attempt: Number = 0
+    """The attempt that got there."""
     step: Step = "Work"
     """Merge once all shards are done."""
     reason: Reason | None = None

@@ -19,6 +19,7 @@ from nemo_steerlm.pipeline.artifacts import Begun, Success, WorkDirectory
 from nemo_steerlm.pipeline.currency import differences, examine, hashes, identity_of
 from nemo_steerlm.pipeline.run_context import Run, files_folder, part_name, versions
 from nemo_steerlm.pipeline.stages import ModelRole, Stage, find, stages
+from nemo_steerlm.pipeline.temporary_files import temporary_files
 
 VISIBLE_SECONDS = 90.0
 """How long a file that another machine wrote may stay unseen: NFS clients cache a folder's attributes for up to 60 s by default."""
@@ -58,7 +59,8 @@ def run_stage(
             if not (servers or {}).get(need.role):
                 raise UsageError(f"stage {name} needs a server of {need.stage}: give --server {need.role}=URL")
         run = Run(pipeline=pipeline, stage=stage, work=work, manifest=manifest, servers=servers or {}, shard=shard, merge=merge, lock=lock)
-        metrics = _work_of(stage)(run)
+        with temporary_files(work.path / ".tmp" / (f"{name}.shard-{shard.index}" if shard else part_name(name))):
+            metrics = _work_of(stage)(run)
         if metrics is None:
             return None
         success = work.finish(stage, begun, metrics=metrics, versions=versions(), seconds=time.monotonic() - started)

@@ -53,6 +53,7 @@ class Training:
         self.deadline = None if limit is None else time.monotonic() + limit
         self.saves = SaveClock(plan.cfg.trainer.sft.save_minutes)
         self.save_due = False
+        self.saved = 0
         self.folder = plan.log_dir / "checkpoints"
         compat.activate()
         share_cores()
@@ -109,7 +110,7 @@ class Training:
             checkpoints.remove_all(self.folder)
         torch.distributed.barrier()
         self.model.train()
-        saved, monitor = self.state.step, self.plan.monitor
+        self.saved, monitor = self.state.step, self.plan.monitor
         while self.state.step < self.plan.steps and not monitor.exhausted(self.state):
             stopping = self._step()
             last, better = self.state.step == self.plan.steps, False
@@ -118,7 +119,7 @@ class Training:
             last |= monitor.exhausted(self.state)
             due = self.save_due or self.state.step % self.plan.save_every == 0
             if stopping or last or due or (better and monitor.keep_best):
-                saved = self._save(saved)
+                self._save()
             if stopping and not last:
                 self._leave(stopping)
         if self.state.step < self.plan.steps:
@@ -169,7 +170,8 @@ class Training:
         if not math.isfinite(norm):
             entry["skipped"] = 1
         state.train.append(entry)
-        self.report.step({**entry, "consumed_samples": state.consumed_samples}, stop_seconds=self.saves.stop_seconds)
+        known = {} if self.saves.stop_seconds is None else {"stop_seconds": round(self.saves.stop_seconds, 1)}
+        self.report.step({**entry, "consumed_samples": state.consumed_samples}, saved=self.saved, **known)
         self._check_skipped()
         return stopping
 
@@ -220,16 +222,16 @@ class Training:
             self.report.validation(self.state.step, result)
         return self.plan.monitor.note(self.state, result)
 
-    def _save(self, saved: int) -> int:
+    def _save(self) -> None:
         manager = self.plan.cfg.exp_manager
-        if manager.create_checkpoint_callback and saved != self.state.step:
+        if manager.create_checkpoint_callback and self.saved != self.state.step:
             best = self.state.best_step if self.plan.monitor.keep_best else None
             with self.saves.saving():
                 shards = optimizer.sharded_state(self.model, loading=False)
                 checkpoints.save(self.folder, self.state, shards, keep=manager.checkpoint_callback_params.save_top_k, best=best)
             if self.first_rank:
                 self.report.saved(self.saves.stop_seconds or 0.0)
-        return self.state.step
+            self.saved = self.state.step
 
     def _leave(self, stopping: int) -> None:
         if stopping == 2:

@@ -33,10 +33,13 @@ class Reporter:
         self._metrics_file = cfg.steerlm.metrics_file if active else None
         self._loggers = _loggers(cfg, log_dir) if active else []
 
-    def step(self, entry: dict[str, float | None], *, stop_seconds: float | None = None) -> None:
+    def step(self, entry: dict[str, float | None], **known: float) -> None:
         """One training step. What is not a number is None, in progress lines null.
 
-        ``stop_seconds`` is how long it has taken at most from SIGTERM to a saved checkpoint, as far as that is known.
+        Args:
+            entry: Its figures.
+            known: For progress lines alone: ``saved``, the step of the last checkpoint, and ``stop_seconds``, how long it has taken at most
+                to end a step and save.
         """
         step, loss = int(entry["step"] or 0), entry["loss"]
         self._recent.append((entry["tokens"] or 0.0, entry["seconds"] or 0.0))
@@ -47,7 +50,6 @@ class Reporter:
         }
         if self._progress:
             line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total}
-            known = {} if stop_seconds is None else {"stop_seconds": round(stop_seconds, 1)}
             self._say(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed, **known}), sys.stdout)
         elif self._active and sys.stderr.isatty():
             said = "not a number" if loss is None else f"{loss:.4f}"

@@ -26,7 +26,7 @@ EVENTS = {
     "Warning",
 }
 KUBERNETES = {
-    "Background", "ClaimTemplate", "CreateContainerConfigError", "DisruptionTarget", "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
+    "Background", "ClaimTemplate", "CrashLoopBackOff", "CreateContainerConfigError", "DisruptionTarget", "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
     "ImageInspectError", "ImagePullBackOff", "InvalidImageName", "Lost", "MaxFailedIndexesExceeded", "PodScheduled",
     "ProgressDeadlineExceeded", "RegistryUnavailable", "ReplicaFailure", "SchedulingGated", "Volcano", "True", "False", "Jobs",
     "JobSets", "BackoffLimitExceeded", "ValidatingAdmissionPolicy", "Coscheduling", "None",

@@ -144,6 +144,7 @@ def _process(
     for role, url in sorted(servers.items()):
         args += ["--server", f"{role}={url}"]
     env = {environment.TERMINATION_LOG: "/dev/termination-log", environment.FILES: pods.MOUNT, environment.INPUTS_FINISHED: "1"}
+    env[environment.WORK_TMP] = "1"
     env[environment.GRACE] = str(pipeline.grace_seconds)
     if salt:
         env[environment.SALT] = salt
