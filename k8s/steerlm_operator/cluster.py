@@ -202,11 +202,12 @@ class Cluster:
             if error.status != 409:
                 raise
 
-    async def creation_failure(self, namespace: str, job: str) -> str:
-        """What the Job controller last said about pods of ``job`` that it could not make; empty where it said nothing. Raises ApiError."""
-        query = {"fieldSelector": f"involvedObject.kind=Job,involvedObject.name={job},reason=FailedCreate"}
+    async def last_event(self, namespace: str, kind: str, name: str, *reasons: str) -> str:
+        """What was last said about an object under one of these reasons; empty where nothing was. Raises ApiError."""
+        query = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={name}"}
         found = await self._request("GET", url_path("v1", "Event", namespace), query=query)
-        items = sorted(found.get("items") or (), key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+        items = [event for event in found.get("items") or () if event.get("reason") in reasons]
+        items.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
         return str(items[-1].get("message", "")) if items else ""
 
     async def log_tail(self, namespace: str, pod: str, lines: int = 20) -> str:

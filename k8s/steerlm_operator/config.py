@@ -25,7 +25,6 @@ from nemo_steerlm.pipeline.cluster_spec import (
 )
 from nemo_steerlm.pipeline.sources import Spec
 
-
 DISRUPTION_LIMIT = 30
 """With a wait that doubles up to ten minutes: four hours of nothing but disruptions."""
 

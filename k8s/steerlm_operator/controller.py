@@ -23,6 +23,7 @@ from steerlm_operator.draft import Decision, Key, Observed, Refusal, find_condit
 from steerlm_operator.models import Object
 from steerlm_operator.readings import classify_refusal, last_progress
 from steerlm_operator.reconcile import plan
+from steerlm_operator.storage import MISSING_SECONDS, UNSETTLED, USABLE
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,8 @@ LONGEST_BACKOFF_SECONDS = 120.0
 CONFLICT_TRIES = 5
 DISCOVERY_SECONDS = 30.0
 """Between two looks at which APIs the cluster has, while a pipeline waits for one."""
+UNBOUND_REASONS = ("ProvisioningFailed", "FailedBinding", "VolumeMismatch", "ProvisioningCleanupFailed")
+"""Of the events about a claim, those that say why it has no volume."""
 LOGS_AT_ONCE = 16
 LOG_READS_PER_SECOND = 20
 """Of all pipelines together: with hundreds of them each is asked less often, and the API server is not kept busy by it."""
@@ -68,6 +71,8 @@ class Memory:
     latest: Object | None = None
     """What was written over them."""
     look_at_claim: bool = True
+    claim_event: str = ""
+    claim_seen: float = 0.0
     errors: int = 0
     """In a row."""
 
@@ -253,9 +258,12 @@ class Controller:
         if engine and engine.status == "False" and not ended and time.monotonic() - self._last_discovery > DISCOVERY_SECONDS:
             await self._discover()  # somebody may have installed it by now
         claim: Object | None = None
-        if not ended and (memory.look_at_claim or not holds(status, "StorageReady")):
-            claim = await self._claim(resource)
-            memory.look_at_claim = False
+        storage = find_condition(status, "StorageReady")
+        waiting = storage is not None and storage.reason in UNSETTLED
+        unusable = storage is None or storage.reason not in USABLE
+        if not ended and (memory.look_at_claim or unusable or (waiting and time.monotonic() - memory.claim_seen >= MISSING_SECONDS)):
+            claim, memory.claim_event = await self._claim(resource)
+            memory.look_at_claim, memory.claim_seen = False, time.monotonic()
         pods = self.caches.pods(name)
         present = {pod["metadata"]["name"] for pod in pods}
         memory.progress = {pod: said for pod, said in memory.progress.items() if pod in present}
@@ -263,6 +271,7 @@ class Controller:
             children={(child["kind"], child["metadata"]["name"]): child for child in self.caches.children(name)},
             pods=pods,
             claim=claim,
+            claim_event=memory.claim_event,
             apis=self.apis,
             refusals=memory.refusals,
             creation_failures=memory.creation_failures,
@@ -270,16 +279,20 @@ class Controller:
         )
         return plan(resource, observed, self.config, self._clock())
 
-    async def _claim(self, resource: Object) -> Object:
+    async def _claim(self, resource: Object) -> tuple[Object, str]:
+        """The claim, {} where it is absent; and while it has no volume, what was said about that."""
         if self.cluster is None:
-            return {}
+            return {}, ""
         storage = (resource.get("spec") or {}).get("storage") or {}
         claim = storage.get("claimName")
         if not claim and not storage.get("claimTemplate"):
             claim = self.config.storage.claim_name
         metadata = resource["metadata"]
-        found = await self.cluster.get("v1", "PersistentVolumeClaim", metadata["namespace"], claim or names.claim(metadata["name"]))
-        return found or {}
+        place = metadata["namespace"], claim or names.claim(metadata["name"])
+        found = await self.cluster.get("v1", "PersistentVolumeClaim", *place)
+        if not found or found.get("status", {}).get("phase", "Pending") != "Pending":
+            return found or {}, ""
+        return found, await self.cluster.last_event(place[0], "PersistentVolumeClaim", place[1], *UNBOUND_REASONS)
 
     async def _write(self, resource: Object, status: Object, decision: Decision, memory: Memory) -> Object | None:
         """The resource with the new status, or None where it had changed."""
@@ -328,7 +341,7 @@ class Controller:
             await cluster.delete(resource["apiVersion"], resource["kind"], *name, resource["metadata"]["uid"])
             return
         for job in decision.inspect:
-            said = await cluster.creation_failure(name[0], job)
+            said = await cluster.last_event(name[0], "Job", job, "FailedCreate")
             if said and memory.creation_failures.get(job) != said:
                 memory.creation_failures = {job: said}
                 self.enqueue(name)

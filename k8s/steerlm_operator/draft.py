@@ -41,6 +41,8 @@ class Observed:
     """Pods labelled with the pipeline's name."""
     claim: Object | None = None
     """The claim; {} where it was looked for and is absent, None where nobody looked."""
+    claim_event: str = ""
+    """What was last said about why the claim has no volume."""
     apis: frozenset[str] | None = None
     """API groups the cluster has; None where nobody asked."""
     refusals: Mapping[Key, Refusal] = dataclasses.field(default_factory=dict)
@@ -98,6 +100,8 @@ class Draft:
         self.now = now
         self.wanted: set[Key] = set()
         self.apply: list[Object] = []
+        self.last: list[Object] = []
+        """Applied after all others: the API server may refuse it, and that is to stop nothing else."""
         self.events: list[Event] = []
         self.inspect: list[str] = []
         self.watch: list[str] = []
@@ -182,7 +186,7 @@ class Draft:
         self.status.conditions.sort(key=lambda condition: condition.type)
         return Decision(
             status=self.status,
-            apply=tuple(self.apply),
+            apply=(*self.apply, *self.last),
             delete=tuple(self._unwanted()),
             delete_self=delete_self,
             events=tuple(self.events),

@@ -8,13 +8,12 @@ from typing import Any
 from nemo_steerlm.core.processes import LAUNCHER_SECONDS
 from nemo_steerlm.pipeline.cluster_status import AnnotationStatus, StageStatus
 from nemo_steerlm.pipeline.stages import Stage
-from steerlm_operator import names, retries
+from steerlm_operator import names, retries, storage
 from steerlm_operator.draft import Draft, find_condition
 from steerlm_operator.models import Object
 from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten, taken_away
 from steerlm_operator.resources import servers, work
 
-LONGEST_REFUSAL_SECONDS = 300.0
 STOP_SECONDS = "stop_seconds"
 """Of a training's progress: how long it has taken at most to end a step and save."""
 POD_DELETED = "PodDeleted"
@@ -43,7 +42,8 @@ def advance(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
         _count_shards(draft, stage, job)
     name = job["metadata"]["name"]
     pods = draft.job_pods(job)
-    reading = read_job(job, pods, draft.now, creation_failure=draft.observed.creation_failures.get(name, ""))
+    failure = draft.observed.creation_failures.get(name, "")
+    reading = read_job(job, pods, draft.now, creation_failure=failure, together=1 if merge else stage.parallel.nodes)
     if not pods and reading.state == "Waiting":
         draft.inspect.append(name)
         draft.look_again(5)
@@ -75,7 +75,7 @@ def _ensure_servers(draft: Draft, stage: Stage, entry: StageStatus) -> dict[str,
         urls[need.role] = servers.url(pipeline, name)
         deployment = draft.own("Deployment", name)
         pods = draft.pods(stage=stage.name, attempt=str(entry.attempt), component=names.SERVER, role=need.role)
-        reading = read_servers(deployment or {}, pods)
+        reading = read_servers(deployment or {}, pods, draft.now)
         refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
         if stage.kind == "annotate":
             labels = servers.labels(pipeline, stage, need, 0)
@@ -101,7 +101,7 @@ def _ensure_servers(draft: Draft, stage: Stage, entry: StageStatus) -> dict[str,
         _fail(draft, stage, entry, Reading(state="Failed", reason=reading.reason, message=message, permanent=reading.permanent))
         return None
     if refusal:
-        draft.look_again(min(5.0 * 2 ** min(refusal.count, 10), LONGEST_REFUSAL_SECONDS))
+        draft.look_again(storage.wait(refusal))
     _queue(draft, stage, entry, reason, f"{role} servers: {message}", blocked=reading.blocked or refusal is not None)
     return None
 
@@ -123,7 +123,7 @@ def _wait_for_objects(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     elif refusal.reason == "InvalidObject":
         _fail(draft, stage, entry, Reading(state="Failed", reason=refusal.reason, message=refusal.message, permanent=True))
     else:
-        draft.look_again(min(5.0 * 2 ** min(refusal.count, 10), LONGEST_REFUSAL_SECONDS))
+        draft.look_again(storage.wait(refusal))
         _queue(draft, stage, entry, refusal.reason, refusal.message, blocked=True)
 
 
@@ -173,6 +173,9 @@ def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message:
 
 
 def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
+    before = entry.progress
+    if entry.phase != "Running":
+        entry.progress_time = draft.timestamp()
     entry.phase = "Running"
     sharded = stage.shards > 1 and entry.step == "Work"
     if reading.taken and not sharded:  # a shard is tried again inside its Job
@@ -188,9 +191,27 @@ def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Readi
             entry.progress = describe_progress(said)
             _compare_grace(draft, stage, said)
             retries.note_progress(draft, entry, said)
+        if entry.progress != before:
+            entry.progress_time = draft.timestamp()
+        if _has_stalled(draft, stage, entry):
+            return
     if draft.pipeline.secrets.wandb or draft.pipeline.secrets.hugging_face:
         draft.condition("SecretsAvailable", True, "SecretsFound", "the pods got them")
     draft.condition("Progressing", True, "StageRunning", f"{stage.name}, attempt {entry.attempt}")
+
+
+def _has_stalled(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
+    """A stage that says nothing new for too long is ended and tried again: a collective that hangs does so for ever."""
+    limit = draft.pipeline.run_policy.stall_seconds
+    if limit is None:
+        return False
+    silent = draft.seconds_since(entry.progress_time)
+    if silent < limit:
+        draft.look_again(limit - silent)
+        return False
+    said = f"no progress within {limit} s" + (f" after {entry.progress}" if entry.progress else "")
+    _fail(draft, stage, entry, Reading(state="Failed", reason="NoProgress", message=said, counted=False))
+    return True
 
 
 def _compare_grace(draft: Draft, stage: Stage, said: Mapping[str, Any]) -> None:

@@ -43,19 +43,22 @@ class Reading:
     """Running: a pod that somebody is deleting, before any pod has failed."""
 
 
-def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, creation_failure: str = "") -> Reading:
-    """A Job and the pods of it that were seen; ``creation_failure`` is the last event about pods that could not be made."""
+def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, creation_failure: str = "", together: int = 1) -> Reading:
+    """A Job and the pods of it that were seen.
+
+    ``creation_failure`` is the last event about pods that could not be made; ``together`` is how many pods work only once all of them run.
+    """
     conditions = {c["type"]: c for c in job.get("status", {}).get("conditions") or () if c.get("status") == "True"}
     if "Complete" in conditions:
         return _read_success(conditions["Complete"], pods, now)
     if "Failed" in conditions:
         return _read_failure(conditions["Failed"], pods, now)
-    return _read_active(job, pods, creation_failure, suspended="Suspended" in conditions)
-
-
-def _read_active(job: Object, pods: Sequence[Object], creation_failure: str, *, suspended: bool) -> Reading:
-    if suspended or job.get("spec", {}).get("suspend"):
+    if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
         return Reading(state="Waiting", reason="AwaitingAdmission", message="the queue has not admitted it yet")
+    return _read_active(pods, creation_failure, together)
+
+
+def _read_active(pods: Sequence[Object], creation_failure: str, together: int) -> Reading:
     waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
     if waiting:
         return waiting
@@ -63,8 +66,11 @@ def _read_active(job: Object, pods: Sequence[Object], creation_failure: str, *, 
         reason, message = classify_refusal(403, creation_failure)
         return Reading(state="Waiting", reason=reason, message=message, blocked=True)
     running = [pod for pod in pods if pod.get("status", {}).get("phase") == "Running"]
-    if not running and not any(pod.get("status", {}).get("phase") == "Succeeded" for pod in pods):
+    begun = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") != "Pending"]
+    if not any(pod in running or pod["status"]["phase"] == "Succeeded" for pod in begun):
         return Reading(state="Waiting", reason="PodsStarting", message="its pods are starting")
+    if len(begun) < together:
+        return Reading(state="Waiting", reason="PodsStarting", message=f"{len(begun)} of {together} pods run, and wait for the others")
     first = min(running, key=_index, default=None)
     # Once a pod has failed, the Job controller deletes the others.
     taken = None if _endings(pods) else next((pod["metadata"]["name"] for pod in running if _deletion(pod)), None)
@@ -212,6 +218,7 @@ def _waits_for(pod: Object) -> Reading | None:
             if condition.get("reason") == "SchedulingGated":
                 return Reading(state="Waiting", reason="AwaitingAdmission", message="its pods wait for admission")
             reason = "ClaimNotFound" if "persistentvolumeclaim" in message and "not found" in message else "Unschedulable"
+            reason = "ClaimUnbound" if "unbound immediate PersistentVolumeClaims" in message else reason
             return Reading(state="Waiting", reason=reason, message=shorten(message), blocked=True)
     return None
 
@@ -228,8 +235,8 @@ class ServersReading:
     permanent: bool = False
 
 
-def read_servers(deployment: Object, pods: Sequence[Object]) -> ServersReading:
-    """A Deployment and its pods."""
+def read_servers(deployment: Object, pods: Sequence[Object], now: datetime.datetime) -> ServersReading:
+    """A Deployment and its pods. What cannot become well by itself has failed, however long a model may take to load."""
     status = deployment.get("status", {})
     ready = int(status.get("readyReplicas") or 0)
     if ready:
@@ -239,21 +246,46 @@ def read_servers(deployment: Object, pods: Sequence[Object]) -> ServersReading:
     if refused.get("status") == "True":
         reason, message = classify_refusal(403, refused.get("message", ""))
         return ServersReading(reason=reason, message=message, blocked=True)
-    if failed := _server_failure(conditions.get("Progressing", {}), pods):
+    if failed := _server_failure(conditions.get("Progressing", {}), pods, now):
         return failed
     waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
     return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked) if waiting else ServersReading()
 
 
-def _server_failure(progressing: Object, pods: Sequence[Object]) -> ServersReading | None:
+CRASHES = 3
+"""Restarts of a server's container after which it is taken for broken."""
+IMAGE_SECONDS = 600
+"""How long an image may not be there before the attempt ends: whoever waits for it may hold a GPU."""
+
+
+def _server_failure(progressing: Object, pods: Sequence[Object], now: datetime.datetime) -> ServersReading | None:
     endings = [(pod, ended) for pod in pods for ended in _last_endings(pod)]
+    killed = next((pod for pod, ended in endings if ended.get("reason") == "OOMKilled"), None)
+    if killed:
+        said = f"{killed['metadata']['name']}: killed for using more memory than its limit; raise spec.resources.servers"
+        return ServersReading(reason="OutOfMemory", message=said, failed=True, permanent=True)
     wrong = next((_exited(pod, ended) for pod, ended in endings if ended.get("exitCode") in PERMANENT_EXIT_CODES), None)
     if wrong:
         return ServersReading(reason=wrong.reason, message=wrong.message, failed=True, permanent=True)
+    if crashing := next((pod for pod in pods if _crashes(pod) >= CRASHES), None):
+        last = next((_exited(crashing, ended).message for ended in _last_endings(crashing)), crashing["metadata"]["name"])
+        said = f"{_crashes(crashing)} crashes; the last one: {last}"
+        return ServersReading(reason="ServersCrash", message=shorten(said), failed=True)
+    for pod in pods:
+        waits, since = _waits_for(pod), parse_time(pod.get("status", {}).get("startTime"))
+        if waits and waits.reason == "ImageNotAvailable" and since and (now - since).total_seconds() > IMAGE_SECONDS:
+            return ServersReading(reason=waits.reason, message=waits.message, failed=True)
     if progressing.get("reason") != "ProgressDeadlineExceeded":
         return None
     said = f"; the last one: {_exited(*endings[-1]).message}" if endings else ""
     return ServersReading(reason="ServersNotReady", message=shorten(f"no server answered in time{said}"), failed=True)
+
+
+def _crashes(pod: Object) -> int:
+    """How often a container that waits to be started again has ended; 0 where it runs."""
+    containers = pod.get("status", {}).get("containerStatuses") or ()
+    backing_off = (c for c in containers if (c.get("state", {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff")
+    return max((int(c.get("restartCount") or 0) for c in backing_off), default=0)
 
 
 def _last_endings(pod: Object) -> list[Object]:

@@ -17,14 +17,13 @@ from typing import Any
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.pipeline.cluster_spec import MANAGED_BY
 from nemo_steerlm.pipeline.cluster_status import Condition, ConditionType, PipelineStatus
-from steerlm_operator import changes, models, names, progress, readings
+from steerlm_operator import changes, models, names, progress, readings, storage
 from steerlm_operator.config import OperatorConfig
-from steerlm_operator.draft import Decision, Draft, Observed, Refusal, find_condition, finished, holds
+from steerlm_operator.draft import Decision, Draft, Observed, find_condition, finished, holds
 from steerlm_operator.models import Pipeline
 from steerlm_operator.resources import servers, settings, surroundings, work
 
 MISSING_API_SECONDS = 60
-MISSING_CLAIM_SECONDS = 15
 
 GANG_APIS = {"Volcano": "scheduling.volcano.sh", "Coscheduling": "scheduling.x-k8s.io"}
 
@@ -126,7 +125,7 @@ def _run(draft: Draft) -> None:
             _fail(draft, "DeadlineExceeded", f"not done within {limit} s")
             return
         draft.look_again(left)
-    if not (_engine_available(draft) and _storage_ready(draft)):
+    if not (_engine_available(draft) and storage.ready(draft)):
         return
     draft.want(settings.config_map(pipeline), *surroundings.network_policies(pipeline))
     if status.phase == "Pending":
@@ -171,37 +170,6 @@ def _engine_available(draft: Draft) -> bool:
     return True
 
 
-def _storage_ready(draft: Draft) -> bool:
-    pipeline, claim = draft.pipeline, draft.observed.claim
-    name = pipeline.storage.claim_name
-    if claim is None:  # nobody looked: nothing new
-        return holds(draft.status, "StorageReady")
-    if not claim:
-        made = surroundings.claim(pipeline)
-        refusal = draft.observed.refusals.get(("PersistentVolumeClaim", name))
-        reason, message = "ClaimNotFound", f"there is no PersistentVolumeClaim {name} in namespace {pipeline.namespace}: make it"
-        if made:
-            draft.apply.append(made)
-            reason, message = (refusal.reason, refusal.message) if refusal else ("ClaimCreating", f"making PersistentVolumeClaim {name}")
-        draft.condition("StorageReady", False, reason, message)
-        draft.condition("Progressing", made is not None and refusal is None, reason, message)
-        draft.look_again(_wait(refusal) if made else MISSING_CLAIM_SECONDS)
-        return False
-    phase = claim.get("status", {}).get("phase", "Pending")
-    usable = phase != "Lost" and not claim["metadata"].get("deletionTimestamp")
-    if usable:
-        draft.condition("StorageReady", True, "ClaimFound", f"PersistentVolumeClaim {name}")
-        return True
-    draft.condition("StorageReady", False, "ClaimLost", f"PersistentVolumeClaim {name} is lost or being deleted")
-    draft.condition("Progressing", False, "ClaimLost", f"PersistentVolumeClaim {name} is lost or being deleted")
-    draft.look_again(MISSING_CLAIM_SECONDS)
-    return False
-
-
-def _wait(refusal: Refusal | None) -> float:
-    return min(5.0 * 2 ** min(refusal.count, 10), progress.LONGEST_REFUSAL_SECONDS) if refusal else 2.0
-
-
 def _fail(draft: Draft, reason: str, message: str) -> None:
     draft.status.phase = "Failed"
     draft.status.completion_time = draft.timestamp()
@@ -229,6 +197,7 @@ def _finished(draft: Draft) -> Decision:
     pipeline, status = draft.pipeline, draft.status
     draft.wanted.clear()
     draft.apply.clear()
+    draft.last.clear()
     draft.inspect.clear()
     draft.watch.clear()
     draft.again = None
@@ -259,11 +228,11 @@ def _serve(draft: Draft) -> None:
     draft.want(*policies, *servers.build_serve(pipeline))
     name = names.serve(pipeline.name)
     draft.status.endpoints = {"serve": servers.url(pipeline, name)}
-    reading = readings.read_servers(draft.own("Deployment", name) or {}, draft.pods(component=names.SERVE))
+    reading = readings.read_servers(draft.own("Deployment", name) or {}, draft.pods(component=names.SERVE), draft.now)
     refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
     if refusal:
         draft.condition("Serving", False, refusal.reason, refusal.message)
-        draft.look_again(_wait(refusal))
+        draft.look_again(storage.wait(refusal))
     elif pipeline.manifest.spec.serve.replicas == 0:
         draft.condition("Serving", False, "ScaledToZero", "serve.replicas is 0")
     else:

@@ -182,6 +182,9 @@ class RunPolicySpec(Spec):
     grace_period_seconds: Annotated[int, Field(ge=1, le=86_400)] | None = None
     """What a stage's pods have between SIGTERM and SIGKILL (120 by default): a training ends its step and saves a checkpoint. Spot nodes
     give what their warning gives, whatever stands here: set ``saveEveryMinutes`` there."""
+    stall_seconds: Seconds | None = None
+    """A stage whose pods run but say nothing new for so long is stopped and tried again, as a disruption: a collective that lost a rank may
+    hang for ever. Longer than loading the model, a validation and the export take. None by default."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the finished pipeline after so long; kept by default."""
     job_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None

@@ -94,6 +94,8 @@ class StageStatus(Status):
     """When its present attempt started."""
     completion_time: Timestamp | None = None
     """When it ended."""
+    progress_time: Timestamp | None = None
+    """When its process last said something new; ``runPolicy.stallSeconds`` counts from here."""
     next_attempt_time: Timestamp | None = None
     """When it is tried again."""
 

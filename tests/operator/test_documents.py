@@ -26,7 +26,8 @@ EVENTS = {
     "Warning",
 }
 KUBERNETES = {
-    "Background", "ClaimTemplate", "CrashLoopBackOff", "CreateContainerConfigError", "DisruptionTarget", "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
+    "Background", "ClaimTemplate", "CrashLoopBackOff", "CreateContainerConfigError", "ReadWriteMany", "DisruptionTarget",
+    "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
     "ImageInspectError", "ImagePullBackOff", "InvalidImageName", "Lost", "MaxFailedIndexesExceeded", "PodScheduled",
     "ProgressDeadlineExceeded", "RegistryUnavailable", "ReplicaFailure", "SchedulingGated", "Volcano", "True", "False", "Jobs",
     "JobSets", "BackoffLimitExceeded", "ValidatingAdmissionPolicy", "Coscheduling", "None",
@@ -39,7 +40,7 @@ def reasons_in_code():
         known |= set(typing.get_args(kind))
     known |= {"Waiting", "Lagging"}  # states of a reading
     found = set()
-    for module in ("reconcile", "progress", "readings"):
+    for module in ("reconcile", "progress", "readings", "retries", "storage"):
         tree = ast.parse((ROOT / f"k8s/steerlm_operator/{module}.py").read_text(encoding="utf-8"))
         words = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
         found |= {word for word in words if WORD.fullmatch(word)}

@@ -137,6 +137,7 @@ WAITING = [
     (pod(waiting=("ContainerCreating", "")), "PodsStarting", False),
     (pod(unschedulable="0/3 nodes are available: 3 Insufficient nvidia.com/gpu."), "Unschedulable", True),
     (pod(unschedulable='persistentvolumeclaim "x" not found'), "ClaimNotFound", True),
+    (pod(unschedulable="0/3 nodes are available: pod has unbound immediate PersistentVolumeClaims."), "ClaimUnbound", True),
 ]
 
 
@@ -172,15 +173,56 @@ def test_results_come_from_the_first_rank_and_are_waited_for_a_moment():
 
 def test_servers():
     ready = {"spec": {"replicas": 2}, "status": {"readyReplicas": 1}}
-    assert read_servers(ready, []).ready == 1
+    assert read_servers(ready, [], NOW).ready == 1
     slow = {"spec": {}, "status": {"conditions": [{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]}}
-    assert read_servers(slow, []).failed
+    assert read_servers(slow, [], NOW).failed
     crashing = pod()
     crashing["status"]["containerStatuses"] = [{"lastState": {"terminated": {"exitCode": 78, "message": "wrong model"}}, "state": {}}]
-    reading = read_servers({"spec": {}, "status": {}}, [crashing])
+    reading = read_servers({"spec": {}, "status": {}}, [crashing], NOW)
     assert (reading.failed, reading.permanent, reading.reason) == (True, True, "BadConfiguration")
     refused = {"spec": {}, "status": {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: x"}]}}
-    assert read_servers(refused, []).reason == "QuotaExceeded"
+    assert read_servers(refused, [], NOW).reason == "QuotaExceeded"
+
+
+def server(*, state=None, last=None, restarts=0, started="2025-12-31T23:59:00Z"):
+    container = {"image": "x:1", "restartCount": restarts, "state": state or {"running": {}}}
+    if last:
+        container["lastState"] = {"terminated": {"exitCode": 1, **last}}
+    return {"metadata": {"name": "s-0"}, "status": {"phase": "Running", "startTime": started, "containerStatuses": [container]}}
+
+
+BACK_OFF = {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 40s"}}
+PULLING = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
+
+
+@pytest.mark.parametrize(
+    ("found", "reason", "permanent", "words"),
+    [
+        (server(state=BACK_OFF, last={"message": "loading\nCUDA error: no device"}, restarts=3), "ServersCrash", False, "no device"),
+        (server(last={"exitCode": 137, "reason": "OOMKilled"}, restarts=1), "OutOfMemory", True, "spec.resources.servers"),
+        (server(state=PULLING, started="2025-12-31T23:49:00Z"), "ImageNotAvailable", False, "no such image"),
+    ],
+    ids=["crash loop", "out of memory", "no image"],
+)
+def test_servers_that_cannot_become_well_are_not_waited_for(found, reason, permanent, words):
+    reading = read_servers({"spec": {}, "status": {}}, [found], NOW)
+    assert (reading.failed, reading.reason, reading.permanent) == (True, reason, permanent)
+    assert words in reading.message
+
+
+@pytest.mark.parametrize("found", [server(state=BACK_OFF, last={"message": "x"}, restarts=2), server(state=PULLING), server(restarts=5)])
+def test_servers_that_may_become_well_are_waited_for(found):
+    assert not read_servers({"spec": {}, "status": {}}, [found], NOW).failed
+
+
+def test_ranks_wait_for_each_other():
+    starting = {"metadata": {"name": "j-1", "annotations": {}}, "status": {"phase": "Pending"}}
+    reading = read_job(job(), [pod(), starting], NOW, together=2)
+    assert (reading.state, reading.reason, reading.blocked) == ("Waiting", "PodsStarting", False)
+    assert "1 of 2 pods run" in reading.message
+    assert read_job(job(), [pod(), pod(index=1)], NOW, together=2).state == "Running"
+    assert read_job(job(), [pod(0), pod(index=1)], NOW, together=2).state == "Running"
+    assert read_job(job(), [pod(), starting], NOW).state == "Running"  # shards do not
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,30 @@ def test_a_stage_that_says_nothing_of_saving_gets_as_far_as_it_has_done(training
     assert life.status()["phase"] == "Failed"
 
 
+def test_a_training_that_says_nothing_new_is_ended_as_a_disruption(training):
+    life = training(stallSeconds=600)
+    (job,) = life.world.jobs()
+    life.world.start_pods(job)
+    life.settle()
+    (pod,) = [name for name in life.world.pods if name.startswith(job["metadata"]["name"])]
+
+    def wait(seconds, **said):
+        life.world.now += datetime.timedelta(seconds=seconds)
+        if said:
+            life.controller._memory[NAME].progress = {pod: {"steerlm": "progress", "total": 9, **said}}
+        life.settle()
+        return life.entry["phase"]
+
+    assert wait(599) == "Running"
+    assert wait(0, done=1) == "Running"
+    assert wait(599) == "Running"
+    assert wait(1) == "Retrying"
+    assert (life.entry["reason"], life.entry["countedFailures"], life.entry["disruptions"]) == ("NoProgress", 0, 1)
+    assert "no progress within 600 s after 1/9" in life.entry["message"]
+    assert not life.world.jobs()
+    life.reach_the_end()
+
+
 def test_what_is_there_for_the_operator_is_not_shown_to_people():
     said = {"steerlm": "progress", "stage": "s", "done": 3, "total": 9, "loss": 1.5, "saved": 2, "stop_seconds": 1.0}
     assert describe_progress(said) == "3/9 loss 1.5"

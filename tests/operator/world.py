@@ -49,6 +49,8 @@ class World:
         self.children = {}
         self.pods = {}
         self.claim = None
+        self.said_of_claim = ""
+        self.refusal_of_claim = ""
         self.events = []
         self.writes = 0
         self.crash_after = None
@@ -92,7 +94,10 @@ class World:
         key = (wanted["kind"], wanted["metadata"]["name"])
         wanted = copy.deepcopy(wanted)
         if key[0] == "PersistentVolumeClaim":
-            self.claim = self.claim or self._stamp({**wanted, "status": {"phase": "Bound"}})
+            if self.claim and self.refusal_of_claim:
+                raise ApiError(403, self.refusal_of_claim)
+            status = self.claim["status"] if self.claim else {"phase": "Bound"}
+            self.claim = self._stamp({**wanted, "status": status})
         elif key not in self.children:
             wanted["metadata"]["annotations"] = wanted["metadata"].get("annotations", {})
             self.children[key] = self._stamp({**wanted, "status": {}})
@@ -111,8 +116,8 @@ class World:
             self._remove((kind, name))
         self._wrote()
 
-    async def creation_failure(self, namespace, job):
-        return ""
+    async def last_event(self, namespace, kind, name, *reasons):
+        return self.said_of_claim if kind == "PersistentVolumeClaim" else ""
 
     def _remove(self, key):
         gone = self.children.pop(key)
