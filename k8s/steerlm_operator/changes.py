@@ -78,6 +78,6 @@ def _go_on(draft: Draft) -> None:
     """Take back that the pipeline has ended."""
     status = draft.status
     status.conditions = [c for c in status.conditions if c.type not in ("Complete", "Failed", "Serving")]
-    status.completion_time = status.endpoints = None
+    status.completion_time = status.endpoints = status.serving = None
     status.start_time = draft.timestamp()
     status.phase = "Running"

@@ -146,7 +146,9 @@ class Cluster:
         """Server-side apply. Without ``force`` an object that somebody else made with other content is a 409. Raises ApiError."""
         metadata = wanted["metadata"]
         path = url_path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"])
-        query = {"fieldManager": names.FIELD_MANAGER, "force": str(force).lower()}
+        # Who applies part of an object gives up the rest of it: a number alone has a manager of its own.
+        part = wanted["kind"] == "Deployment" and "template" not in wanted["spec"]
+        query = {"fieldManager": f"{names.FIELD_MANAGER}-scale" if part else names.FIELD_MANAGER, "force": str(force).lower()}
         await self._request("PATCH", path, wanted, query=query, content_type="application/apply-patch+yaml")
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:

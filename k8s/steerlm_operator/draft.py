@@ -114,11 +114,31 @@ class Draft:
             self.wanted.add(key)
             stamped = _stamped(wanted)
             seen = self.observed.children.get(key)
-            if seen is None or (self.is_own(seen) and _outdated(seen, stamped)):
+            if seen is not None and self.is_own(seen) and _runs_the_same(seen, stamped):
+                self._scale(seen, stamped)
+            elif seen is None or (self.is_own(seen) and _outdated(seen, stamped)):
                 self.apply.append(stamped)
             elif not self.is_own(seen):
                 # A former pipeline's object of that name, on its way out.
                 self.look_again(2)
+
+    def _scale(self, seen: Object, stamped: Object) -> None:
+        """Give a Deployment whose pods are right another number of them, and leave its template, an older operator's maybe, as it is."""
+        replicas = stamped["spec"].get("replicas")
+        if replicas is not None and seen.get("spec", {}).get("replicas") != replicas:
+            metadata = {key: stamped["metadata"][key] for key in ("name", "namespace")}
+            mark = {names.APPLIED: f"{stamped['metadata']['annotations'][names.APPLIED]}.{seen['metadata'].get('generation', 0)}"}
+            self.apply.append({**stamped, "metadata": metadata | {"annotations": mark}, "spec": {"replicas": replicas}})
+
+    def correct(self, wanted: Object) -> None:
+        """Apply an object once more over what somebody made of it; the next look finds another mark and takes it for ours."""
+        stamped = _stamped(wanted)
+        seen = self.observed.children[(wanted["kind"], wanted["metadata"]["name"])]
+        stamped["metadata"]["annotations"][names.APPLIED] += f".{seen['metadata'].get('generation', 0)}"
+        self.apply = [
+            other for other in self.apply if (other["kind"], other["metadata"]["name"]) != (wanted["kind"], wanted["metadata"]["name"])
+        ]
+        self.apply.append(stamped)
 
     def own(self, kind: str, name: str) -> Object | None:
         """The child of that name, where it is this pipeline's and stays."""
@@ -233,7 +253,16 @@ def _stamped(wanted: Object) -> Object:
     return {**wanted, "metadata": {**wanted["metadata"], "annotations": annotations}}
 
 
+def annotation(seen: Object, name: str) -> str:
+    """An annotation of an object; empty where it has none."""
+    return str((seen["metadata"].get("annotations") or {}).get(name, ""))
+
+
+def _runs_the_same(seen: Object, wanted: Object) -> bool:
+    return bool(annotation(wanted, names.RUNS)) and annotation(seen, names.RUNS) == annotation(wanted, names.RUNS)
+
+
 def _outdated(seen: Object, wanted: Object) -> bool:
     if wanted["kind"] in NEVER_CHANGED:
         return False
-    return bool((seen["metadata"].get("annotations") or {}).get(names.APPLIED) != wanted["metadata"]["annotations"][names.APPLIED])
+    return annotation(seen, names.APPLIED) != annotation(wanted, names.APPLIED)

@@ -18,6 +18,9 @@ ROLE = f"{DOMAIN}/role"
 APPLIED = f"{DOMAIN}/applied"
 """Annotation: hash of the object as it was last applied."""
 
+RUNS = f"{DOMAIN}/runs"
+"""Annotation: hash of what a Deployment's pods run. Where that is the same, another version of the operator restarts none of them."""
+
 WORK = "work"
 """Component: a stage's own pods."""
 SERVER = "server"

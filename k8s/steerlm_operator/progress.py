@@ -190,7 +190,7 @@ def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Readi
         if said := draft.observed.progress.get(reading.pod):
             entry.progress = describe_progress(said)
             _compare_grace(draft, stage, said)
-            retries.note_progress(draft, entry, said)
+            retries.note_progress(draft, stage, entry, said)
         if entry.progress != before:
             entry.progress_time = draft.timestamp()
         if _has_stalled(draft, stage, entry):

@@ -17,7 +17,7 @@ from typing import Any
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.pipeline.cluster_spec import MANAGED_BY
 from nemo_steerlm.pipeline.cluster_status import Condition, ConditionType, PipelineStatus
-from steerlm_operator import changes, models, names, progress, readings, storage
+from steerlm_operator import changes, models, names, progress, readings, serving, storage
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.draft import Decision, Draft, Observed, find_condition, finished, holds
 from steerlm_operator.models import Pipeline
@@ -206,7 +206,7 @@ def _finished(draft: Draft) -> Decision:
     if holds(status, "Complete"):
         status.progress = f"{len(status.stages)}/{len(status.stages)} stages"
         if pipeline.manifest.spec.serve.enabled:
-            _serve(draft)
+            serving.serve(draft)
     else:
         failed = find_condition(status, "Failed")
         status.progress = f"{status.current_stage or ''} {failed.reason if failed else ''}".strip()
@@ -217,26 +217,6 @@ def _finished(draft: Draft) -> Decision:
             return draft.decision(delete_self=True)
         draft.look_again(left)
     return draft.decision()
-
-
-def _serve(draft: Draft) -> None:
-    pipeline = draft.pipeline
-    if pipeline.suspend:
-        draft.condition("Serving", False, "Suspended", "spec.suspend is true")
-        return
-    policies = [p for p in surroundings.network_policies(pipeline) if p["metadata"]["labels"][names.COMPONENT] == names.SERVE]
-    draft.want(*policies, *servers.build_serve(pipeline))
-    name = names.serve(pipeline.name)
-    draft.status.endpoints = {"serve": servers.url(pipeline, name)}
-    reading = readings.read_servers(draft.own("Deployment", name) or {}, draft.pods(component=names.SERVE), draft.now)
-    refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
-    if refusal:
-        draft.condition("Serving", False, refusal.reason, refusal.message)
-        draft.look_again(storage.wait(refusal))
-    elif pipeline.manifest.spec.serve.replicas == 0:
-        draft.condition("Serving", False, "ScaledToZero", "serve.replicas is 0")
-    else:
-        draft.condition("Serving", reading.ready > 0, reading.reason, reading.message)
 
 
 def _summarize(draft: Draft) -> None:

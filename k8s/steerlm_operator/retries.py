@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_steerlm.pipeline.cluster_status import StageStatus
+from nemo_steerlm.pipeline.stages import Stage
 from steerlm_operator.config import DISRUPTION_LIMIT
 from steerlm_operator.draft import Draft
 from steerlm_operator.readings import Reading, shorten
@@ -18,9 +19,9 @@ SAID_AFTER = 2
 """So many disruptions in a row are normal life; more are said in a condition."""
 
 
-def note_progress(draft: Draft, entry: StageStatus, said: Mapping[str, Any]) -> None:
+def note_progress(draft: Draft, stage: Stage, entry: StageStatus, said: Mapping[str, Any]) -> None:
     """A stage that got further than any attempt before is forgiven what failed until then."""
-    reached = said.get(SAVED, said.get("done"))
+    reached = said.get(SAVED if stage.training else "done")
     if not isinstance(reached, int) or reached <= entry.furthest:
         return
     entry.furthest = reached

@@ -58,7 +58,7 @@ class Watched:
 
 
 KEPT_METADATA = (
-    "name", "namespace", "uid", "labels", "annotations", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds",
+    "name", "namespace", "uid", "generation", "labels", "annotations", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds",
 )  # fmt: skip
 PIPELINES = Watched(api_version=API_VERSION, kind=KIND)
 PODS = Watched(api_version="v1", kind="Pod", status=True)

@@ -63,10 +63,13 @@ TERMINATION_MESSAGE_LIMIT = 4096
 
 
 def result_line(*, cached: bool, input_hash: str, metrics: Mapping[str, Any]) -> str:
-    """A finished stage's termination message: one line of ASCII within the limit; metrics that do not fit are left out."""
-    result = {"cached": cached, "inputHash": input_hash, "metrics": dict(metrics)}
-    text = json.dumps(result)
-    return text if len(text) <= TERMINATION_MESSAGE_LIMIT else json.dumps({**result, "metrics": {}})
+    """A finished stage's termination message: one line of ASCII within the limit; the last metrics are left out where not all fit."""
+    kept = dict(metrics)
+    while True:
+        text = json.dumps({"cached": cached, "inputHash": input_hash, "metrics": kept})
+        if len(text) <= TERMINATION_MESSAGE_LIMIT or not kept:
+            return text
+        kept.popitem()
 
 
 def parse_result_line(text: str) -> dict[str, Any]:

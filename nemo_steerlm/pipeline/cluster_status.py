@@ -135,6 +135,15 @@ def _keyed(key: str) -> JsonDict:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
+class ServingStatus(Status):
+    """The Deployment of the server that stays as it was when the operator had applied it: what differs since then is somebody else's."""
+
+    applied: Annotated[str, Field(max_length=64)]
+    """The operator's mark on it."""
+    generation: Annotated[int, Field(ge=0)]
+    """Its generation."""
+
+
 class PipelineStatus(Status):
     """What the operator saw and decided."""
 
@@ -160,6 +169,8 @@ class PipelineStatus(Status):
     """Each stage, in the order they run."""
     images: ImagesStatus | None = None
     """What it runs since it started: another version of the operator changes none of them until ``spec.restart`` asks."""
+    serving: ServingStatus | None = None
+    """The server that stays, as it was applied."""
     annotation: AnnotationStatus | None = None
     """Shards and servers of the annotation."""
     endpoints: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=8)] | None = None

@@ -216,6 +216,8 @@ class ServeSpec(Spec):
     """The Secret's key that has the token which requests must bring. Needed, unless ``insecure`` says that none is meant."""
     insecure: bool = False
     """Answer whoever reaches the server, without a token."""
+    max_surge: Annotated[int, Field(ge=0, le=64)] = 0
+    """Servers beyond ``replicas`` while they are replaced, so that none of those is missed; 0 where no GPU is spare for it."""
     page: bool = False
     """Whether it has the page to chat and compare on; it asks for the token."""
 

@@ -10,17 +10,17 @@ from tests.operator.world import NAME
 
 
 class Training(Lifetime):
-    """Whose first stage is done and whose training is disrupted, or fails, as a test says."""
+    """Whose first stage is done, or not, and whose next one is disrupted, or fails, as a test says."""
 
-    def __init__(self, **policy):
+    def __init__(self, done=1, **policy):
         super().__init__()
-        self.begin(shards=1, rounds=0, nodes=1, done=1)
+        self.begin(shards=1, rounds=0, nodes=1, done=done)
         self.edit(runPolicy={"backoffLimit": 1, **policy})
         self.settle()
 
     @property
     def entry(self):
-        return {stage["name"]: stage for stage in self.status()["stages"]}["train-value"]
+        return {stage["name"]: stage for stage in self.status()["stages"]}[self.status()["currentStage"]]
 
     def condition(self, kind):
         return {c["type"]: c for c in self.status()["conditions"]}.get(kind, {})
@@ -97,9 +97,11 @@ def test_a_counted_failure_is_forgiven_once_the_stage_has_got_further(training):
 
 
 def test_a_stage_that_says_nothing_of_saving_gets_as_far_as_it_has_done(training):
-    life = training(backoffLimit=1)
-    life.run_until("exit 1", done=4)
-    life.run_until("exit 1", done=4)
+    life = training(done=0, backoffLimit=1)
+    for done in (2, 3):
+        life.run_until("exit 1", done=done)
+        assert life.entry["countedFailures"] == 1
+    life.run_until("exit 1", done=3)
     assert life.status()["phase"] == "Failed"
 
 

@@ -106,8 +106,14 @@ class World:
             assert self.children[key]["spec"] == wanted["spec"], "a Job's template is immutable"
         else:
             found = self.children[key]
-            metadata = {**found["metadata"], **wanted["metadata"]}
-            self.children[key] = self._stamp({**found, **wanted, "metadata": metadata, "status": found["status"]})
+            metadata = copy.deepcopy(found["metadata"])
+            for name, value in wanted["metadata"].items():
+                metadata[name] = {**metadata.get(name, {}), **value} if isinstance(value, dict) else value
+            made = {**found, **wanted, "metadata": metadata, "status": found["status"]}
+            if "spec" in found:
+                made["spec"] = {**found["spec"], **wanted["spec"]}
+                metadata["generation"] = metadata.get("generation", 1) + (made["spec"] != found["spec"])
+            self.children[key] = self._stamp(made)
         self._wrote()
 
     async def delete(self, api_version, kind, namespace, name, uid):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.pipeline.cluster_spec import SecretKeySpec
 from nemo_steerlm.pipeline.names import EVALUATE
+from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
@@ -47,11 +50,14 @@ def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> l
     )
 
 
-def build_serve(pipeline: Pipeline) -> list[Object]:
-    """The server of the model that the evaluation found best."""
+def build_serve(pipeline: Pipeline, stage: str = EVALUATE) -> list[Object]:
+    """The server of the finished model, in the folder of ``stage``: evaluate has that of the model which it found best.
+
+    Its pods are replaced one by one: where no GPU is spare, each gives up its own before the next starts.
+    """
     wanted = pipeline.manifest.spec.serve
-    need = ServerNeed(role="steer", stage=EVALUATE, replicas=wanted.replicas, devices=wanted.devices)
-    return _server(
+    need = ServerNeed(role="steer", stage=stage, replicas=wanted.replicas, devices=wanted.devices)
+    service, deployment = _server(
         pipeline,
         names.serve(pipeline.name),
         pipeline.labels(component=names.SERVE, role=need.role),
@@ -59,6 +65,10 @@ def build_serve(pipeline: Pipeline) -> list[Object]:
         token=wanted.token,
         page=wanted.page,
     )
+    surge = wanted.max_surge
+    rolling = {"maxSurge": surge, "maxUnavailable": 0 if surge else 1}
+    deployment["spec"]["strategy"] = {"type": "RollingUpdate", "rollingUpdate": rolling}
+    return [service, deployment]
 
 
 def _server(
@@ -92,13 +102,14 @@ def _server(
         "readinessProbe": _probe("ready", failures=2),
         "livenessProbe": _probe("live", failures=6),
     }
+    runs = {names.RUNS: _runs(pipeline, need, token=token, page=page)}
     deployment_labels = dict(labels)
     if pipeline.scheduling.queue_name:
         deployment_labels[names.QUEUE_NAME] = pipeline.scheduling.queue_name
     deployment = {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": {**metadata, "labels": deployment_labels},
+        "metadata": {**metadata, "labels": deployment_labels, "annotations": runs},
         "spec": {
             "replicas": need.replicas,
             "selector": {"matchLabels": selector(labels)},
@@ -121,6 +132,32 @@ def _server(
         },
     }
     return [service, deployment]
+
+
+def _runs(pipeline: Pipeline, need: ServerNeed, *, token: SecretKeySpec | None, page: bool) -> str:
+    """A hash of what people and the chart say of a server, the number of its pods left out.
+
+    Not of the pod that follows from it: that is another one with every version of the operator, and what answers would stop for that.
+    """
+    config = pipeline.config
+    said = {
+        "image": [pipeline.images.serve, pipeline.images.pull_policy, *pipeline.images.pull_secrets],
+        "model": [need.role, need.stage, need.devices, need.startup_timeout_seconds],
+        "storage": [pipeline.storage.claim_name, pipeline.storage.sub_path, pipeline.storage.directory],
+        "token": token and [token.name, token.key],
+        "page": page,
+        "resources": _dumped(pipeline.amount("servers")),
+        "scheduling": _dumped(pipeline.scheduling),
+        "environment": dict(config.environment),
+        "security": _dumped(config.security),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _dumped(spec: Spec) -> Object:
+    """Without defaults: a new field at its default is no change."""
+    dumped: Object = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
+    return dumped
 
 
 def _probe(path: str, *, failures: int) -> Object:

@@ -19,6 +19,7 @@ from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
 from nemo_steerlm.pipeline.stages.stage import Training
 from nemo_steerlm.pipeline.steps.child import call
 from nemo_steerlm.pipeline.steps.control_samples import write_control_job
+from nemo_steerlm.pipeline.steps.gathering import gather_from_environment
 from nemo_steerlm.pipeline.steps.taught_labels import drops_labels, label_support, write_with_dropout
 from nemo_steerlm.pipeline.train_spec import BEST_CONTROL, ParallelSpec, SteerTrainSpec
 
@@ -45,6 +46,7 @@ def train(run: Run) -> dict[str, Any] | None:
         write_control_job(run, described / CONTROL_JOB)
     parallel = training.spec.parallel
     arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
+    gather_from_environment(parallel.nodes, node_rank(), lambda here: run.progress(here, parallel.nodes, phase="nodes"))
     call("trainer", run, arguments, env=_environment(parallel))
     if node_rank() > 0:
         return None
