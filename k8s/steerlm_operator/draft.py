@@ -133,11 +133,10 @@ class Draft:
     def correct(self, wanted: Object) -> None:
         """Apply an object once more over what somebody made of it; the next look finds another mark and takes it for ours."""
         stamped = _stamped(wanted)
-        seen = self.observed.children[(wanted["kind"], wanted["metadata"]["name"])]
+        key = (wanted["kind"], wanted["metadata"]["name"])
+        seen = self.observed.children[key]
         stamped["metadata"]["annotations"][names.APPLIED] += f".{seen['metadata'].get('generation', 0)}"
-        self.apply = [
-            other for other in self.apply if (other["kind"], other["metadata"]["name"]) != (wanted["kind"], wanted["metadata"]["name"])
-        ]
+        self.apply = [other for other in self.apply if (other["kind"], other["metadata"]["name"]) != key]
         self.apply.append(stamped)
 
     def own(self, kind: str, name: str) -> Object | None:

@@ -39,7 +39,7 @@ def serve(draft: Draft) -> None:
 
 
 def model_stage(draft: Draft) -> str:
-    """The stage in whose folder the model is: evaluate, where it says which is the best, and the last training where version 0.1.0 did it."""
+    """The stage in whose folder the model is: evaluate, if it says which is the best; the last training where version 0.1.0 evaluated."""
     evaluated = next((entry for entry in draft.status.stages if entry.name == EVALUATE), None)
     if evaluated and "best" in (evaluated.metrics or {}):
         return EVALUATE
@@ -54,6 +54,4 @@ def _keep(draft: Draft, seen: Object, wanted: Object) -> None:
         draft.status.serving = ServingStatus(applied=mark, generation=generation)
     elif known.generation != generation:
         draft.correct(wanted)
-        draft.event(
-            "ServingCorrected", f"Deployment {wanted['metadata']['name']} was changed by somebody else; it is as the pipeline says again"
-        )
+        draft.event("ServingCorrected", f"Deployment {wanted['metadata']['name']} was changed by somebody else; it is as it was again")

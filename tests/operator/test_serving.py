@@ -1,6 +1,7 @@
 """The server that stays: restarted for what it runs and for nothing else, put right when somebody changes it."""
 
 import copy
+import itertools
 import json
 
 import pytest
@@ -55,7 +56,7 @@ def test_what_it_runs_changes_with_image_resources_and_the_chart_s_environment(l
     life.controller.config = OperatorConfig.model_validate({"images": {"worker": "worker:1"}, "environment": {"NCCL_DEBUG": "WARN"}})
     life.settle()
     seen.append(template(life))
-    assert all(a != b for a, b in zip(seen, seen[1:], strict=False))
+    assert all(a != b for a, b in itertools.pairwise(seen))
 
 
 def test_servers_are_replaced_one_by_one(pipeline):
