@@ -3,7 +3,7 @@
 | file | made from |
 |---|---|
 | templates/crd.yaml | ``steerlm schema --crd`` |
-| dashboard.json | charts/dashboard.py |
+| dashboard.json, alerts.yaml | charts/dashboard.py, charts/alerts.py |
 | values.yaml, values.schema.json, the table in README.md | charts/values.py |
 """
 
@@ -20,6 +20,7 @@ from kubernetes_validate import utils
 from pydantic import BaseModel
 from steerlm_operator.config import OperatorConfig
 
+from charts.alerts import rules
 from charts.dashboard import dashboard
 from charts.values import SET_BY_THE_CHART, Pipeline, Values
 from nemo_steerlm.pipeline import crd
@@ -55,6 +56,7 @@ def files() -> dict[Path, str]:
     return {
         CHART / "templates/crd.yaml": definition(),
         CHART / "dashboard.json": json.dumps(dashboard(), indent=1) + "\n",
+        CHART / "alerts.yaml": crd.dump(rules()),
         CHART / "values.yaml": values(),
         CHART / "values.schema.json": json.dumps(schema(), indent=1) + "\n",
         readme: TABLE.sub(lambda _: f"\n{table()}\n", readme.read_text(encoding="utf-8")),

@@ -148,6 +148,15 @@ class Dashboard(Spec):
     """Its annotations, such as the sidecar's folder."""
 
 
+class Rules(Spec):
+    """A PrometheusRule with alerts on the operator's metrics; its CustomResourceDefinition must be there."""
+
+    enabled: bool = False
+    """Make it."""
+    labels: Labels = {}
+    """Labels that your Prometheus selects on."""
+
+
 class Metrics(Spec):
     """Prometheus metrics."""
 
@@ -157,6 +166,8 @@ class Metrics(Spec):
     """A ServiceMonitor; needs the Service."""
     pod_monitor: Monitor = Monitor()
     """A PodMonitor; needs no Service."""
+    rules: Rules = Rules()
+    """A PrometheusRule."""
     dashboard: Dashboard = Dashboard()
     """A Grafana dashboard."""
 
@@ -214,6 +225,8 @@ class Values(Spec):
     """Who the operator is."""
     rbac: Rights = Rights()
     """What it may do."""
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    """Operators. Of more than one a single one acts, the holder of a Lease; another takes over within half a minute when it is gone."""
     user: User = User()
     """The user of its process."""
     resources: ContainerResources = ContainerResources()

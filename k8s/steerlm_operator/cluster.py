@@ -39,6 +39,7 @@ PLURALS = {
     "Event": "events",
     "Job": "jobs",
     "JobSet": "jobsets",
+    "Lease": "leases",
     "NetworkPolicy": "networkpolicies",
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "Pod": "pods",
@@ -150,6 +151,15 @@ class Cluster:
         part = wanted["kind"] == "Deployment" and "template" not in wanted["spec"]
         query = {"fieldManager": f"{names.FIELD_MANAGER}-scale" if part else names.FIELD_MANAGER, "force": str(force).lower()}
         await self._request("PATCH", path, wanted, query=query, content_type="application/apply-patch+yaml")
+
+    async def create(self, wanted: Object) -> Object:
+        """Make an object. Raises ApiError, 409 where it is there."""
+        return await self._request("POST", url_path(wanted["apiVersion"], wanted["kind"], wanted["metadata"]["namespace"]), wanted)
+
+    async def replace(self, wanted: Object) -> Object:
+        """Write over the very version that was read. Raises ApiError, 409 where it has changed since."""
+        metadata = wanted["metadata"]
+        return await self._request("PUT", url_path(wanted["apiVersion"], wanted["kind"], metadata["namespace"], metadata["name"]), wanted)
 
     async def delete(self, api_version: str, kind: str, namespace: str, name: str, uid: str) -> None:
         """Delete the object if it is the one with this uid; its own children follow. Raises ApiError."""

@@ -73,6 +73,8 @@ class OperatorConfig(Spec):
     """Who workloads run as."""
     namespaces: tuple[str, ...] = ()
     """Namespaces to watch; the whole cluster where empty."""
+    selector: Annotated[str, Field(max_length=1024)] = ""
+    """Label selector of the pipelines that this operator runs, so that several can share a cluster, such as ``team=a``; all where empty."""
     address: str = "0.0.0.0:8080"
     """Where /healthz and /metrics listen."""
     retry_seconds: Annotated[float, Field(gt=0)] = 10

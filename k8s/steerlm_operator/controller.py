@@ -85,6 +85,8 @@ class Controller:
         self.caches = caches
         self.cluster: Cluster | None = None
         self.apis: frozenset[str] | None = None
+        self.standby = False
+        """Whether another process leads."""
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
         self._memory: dict[Name, Memory] = {}
         self._queue: asyncio.Queue[Name] = asyncio.Queue()
@@ -94,6 +96,10 @@ class Controller:
         self._phases: dict[Name, str] = {}
         self._last_resync = time.monotonic()
         self._last_discovery = 0.0
+
+    def begin(self, cluster: Cluster) -> None:
+        """This process acts from now on."""
+        self.cluster, self.standby, self._last_resync = cluster, False, time.monotonic()
 
     def enqueue(self, name: Name) -> None:
         """Look at a pipeline soon. Asking twice is asking once; asking while it is looked at is asking for another look."""
@@ -115,6 +121,8 @@ class Controller:
 
     def problem(self) -> str | None:
         """Why the operator should be restarted, or None."""
+        if self.standby:
+            return None
         now, limit = time.monotonic(), self.config.stuck_seconds
         late = [f"{namespace}/{name}" for (namespace, name), since in {**self._waiting, **self._busy}.items() if now - since > limit]
         if late:
@@ -247,7 +255,7 @@ class Controller:
         if timer := self._timers.pop(name, None):
             timer.cancel()
         if phase := self._phases.pop(name, None):
-            metrics.PIPELINES.labels(phase).dec()
+            metrics.PIPELINES.labels(name[0], phase).dec()
         with contextlib.suppress(KeyError):
             metrics.SERVERS_READY.remove(*name)
 
@@ -310,7 +318,7 @@ class Controller:
         written["metadata"].pop("managedFields", None)
         memory.latest = written
         before = PipelineStatus.model_validate(resource.get("status") or {})
-        metrics.count(before, decision.status)
+        metrics.count(resource["metadata"]["namespace"], before, decision.status)
         for event in decision.events:
             name = (resource["metadata"]["namespace"], resource["metadata"]["name"])
             logger.info("%s/%s: %s: %s", *name, event.reason, event.message, extra=_fields(name, reason=event.reason))
@@ -381,8 +389,8 @@ class Controller:
         """Metrics of how things are: also of a pipeline whose status an earlier process wrote."""
         if (old := self._phases.get(name)) != status.phase:
             if old:
-                metrics.PIPELINES.labels(old).dec()
-            metrics.PIPELINES.labels(status.phase).inc()
+                metrics.PIPELINES.labels(name[0], old).dec()
+            metrics.PIPELINES.labels(name[0], status.phase).inc()
             self._phases[name] = status.phase
         if status.annotation:
             metrics.SERVERS_READY.labels(*name).set(status.annotation.servers_ready)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import socket
 from typing import Any
 
 import aiohttp.web
 import kopf
 import prometheus_client
 
+from nemo_steerlm.core import environment
 from steerlm_operator.cluster import Cluster
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.controller import Controller
+from steerlm_operator.election import Election
 from steerlm_operator.watches import Watches
 
 logger = logging.getLogger(__name__)
@@ -22,7 +26,7 @@ logger = logging.getLogger(__name__)
 def registry(config: OperatorConfig) -> kopf.OperatorRegistry:
     """The handlers of one operator."""
     found = kopf.OperatorRegistry()
-    watches = Watches(config.namespaces)
+    watches = Watches(config.namespaces, selector=config.selector)
     controller = Controller(config, watches)
     watches.changed = controller.enqueue
     _live(found, config, controller, watches)
@@ -33,6 +37,7 @@ def _live(found: kopf.OperatorRegistry, config: OperatorConfig, controller: Cont
     """Start, credentials and end of the process."""
     stack = contextlib.AsyncExitStack()
     tasks: list[asyncio.Task[None]] = []
+    clusters: list[Cluster] = []
 
     @kopf.on.startup(registry=found)
     async def start(settings: kopf.OperatorSettings, **_: Any) -> None:
@@ -46,8 +51,14 @@ def _live(found: kopf.OperatorRegistry, config: OperatorConfig, controller: Cont
         logger.info("health and metrics on %s", runner.addresses[0])
 
     async def run(cluster: Cluster) -> None:
-        """Work, once it is known what there is."""
-        controller.cluster = cluster
+        """Work, once this process leads and it is known what there is."""
+        if lease := os.environ.get(environment.OPERATOR_LEASE):
+            controller.standby = True
+            election = Election(cluster, *lease.split("/", 1), socket.gethostname())
+            await election.win()
+            stack.push_async_callback(election.release)
+            tasks.append(asyncio.create_task(_leave_when_lost(election)))
+        controller.begin(cluster)
         tasks.append(asyncio.create_task(watches.follow(cluster)))
         await watches.synced.wait()
         running = [controller.resync(), controller.follow(), *(controller.work() for _ in range(config.workers))]
@@ -56,10 +67,11 @@ def _live(found: kopf.OperatorRegistry, config: OperatorConfig, controller: Cont
     @kopf.on.login(registry=found)
     async def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
         connection = _log_in(**kwargs)
-        if connection and controller.cluster:
-            controller.cluster.renew(connection)
+        if connection and clusters:
+            clusters[0].renew(connection)
         elif connection:
             cluster = await stack.enter_async_context(Cluster(connection, lambda: _log_in(**kwargs)))
+            clusters.append(cluster)
             tasks.append(asyncio.create_task(run(cluster)))
         return connection
 
@@ -69,6 +81,12 @@ def _live(found: kopf.OperatorRegistry, config: OperatorConfig, controller: Cont
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await stack.aclose()
+
+
+async def _leave_when_lost(election: Election) -> None:
+    """End at once, whatever is being done: another process may lead by now."""
+    await election.hold()
+    os._exit(1)
 
 
 def _log_in(**kwargs: Any) -> kopf.ConnectionInfo | None:
@@ -81,8 +99,9 @@ def _pages(controller: Controller) -> aiohttp.web.Application:
         return aiohttp.web.Response(status=500 if problem else 200, text=f"{problem or 'ok'}\n")
 
     async def readyz(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        ready = controller.cluster is not None and controller.apis is not None
-        return aiohttp.web.Response(status=200 if ready else 503, text="ok\n" if ready else "not connected to the API server yet\n")
+        ready = controller.standby or (controller.cluster is not None and controller.apis is not None)
+        text = "standing by\n" if controller.standby else "ok\n" if ready else "not connected to the API server yet\n"
+        return aiohttp.web.Response(status=200 if ready else 503, text=text)
 
     async def show_metrics(_: aiohttp.web.Request) -> aiohttp.web.Response:
         body = prometheus_client.generate_latest()

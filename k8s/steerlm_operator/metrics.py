@@ -8,9 +8,9 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 
-PIPELINES = Gauge("steerlm_pipelines", "Pipelines by phase.", ["phase"])
-STAGE_ATTEMPTS = Counter("steerlm_stage_attempts_total", "Attempts of stages that were started.", ["stage"])
-STAGE_RESULTS = Counter("steerlm_stage_results_total", "Ends of stage attempts.", ["stage", "result"])
+PIPELINES = Gauge("steerlm_pipelines", "Pipelines by phase.", ["namespace", "phase"])
+STAGE_ATTEMPTS = Counter("steerlm_stage_attempts_total", "Attempts of stages that were started.", ["namespace", "stage"])
+STAGE_RESULTS = Counter("steerlm_stage_results_total", "Ends of stage attempts.", ["namespace", "stage", "result"])
 STAGE_SECONDS = Histogram(
     "steerlm_stage_duration_seconds",
     "Duration of stage attempts that ended well.",
@@ -32,18 +32,18 @@ def stage_family(name: str) -> str:
     return "-".join(part for part in name.split("-") if not part.isdigit())
 
 
-def count(before: PipelineStatus, after: PipelineStatus) -> None:
+def count(namespace: str, before: PipelineStatus, after: PipelineStatus) -> None:
     """Count what happened between two statuses of a pipeline, once the second is written."""
     known = {entry.name: entry for entry in before.stages}
     for entry in after.stages:
         family = stage_family(entry.name)
         old_entry = known.get(entry.name)
         if entry.attempt > (old_entry.attempt if old_entry else 0):
-            STAGE_ATTEMPTS.labels(family).inc()
+            STAGE_ATTEMPTS.labels(namespace, family).inc()
         if old_entry and entry.phase == old_entry.phase:
             continue
         if entry.done or entry.phase in ("Failed", "Retrying"):
-            STAGE_RESULTS.labels(family, entry.phase).inc()
+            STAGE_RESULTS.labels(namespace, family, entry.phase).inc()
         if entry.phase == "CacheHit":
             CACHE_HITS.labels(family).inc()
         elif entry.done and entry.start_time and entry.completion_time:

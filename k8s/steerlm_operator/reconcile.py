@@ -17,7 +17,7 @@ from typing import Any
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.pipeline.cluster_spec import MANAGED_BY
 from nemo_steerlm.pipeline.cluster_status import Condition, ConditionType, PipelineStatus
-from steerlm_operator import changes, models, names, progress, readings, serving, storage
+from steerlm_operator import changes, conditions, models, names, progress, readings, serving, storage
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.draft import Decision, Draft, Observed, find_condition, finished, holds
 from steerlm_operator.models import Pipeline
@@ -54,6 +54,7 @@ def plan(resource: Mapping[str, Any], observed: Observed, config: OperatorConfig
     if holds(status, "Complete") or holds(status, "Failed"):
         return _finished(draft)
     _summarize(draft)
+    conditions.conclude(draft)
     return draft.decision()
 
 
@@ -62,7 +63,7 @@ def _refuse(status: PipelineStatus, metadata: Mapping[str, Any], message: str, n
     moment = now.strftime("%Y-%m-%dT%H:%M:%SZ")
     kinds: tuple[ConditionType, ...] = ("Accepted",)
     if not (holds(status, "Complete") or holds(status, "Failed")):
-        kinds = ("Accepted", "Progressing")
+        kinds = ("Accepted", "Progressing", "Ready", "Stalled")
         status.progress = "InvalidSpec"
     kept = [condition for condition in status.conditions if condition.type not in kinds]
     for kind in kinds:
@@ -70,10 +71,10 @@ def _refuse(status: PipelineStatus, metadata: Mapping[str, Any], message: str, n
         kept.append(
             Condition(
                 type=kind,
-                status="False",
+                status="True" if kind == "Stalled" else "False",
                 reason="InvalidSpec",
                 message=readings.shorten(message),
-                last_transition_time=before.last_transition_time if before and before.status == "False" else moment,
+                last_transition_time=before.last_transition_time if before and before.reason == "InvalidSpec" else moment,
                 observed_generation=metadata.get("generation", 0),
             )
         )
@@ -107,6 +108,7 @@ def _suspend(draft: Draft) -> Decision:
         draft.condition("Suspended", True, "Suspended", "nothing runs; finished stages are kept")
     draft.condition("Progressing", False, "Suspended", "spec.suspend is true")
     status.progress = "suspended" if status.phase == "Suspended" else "suspending"
+    conditions.conclude(draft)
     return draft.decision()
 
 
@@ -210,6 +212,7 @@ def _finished(draft: Draft) -> Decision:
     else:
         failed = find_condition(status, "Failed")
         status.progress = f"{status.current_stage or ''} {failed.reason if failed else ''}".strip()
+    conditions.conclude(draft)
     ttl = pipeline.run_policy.ttl_seconds_after_finished
     if ttl is not None:
         left = ttl - draft.seconds_since(status.completion_time)

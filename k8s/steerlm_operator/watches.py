@@ -39,11 +39,8 @@ class Watched:
     """Fields of the spec."""
     status: bool = False
     """Whether the status is read; where neither is, the API server is asked for metadata only."""
-
-    @property
-    def selector(self) -> str:
-        """Label selector: only what belongs to a pipeline, not every Job and pod of the cluster."""
-        return "" if self.kind == KIND else names.PIPELINE
+    selector: str = names.PIPELINE
+    """Label selector: only what belongs to a pipeline, not every Job and pod of the cluster."""
 
     def trimmed(self, body: Mapping[str, Any]) -> Object:
         """A thousand pipelines' pod templates would not fit."""
@@ -60,7 +57,7 @@ class Watched:
 KEPT_METADATA = (
     "name", "namespace", "uid", "generation", "labels", "annotations", "ownerReferences", "deletionTimestamp", "deletionGracePeriodSeconds",
 )  # fmt: skip
-PIPELINES = Watched(api_version=API_VERSION, kind=KIND)
+PIPELINES = Watched(api_version=API_VERSION, kind=KIND, selector="")
 PODS = Watched(api_version="v1", kind="Pod", status=True)
 CHILDREN = (
     Watched(api_version="batch/v1", kind="Job", spec=("suspend",), status=True),
@@ -74,13 +71,15 @@ CHILDREN = (
 class Watches:
     """The controller's caches. Objects are kept as JSON text: a tenth of what they take as dictionaries."""
 
-    def __init__(self, namespaces: Iterable[str], changed: Callable[[Name], None] = lambda _: None) -> None:
+    def __init__(self, namespaces: Iterable[str], changed: Callable[[Name], None] = lambda _: None, selector: str = "") -> None:
+        """``selector`` is the label selector of the pipelines that are looked at."""
         self.synced = asyncio.Event()
         """Everything was listed once: what is not here is not there."""
         self.changed = changed
         """Told the name of a pipeline when it, or an object of it, has changed."""
+        self._watched = (dataclasses.replace(PIPELINES, selector=selector), PODS, *CHILDREN)
         self._places: tuple[str | None, ...] = tuple(namespaces) or (None,)
-        self._known: dict[str, dict[Name, dict[str, bytes]]] = {watched.kind: {} for watched in (PIPELINES, PODS, *CHILDREN)}
+        self._known: dict[str, dict[Name, dict[str, bytes]]] = {watched.kind: {} for watched in self._watched}
         self._owners: dict[tuple[str, str | None], dict[str, Name]] = {}
         self._unlisted: set[tuple[str, str | None]] = set()
 
@@ -105,7 +104,7 @@ class Watches:
 
     async def follow(self, cluster: Cluster) -> None:
         """Keep everything up to date, forever."""
-        wanted = [(watched, place) for watched in (PIPELINES, PODS, *CHILDREN) for place in self._places]
+        wanted = [(watched, place) for watched in self._watched for place in self._places]
         self._unlisted = {(watched.kind, place) for watched, place in wanted}
         await asyncio.gather(*(self._keep(cluster, watched, place) for watched, place in wanted))
 

@@ -205,6 +205,9 @@ class ClusterFields(Spec):
 
     suspend: bool = False
     """Stop all pods and keep what is done; false again continues."""
+    edits: Literal["WhileSuspended", "Redo"] = "WhileSuspended"
+    """Fields that decide a result may change while the pipeline is suspended; Redo lets them change at any time, as under GitOps. Either
+    way the stages that have become other ones are done again, and under Redo one that runs is stopped for it."""
     managed_by: QualifiedName = MANAGED_BY
     """Which controller acts on this resource; others leave it alone."""
     engine: Literal["Job", "JobSet"] | None = None

@@ -14,6 +14,8 @@ from pydantic.config import JsonDict
 Phase = Literal["Pending", "Running", "Retrying", "Suspending", "Suspended", "Succeeded", "Failed"]
 StagePhase = Literal["Pending", "Queued", "Running", "Retrying", "Succeeded", "CacheHit", "Failed"]
 ConditionType = Literal[
+    "Ready",
+    "Stalled",
     "Accepted",
     "EngineAvailable",
     "StorageReady",

@@ -111,9 +111,9 @@ def _rules() -> dict[str, list[Schema]]:
             *(_rated_rule(to_camel(kind), source.rated, flag, known) for kind, source in SOURCES.items() for flag in source.rated),
             _rule("!has(self.data.helpsteer) || !self.data.helpsteer.preference", f"data.helpsteer.preference: {PAIRS_TEACH_NOTHING}"),
             _rule(
-                f"oldSelf.suspend || ({frozen})",
+                f"oldSelf.suspend || self.edits == 'Redo' || ({frozen})",
                 f"{', '.join(_frozen())} may change only while the pipeline is suspended: "
-                "set spec.suspend to true first, or apply a pipeline with another name",
+                "set spec.suspend to true first or spec.edits to Redo, or apply a pipeline with another name",
             ),
             _rule(
                 f"oldSelf.suspend || ({storage})",

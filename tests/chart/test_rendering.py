@@ -20,6 +20,9 @@ from nemo_steerlm.pipeline import crd, manifest
 VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if tuple(map(int, version.split("."))) >= (1, 30, 0)]
 PIPELINE = {"attributes": {"preset": "helpsteer"}, "data": {"helpsteer": {"path": "hf:nvidia/HelpSteer"}}, "model": {"base": "models/base"}}
 SERVED = ("--api-versions", "steerlm.dev/v1alpha1/SteerLMPipeline")
+SERVER = ("--api-versions", "apiregistration.k8s.io/v1")
+"""What every API server has, and helm without one has not."""
+ROOT = CHART.parents[1]
 TOLERATION = {"key": "control-plane", "operator": "Exists", "effect": "NoSchedule"}
 AFFINITY = {
     "nodeAffinity": {
@@ -45,6 +48,7 @@ EVERYTHING = {
     "environment": {"HTTPS_PROXY": "http://user:$(SECRET)@proxy:3128"},
     "podLabels": {"sidecar": "no-thanks"},
     "podAnnotations": {"example.com/scrape": "true"},
+    "replicas": 2,
     "priorityClassName": "system-cluster-critical",
     "nodeSelector": {"kubernetes.io/os": "linux"},
     "tolerations": [TOLERATION],
@@ -53,6 +57,7 @@ EVERYTHING = {
         "service": {"annotations": {"a": "b"}},
         "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
         "podMonitor": {"enabled": True},
+        "rules": {"enabled": True, "labels": {"release": "prometheus"}},
         "dashboard": {"enabled": True, "annotations": {"folder": "SteerLM"}},
     },
     "networkPolicy": {"metricsNamespaces": ["monitoring"], "apiServerPorts": [6443]},
@@ -166,6 +171,21 @@ def test_one_operator_at_a_time_with_probes(render):
     }
 
 
+def test_several_operators_elect_one(render):
+    objects = render({"replicas": 2})
+    spec = named(objects, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (2, {"type": "RollingUpdate"})
+    lease = next(entry["value"] for entry in spec["template"]["spec"]["containers"][0]["env"] if entry["name"] == "STEERLM_OPERATOR_LEASE")
+    assert lease == "team/test-steerlm-operator-leader"
+    role = named(objects, "Role", "test-steerlm-operator-leader")
+    assert [(rule["verbs"], rule.get("resourceNames")) for rule in role["rules"]] == [
+        (["create"], None),
+        (["get", "update"], ["test-steerlm-operator-leader"]),
+    ]
+    assert named(objects, "PodDisruptionBudget")["spec"]["minAvailable"] == 1
+    assert not {"Role", "PodDisruptionBudget"} & {item["kind"] for item in render()}
+
+
 def test_another_configuration_is_another_pod(render):
     pods = [operator_pod(render({"config": {"workers": workers}}))["metadata"]["annotations"]["checksum/config"] for workers in (8, 9)]
     assert pods[0] != pods[1]
@@ -196,8 +216,9 @@ def test_pipelines_come_once_their_kind_is_there(render):
     def pipelines(*flags):
         return [item for item in render(EVERYTHING, *flags) if item["kind"] == "SteerLMPipeline"]
 
-    assert not pipelines()
-    assert pipelines("--is-upgrade") == pipelines(*SERVED)
+    assert not pipelines(*SERVER)
+    assert pipelines("--is-upgrade", *SERVER) == pipelines(*SERVER, *SERVED)
+    assert pipelines() == pipelines(*SERVED), "helm template, as Argo CD runs it, has them"
     one, two = pipelines(*SERVED)
     assert (one["metadata"]["namespace"], two["metadata"]["namespace"]) == ("team", "other")
     manifest.parse(one, "the chart")
@@ -211,16 +232,30 @@ def test_the_dashboard_and_the_metrics_agree(render):
     )
     text = " ".join(target["expr"] for panel in board["panels"] for target in panel["targets"])
     named_there = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"steerlm_\w+", text)}
+    assert named_there == kept()
+
+
+def kept():
+    """Every metric that the operator has."""
     collectors = [each for each in vars(metrics).values() if isinstance(each, MetricWrapperBase)]
-    kept = {family.name + ("_total" if family.type == "counter" else "") for each in collectors for family in each.describe()}
-    assert named_there == kept
+    return {family.name + ("_total" if family.type == "counter" else "") for each in collectors for family in each.describe()}
+
+
+def test_alerts_are_about_metrics_that_there_are_and_have_a_page(render):
+    (group,) = named(render({"metrics": {"rules": {"enabled": True}}}), "PrometheusRule")["spec"]["groups"]
+    assert len(group["rules"]) >= 5
+    for rule in group["rules"]:
+        assert set(re.findall(r"steerlm_\w+", rule["expr"])) <= kept(), rule["alert"]
+        assert set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"])) <= set(re.findall(r"\w+", rule["expr"]))
+        page, _, heading = rule["annotations"]["runbook"].partition("#")
+        headings = re.findall(r"^#+ (.*)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading in [each.lower() for each in headings]
 
 
 def test_notes_name_the_next_commands(helm):
     for values, sentences in (
         ({}, ["all namespaces", "helm -n team test test"]),
         ({"scope": "namespaced", "namespaces": ["blue"]}, ["pipelines of blue", "namespace: blue"]),
-        ({"pipelines": EVERYTHING["pipelines"]}, ["are not there yet", "helm -n team upgrade test CHART --reuse-values"]),
         ({"crds": {"install": False}}, ["kubectl apply --server-side"]),
     ):
         flags = ("install", "test", str(CHART), "-n", "team", "--dry-run=client", "-f", "-")

@@ -38,7 +38,7 @@ def template(life, **fields):
 
 def test_a_claim_grows_with_its_template(life):
     assert looked_at(life)[:2] == ("True", "ClaimFound")
-    assert template(life, size="1Ti")[:2] == ("True", "ClaimFound")
+    assert template(life, size="1Ti")[:2] == ("True", "ClaimExpanding")
     assert life.world.claim["spec"]["resources"]["requests"]["storage"] == "1Ti"
     assert template(life, size="1024Gi")[1] == "ClaimFound"
 

@@ -43,6 +43,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/*
+Whether the pipelines in the values can be made with this release. A cluster that has no definition yet gets it with the release, and Helm makes
+no resource together with its definition; on an upgrade they must never be left out. Without a cluster (helm template, and Argo CD with it) whoever
+applies the output sees to the order: only a real API server has the group apiregistration.k8s.io.
+*/}}
+{{- define "steerlm-operator.takesPipelines" -}}
+{{- $known := .Capabilities.APIVersions.Has "steerlm.dev/v1alpha1/SteerLMPipeline" -}}
+{{- if or .Release.IsUpgrade $known (not .Values.crds.install) (not (.Capabilities.APIVersions.Has "apiregistration.k8s.io/v1")) -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{- define "steerlm-operator.serviceAccountName" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "steerlm-operator.fullname" .) .Values.serviceAccount.name -}}
