@@ -7,12 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from steerlm_operator.config import OperatorConfig
 
-from nemo_steerlm.pipeline.cluster_spec import LabelKey, LabelValue, ObjectName, Quantity, TolerationSpec
+from nemo_steerlm.pipeline.cluster_types import LabelKey, LabelValue, NamespaceName, ObjectName, Quantity, TolerationSpec
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.sources import Spec
 
 NamePart = Annotated[str, Field(max_length=53, pattern="^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")]
-NamespaceName = Annotated[str, Field(min_length=1, max_length=63, pattern="^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
 PipelineName = Annotated[str, Field(min_length=1, max_length=40, pattern="^[a-z]([-a-z0-9]*[a-z0-9])?$")]
 EnvironmentName = Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
 Labels = dict[LabelKey, LabelValue]

@@ -43,6 +43,7 @@ PLURALS = {
     "NetworkPolicy": "networkpolicies",
     "PersistentVolumeClaim": "persistentvolumeclaims",
     "Pod": "pods",
+    "PodDisruptionBudget": "poddisruptionbudgets",
     "PodGroup": "podgroups",
     "Service": "services",
 }

@@ -15,7 +15,7 @@ NEEDS_A_PERSON = frozenset(
         "ClaimNotFound", "ClaimLost", "ClaimUnbound",
         "SecretNotFound", "ContainerConfigError", "ImageNotAvailable",
         "AdmissionRefused", "NameConflict", "InvalidObject", "Forbidden", "KindNotInstalled",
-        "OutOfMemory", "ServersCrash", "BadConfiguration", "BadData", "WrongManifest", "FieldNotAllowed",
+        "OutOfMemory", "ServersCrash", "BadConfiguration", "BadData", "WrongManifest",
     }
 )  # fmt: skip
 """Reasons of ``Progressing=False`` and ``Serving=False`` that do not pass by themselves."""
@@ -29,7 +29,7 @@ def conclude(draft: Draft) -> None:
     if failed and failed.status == "True":
         cause, ready, stalled = failed, False, True
     elif holds(status, "Complete"):
-        ready = not (serve.enabled and serve.replicas) or holds(status, "Serving")
+        ready = not (serve.enabled and (serve.replicas or serve.autoscaled)) or holds(status, "Serving")
         cause = serving if serving and not ready else progressing
         stalled = not ready and cause is not None and cause.reason in NEEDS_A_PERSON
     else:

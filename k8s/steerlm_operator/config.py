@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import pydantic
 import yaml
@@ -23,19 +23,26 @@ from nemo_steerlm.pipeline.cluster_spec import (
     SchedulingSpec,
     StorageSpec,
 )
+from nemo_steerlm.pipeline.pod_spec import EVERYBODY_MAY, PodSpec, PodsSpec
 from nemo_steerlm.pipeline.sources import Spec
 
 DISRUPTION_LIMIT = 30
 """With a wait that doubles up to ten minutes: four hours of nothing but disruptions."""
 
 
+if TYPE_CHECKING:
+    PodField = str
+else:
+    PodField = Literal[tuple(str(field.alias) for field in PodSpec.model_fields.values())]
+
+
 class SecurityConfig(Spec):
     """Who the workloads run as. The pods satisfy Pod Security *restricted* whatever stands here."""
 
-    run_as_user: Annotated[int, Field(ge=1)] = 1000
-    """User of every workload container."""
-    fs_group: Annotated[int, Field(ge=1)] = 1000
-    """Group that owns the claim's files; also the containers' group."""
+    run_as_user: Annotated[int, Field(ge=1)] | None = 1000
+    """User of every workload container; null on a cluster that assigns users to namespaces, as OpenShift does."""
+    fs_group: Annotated[int, Field(ge=1)] | None = 1000
+    """Group that owns the claim's files; also the containers' group; null as above."""
     network_policies: bool = True
     """Whether pipelines get NetworkPolicies around their pods."""
 
@@ -55,6 +62,11 @@ class OperatorConfig(Spec):
         servers=AmountSpec(cpu="4", memory="32Gi"),
     )
     """Default processors and memory."""
+    pods: PodsSpec = PodsSpec()
+    """What every pipeline's pods have more, one entry a role. All fields may stand here, whatever ``podFields`` says."""
+    pod_fields: Annotated[tuple[PodField, ...], Field(max_length=32)] = EVERYBODY_MAY
+    """Which fields of a pod pipelines may set under ``pods``; others are refused by name. hostNetwork, capabilities, runtimeClassName and
+    serviceAccountName are for whoever may use them in every namespace."""
     scheduling: SchedulingSpec = SchedulingSpec(deviceResource="nvidia.com/gpu")
     """Default placement."""
     run_policy: RunPolicySpec = RunPolicySpec(

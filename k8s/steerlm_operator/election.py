@@ -1,7 +1,7 @@
 """Of several operators one acts: the one that holds a Lease. The protocol is that of client-go's leader election.
 
 A Lease names its holder, and when that last renewed it, by the holder's clock. Whoever waits compares no clocks: it takes the Lease only
-after it has itself seen no change of it for ``LEASE_SECONDS``. A holder that has not renewed it for ``RENEW_SECONDS``, which is less, stops.
+after it has itself seen no change of it for ``LEASE_SECONDS``. A holder that has not renewed it for ``RENEW_SECONDS``, which is less, ends.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from nemo_steerlm.pipeline.cluster_spec import (
     ClaimTemplateSpec,
     ClusterFields,
     ImagesSpec,
+    ModelsClaimSpec,
     ResourcesSpec,
     RestartSpec,
     RunPolicySpec,
@@ -22,6 +23,7 @@ from nemo_steerlm.pipeline.cluster_spec import (
 )
 from nemo_steerlm.pipeline.cluster_status import ImagesStatus
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
+from nemo_steerlm.pipeline.pod_spec import ROLES, PodSpec, PodsSpec
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.stages import Stage, stages
 from steerlm_operator import names
@@ -54,6 +56,8 @@ class Storage:
     sub_path: str | None
     directory: str
     """The work directory, relative to the mount."""
+    models: ModelsClaimSpec | None
+    """A second claim that is only read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,7 @@ class Pipeline:
     images: Images
     storage: Storage
     resources: ResourcesSpec
+    pods: PodsSpec
     scheduling: SchedulingSpec
     run_policy: RunPolicySpec
     secrets: SecretsSpec
@@ -111,6 +116,11 @@ class Pipeline:
             **{keys[key]: value for key, value in more.items()},
         }
 
+    def pod(self, role: str) -> PodSpec:
+        """What the pods of one role have more, a field of PodsSpec."""
+        found: PodSpec | None = getattr(self.pods, role)
+        return found or PodSpec()
+
     def amount(self, kind: str) -> AmountSpec:
         """Processors and memory of one kind of work, a field of ResourcesSpec."""
         amount: AmountSpec | None = getattr(self.resources, kind)
@@ -143,6 +153,7 @@ def parse(resource: Mapping[str, Any], config: OperatorConfig) -> Pipeline:
         images=_images(spec.images or ImagesSpec(), config.images),
         storage=_storage(spec, config, metadata["name"]),
         resources=_filled(spec.resources or ResourcesSpec(), config.resources),
+        pods=_filled(_allowed(spec.pods or PodsSpec(), config), config.pods),
         scheduling=_filled(spec.scheduling or SchedulingSpec(), config.scheduling),
         run_policy=_filled(spec.run_policy or RunPolicySpec(), config.run_policy),
         secrets=spec.secrets or SecretsSpec(),
@@ -150,6 +161,25 @@ def parse(resource: Mapping[str, Any], config: OperatorConfig) -> Pipeline:
         jobset=spec.engine == "JobSet",
         restart=spec.restart,
     )
+
+
+def _allowed(given: PodsSpec, config: OperatorConfig) -> PodsSpec:
+    """``given``, if the operator lets pipelines set all of it. Raises UsageError that names what it does not."""
+    wrong = []
+    for role in ROLES:
+        patch: PodSpec = getattr(given, role) or PodSpec()
+        for name in sorted(patch.model_fields_set):
+            field = str(type(patch).model_fields[name].alias)
+            if field not in config.pod_fields and getattr(patch, name) != type(patch).model_fields[name].get_default():
+                wrong.append(f"spec.pods.{role}.{field}: this operator lets no pipeline set it (its setting podFields); ask who runs it")
+        own = sorted(name for name in patch.env if name.startswith(("STEERLM_", "PET_")))
+        wrong += [f"spec.pods.{role}.env.{name}: the operator sets this itself" for name in own]
+        domains = (f"{names.DOMAIN}/", "kubernetes.io/", "k8s.io/")
+        reserved = sorted(key for key in patch.labels if any(domain in key for domain in domains))
+        wrong += [f"spec.pods.{role}.labels: {key} is not yours to set" for key in reserved]
+    if wrong:
+        raise UsageError("\n".join(f"the resource: {line}" for line in wrong))
+    return given
 
 
 def _filled(given: FieldsT, defaults: FieldsT) -> FieldsT:
@@ -196,4 +226,5 @@ def _storage(spec: ClusterFields, config: OperatorConfig, name: str) -> Storage:
         template=None if claims.claim_name else claims.claim_template,
         sub_path=given.sub_path if given else config.storage.sub_path,
         directory=(given.directory if given else None) or f"runs/{name}",
+        models=(given.models if given else None) or config.storage.models,
     )

@@ -18,8 +18,8 @@ def serve(draft: Draft) -> None:
         draft.status.serving = None
         return
     policies = [p for p in surroundings.network_policies(pipeline) if p["metadata"]["labels"][names.COMPONENT] == names.SERVE]
-    service, deployment = servers.build_serve(pipeline, model_stage(draft))
-    draft.want(*policies, service, deployment)
+    *others, deployment = servers.build_serve(pipeline, model_stage(draft))
+    draft.want(*policies, *others, deployment)
     name = names.serve(pipeline.name)
     seen = draft.own("Deployment", name)
     if seen:
@@ -32,7 +32,7 @@ def serve(draft: Draft) -> None:
     if refusal:
         draft.condition("Serving", False, refusal.reason, refusal.message)
         draft.look_again(storage.wait(refusal))
-    elif pipeline.manifest.spec.serve.replicas == 0:
+    elif seen and seen.get("spec", {}).get("replicas") == 0:
         draft.condition("Serving", False, "ScaledToZero", "serve.replicas is 0")
     else:
         draft.condition("Serving", reading.ready > 0, reading.reason, reading.message)
@@ -51,7 +51,8 @@ def _keep(draft: Draft, seen: Object, wanted: Object) -> None:
     mark, generation = annotation(seen, names.APPLIED), int(seen["metadata"].get("generation") or 0)
     known = draft.status.serving
     if known is None or known.applied != mark:
-        draft.status.serving = ServingStatus(applied=mark, generation=generation)
+        draft.status.serving = ServingStatus(applied=mark, generation=generation, corrections=known.corrections if known else 0)
     elif known.generation != generation:
         draft.correct(wanted)
+        known.corrections += 1
         draft.event("ServingCorrected", f"Deployment {wanted['metadata']['name']} was changed by somebody else; it is as it was again")

@@ -65,6 +65,7 @@ CHILDREN = (
     Watched(api_version="v1", kind="Service"),
     Watched(api_version="v1", kind="ConfigMap"),
     Watched(api_version="networking.k8s.io/v1", kind="NetworkPolicy"),
+    Watched(api_version="policy/v1", kind="PodDisruptionBudget"),
 )
 
 

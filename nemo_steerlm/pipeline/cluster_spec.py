@@ -11,21 +11,22 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline.cluster_types import (
+    DOMAIN_PATTERN,
+    WORD_PATTERN,
+    Image,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    QualifiedName,
+    Quantity,
+    RelativePath,
+    Seconds,
+    SecretKeySpec,
+    TolerationSpec,
+)
+from nemo_steerlm.pipeline.pod_spec import PodsSpec
 from nemo_steerlm.pipeline.sources import Spec
-
-_WORD = "[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
-_DOMAIN = "[a-z0-9]([-a-z0-9.]*[a-z0-9])?"
-ObjectName = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_DOMAIN}$")]
-LabelKey = Annotated[str, Field(min_length=1, max_length=316, pattern=f"^({_DOMAIN}/)?{_WORD}$")]
-LabelValue = Annotated[str, Field(max_length=63, pattern=f"^({_WORD})?$")]
-QualifiedName = Annotated[str, Field(max_length=63, pattern=f"^{_DOMAIN}/{_WORD}$")]
-Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
-"""An amount as Kubernetes writes it, as text: ``500m``, ``16``, ``64Gi``."""
-Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
-_SEGMENT = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
-RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{_SEGMENT}(/{_SEGMENT})*$")]
-"""A path below something, without ``.`` and ``..`` segments."""
-Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
 
 MANAGED_BY = "steerlm.dev/operator"
 """``spec.managedBy`` of the resources that this project's operator acts on."""
@@ -59,6 +60,15 @@ class ClaimTemplateSpec(Spec):
     """Whether the claim outlives the pipeline; false deletes data and models together with the resource."""
 
 
+class ModelsClaimSpec(Spec):
+    """A second claim that is only read: base models that several pipelines share."""
+
+    claim_name: ObjectName
+    """A PersistentVolumeClaim in this namespace, such as one of ``ReadOnlyMany``."""
+    sub_path: RelativePath | None = None
+    """Use only this folder of it."""
+
+
 class StorageSpec(Spec):
     """Where data, models and results live: a claim that every stage mounts."""
 
@@ -70,6 +80,9 @@ class StorageSpec(Spec):
     """Use only this folder of the claim."""
     directory: RelativePath | None = None
     """Work directory below that; ``runs/NAME`` by default. Pipelines that name the same one reuse each other's finished stages."""
+
+    models: ModelsClaimSpec | None = None
+    """A second claim, mounted read-only at ``/models`` for every stage: ``model.base: /models/llama-2-7b``."""
 
     @model_validator(mode="after")
     def _one_claim(self) -> StorageSpec:
@@ -104,25 +117,6 @@ class ResourcesSpec(Spec):
     """Each inference server."""
 
 
-class TolerationSpec(Spec):
-    """A taint that the pods may be scheduled on."""
-
-    key: LabelKey | None = None
-    """The taint's key; every key where absent, with operator Exists."""
-    operator: Literal["Exists", "Equal"] = "Equal"
-    """Exists matches any value."""
-    value: LabelValue | None = None
-    """The taint's value."""
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
-    """Which effect; every one by default."""
-
-    @model_validator(mode="after")
-    def _matches_something(self) -> TolerationSpec:
-        if not self.key and self.operator != "Exists":
-            raise ValueError("a toleration without key needs operator Exists")
-        return self
-
-
 class SchedulingSpec(Spec):
     """Where and when pods run."""
 
@@ -130,7 +124,7 @@ class SchedulingSpec(Spec):
     """Kueue LocalQueue that admits this pipeline's Jobs and servers."""
     gang: Literal["None", "Volcano", "Coscheduling"] | None = None
     """Who starts all pods of a multi-node training together, or none of them."""
-    device_resource: Annotated[str, Field(max_length=316, pattern=f"^(none|{_DOMAIN}/{_WORD})$")] | None = None
+    device_resource: Annotated[str, Field(max_length=316, pattern=f"^(none|{DOMAIN_PATTERN}/{WORD_PATTERN})$")] | None = None
     """The extended resource one device is, such as ``nvidia.com/gpu``; ``none`` on clusters without accelerators."""
     priority_class_name: ObjectName | None = None
     """PriorityClass of all pods."""
@@ -140,15 +134,6 @@ class SchedulingSpec(Spec):
     """Taints the pods accept."""
     topology_key: LabelKey | None = None
     """Prefer to put the pods of one training into one domain of this node label, such as a rack."""
-
-
-class SecretKeySpec(Spec):
-    """One key of a Secret in this namespace; the operator itself never reads it."""
-
-    name: ObjectName
-    """The Secret."""
-    key: Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
-    """Its key."""
 
 
 class SecretsSpec(Spec):
@@ -194,7 +179,7 @@ class RunPolicySpec(Spec):
 class RestartSpec(Spec):
     """Run stages again: change ``token``, nothing else is needed."""
 
-    token: Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{_WORD}$")]
+    token: Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{WORD_PATTERN}$")]
     """Any new text, such as a date. The operator acts once on each."""
     from_stage: Annotated[str, Field(max_length=32, pattern=names.PATTERN)] | None = None
     """Do this stage and all after it again, even those that succeeded. The stage that failed is tried again in any case."""
@@ -220,6 +205,8 @@ class ClusterFields(Spec):
     """Processors and memory; the operator's by default."""
     scheduling: SchedulingSpec | None = None
     """Where pods run; the operator's defaults fill what is absent."""
+    pods: PodsSpec | None = None
+    """More about pods, one entry a role; over the operator's own, as far as the operator allows it."""
     secrets: SecretsSpec | None = None
     """Credentials by reference."""
     run_policy: RunPolicySpec | None = None

@@ -144,6 +144,8 @@ class ServingStatus(Status):
     """The operator's mark on it."""
     generation: Annotated[int, Field(ge=0)]
     """Its generation."""
+    corrections: Number = 0
+    """How often it was put right."""
 
 
 class PipelineStatus(Status):

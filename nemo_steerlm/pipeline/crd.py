@@ -158,6 +158,13 @@ def _rules() -> dict[str, list[Schema]]:
         "BootstrapSpec": [_rule("self.rounds == 0 || (has(self.require) && self.require.size() > 0) != self.requireAny", WHAT_TO_REQUIRE)],
         "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK)],
         "StorageSpec": [_rule("!(has(self.claimName) && has(self.claimTemplate))", "give claimName or claimTemplate, not both")],
+        "SourceSpec": [_rule("has(self.secret) != has(self.configMap)", "give exactly one of secret and configMap")],
+        "VolumeSpec": [
+            _rule(
+                "[has(self.configMap), has(self.secret), has(self.claimName), has(self.emptyDir)].filter(x, x).size() == 1",
+                "give exactly one of configMap, secret, claimName and emptyDir",
+            )
+        ],
         "TolerationSpec": [_rule("has(self.key) || self.operator == 'Exists'", "a toleration without key needs operator Exists")],
     }
 

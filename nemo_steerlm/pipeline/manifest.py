@@ -13,7 +13,8 @@ from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema, pr
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
 from nemo_steerlm.core.template import ChatTokens, Layout
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
-from nemo_steerlm.pipeline.cluster_spec import ClusterFields, SecretKeySpec
+from nemo_steerlm.pipeline.cluster_spec import ClusterFields
+from nemo_steerlm.pipeline.cluster_types import NamespaceName, SecretKeySpec
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec
@@ -203,6 +204,15 @@ WHO_MAY_ASK = (
 )
 
 
+class UpstreamSpec(Spec):
+    """A server elsewhere that has the weights, such as vLLM's, a KServe InferenceService or a NIM, and speaks OpenAI's API."""
+
+    url: Annotated[str, Field(min_length=8, max_length=512, pattern=r"^https?://[^\s/:]+(:[0-9]{1,5})?$")]
+    """``http://HOST:PORT`` or ``https://HOST``, without a path."""
+    token: SecretKeySpec | None = None
+    """The Secret's key that has the token which it asks for."""
+
+
 class ServeSpec(Spec):
     """A server of the finished model that stays (on a cluster; locally, ``steerlm serve``)."""
 
@@ -218,6 +228,12 @@ class ServeSpec(Spec):
     """Answer whoever reaches the server, without a token."""
     max_surge: Annotated[int, Field(ge=0, le=64)] = 0
     """Servers beyond ``replicas`` while they are replaced, so that none of those is missed; 0 where no GPU is spare for it."""
+    autoscaled: bool = False
+    """An autoscaler, an HPA or KEDA on Deployment ``NAME-serve``, sets the number of servers, which starts with 1; not ``replicas``."""
+    upstream: UpstreamSpec | None = None
+    """Answer from the weights of a server elsewhere instead of loading them; needs no ``devices``."""
+    namespaces: Annotated[tuple[NamespaceName, ...], Field(max_length=64)] = ()
+    """Further namespaces whose pods may reach it, such as an ingress controller's and Prometheus'; its own may in any case."""
     page: bool = False
     """Whether it has the page to chat and compare on; it asks for the token."""
 

@@ -15,7 +15,8 @@ from tests.cluster.stand_in import CACHED, DONE, RUNNING, component_of, index_of
 def test_a_pipeline_runs_to_its_end_in_a_restricted_namespace(pipelines, kubelet):
     node = kubelet()
     parallel = TWO_NODES
-    pipelines.create(trainValue=parallel, annotate={"shards": 3, "servers": {"replicas": 2}}, serve={"enabled": True, "insecure": True})
+    serve = {"enabled": True, "insecure": True, "replicas": 2}
+    pipelines.create(trainValue=parallel, annotate={"shards": 3, "servers": {"replicas": 2}}, serve=serve)
     end = pipelines.until(lambda s: s.holds("Complete") and s.holds("Serving"))
     assert end.phase == "Succeeded"
     assert {stage["phase"] for stage in end.stages.values()} == {"Succeeded"}

@@ -1,4 +1,4 @@
-"""What tools see that know nothing of pipelines: by the rules of kstatus, which Flux and Helm apply, and by the documented script for Argo."""
+"""What tools see that know nothing of pipelines: by kstatus' rules, which Flux and Helm apply, and by the documented script for Argo."""
 
 from __future__ import annotations
 
@@ -53,6 +53,8 @@ def test_a_pipeline_that_runs_and_one_that_is_served(life):
     assert seen(life) == ("InProgress", "Progressing")
     life.reach_the_end()
     (served,) = life.world.deployments()
+    served["status"] = {"readyReplicas": 1}
+    life.world._stamp(served)
     assert seen(life) == ("Current", "Healthy")
     served["status"] = {}
     life.world._stamp(served)

@@ -16,6 +16,7 @@ WORD = re.compile(r"[A-Z][a-z]+(?:[A-Z][a-z]+)*(?:DNS)?")
 EVENTS = {
     "NothingToRestart",
     "SpecChanged",
+    "ServingCorrected",
     "Restarted",
     "Started",
     "StageStarted",
@@ -40,7 +41,7 @@ def reasons_in_code():
         known |= set(typing.get_args(kind))
     known |= {"Waiting", "Lagging"}  # states of a reading
     found = set()
-    for module in ("reconcile", "progress", "readings", "retries", "storage"):
+    for module in ("reconcile", "progress", "readings", "retries", "serving", "storage"):
         tree = ast.parse((ROOT / f"k8s/steerlm_operator/{module}.py").read_text(encoding="utf-8"))
         words = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
         found |= {word for word in words if WORD.fullmatch(word)}

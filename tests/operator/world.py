@@ -177,7 +177,7 @@ class Caches:
         self.resource, self.kinds, self.pod_list = None, {}, []
         self.sync()
 
-    def sync(self, kinds=("resource", "Job", "Deployment", "Service", "ConfigMap", "NetworkPolicy", "Pod")):
+    def sync(self, kinds=("resource", "Job", "Deployment", "Service", "ConfigMap", "NetworkPolicy", "PodDisruptionBudget", "Pod")):
         for kind in kinds:
             if kind == "resource":
                 self.resource = copy.deepcopy(self.world.resource)

@@ -80,7 +80,9 @@ def test_a_default_that_the_api_server_fills_in_is_the_one_that_runs_locally():
 def test_a_local_manifest_says_nothing_about_clusters():
     body = {"attributes": {"preset": "helpsteer"}, "data": {"helpsteer": {"path": "x"}}, "model": {"base": "b"}}
     spec = manifest.PipelineSpec.model_validate(body)
-    set_fields = {name for name in ClusterFields.model_fields if getattr(spec, name) not in (None, False, "steerlm.dev/operator")}
+    set_fields = {
+        name for name in ClusterFields.model_fields if getattr(spec, name) not in (None, False, "steerlm.dev/operator", "WhileSuspended")
+    }
     assert set_fields == set()
 
 

@@ -79,7 +79,11 @@ ACTS_ON: dict[str, set[str]] = {
     "bootstrap.train": {"bootstrap-1-train"},
     "evaluate": {"evaluate"},
     "serve": set(),
-    **{f"{training}.{field}": set() for training in ("trainValue", "trainSteer") for field in ("parallel", "microBatchSize")},
+    **{
+        f"{training}.{field}": set()
+        for training in ("trainValue", "trainSteer")
+        for field in ("parallel", "microBatchSize", "saveEveryMinutes")
+    },
     **{str(field.alias): set() for field in ClusterFields.model_fields.values()},
 }
 """By the longest prefix of a field's path."""

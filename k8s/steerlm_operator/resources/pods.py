@@ -9,13 +9,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from nemo_steerlm.pipeline.cluster_spec import AmountSpec, SecretKeySpec
+from nemo_steerlm.pipeline.cluster_spec import AmountSpec, ModelsClaimSpec
+from nemo_steerlm.pipeline.cluster_types import SecretKeySpec
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
-from steerlm_operator.resources import settings
+from steerlm_operator.resources import patches, settings
 
 MOUNT = "/data"
 """Where the claim is mounted. Relative references of a manifest start here."""
+MODELS = "/models"
+"""Where the second claim is mounted."""
 TMP = "/tmp"  # noqa: S108 - the pod's own emptyDir
 CONTAINER = "main"
 
@@ -37,6 +40,8 @@ class Process:
     """Environment from the pod's own fields."""
     secrets: Mapping[str, SecretKeySpec] = dataclasses.field(default_factory=dict)
     labels: Mapping[str, str]
+    role: str
+    """A field of PodsSpec."""
     read_only: bool = False
     """Mount the claim read-only."""
 
@@ -60,10 +65,7 @@ def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:
         "enableServiceLinks": False,
         "securityContext": {
             "runAsNonRoot": True,
-            "runAsUser": pipeline.config.security.run_as_user,
-            "runAsGroup": pipeline.config.security.fs_group,
-            "fsGroup": pipeline.config.security.fs_group,
-            "fsGroupChangePolicy": "OnRootMismatch",
+            **_user(pipeline),
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": pipeline.grace_seconds,
@@ -78,7 +80,17 @@ def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:
         pod["nodeSelector"] = dict(scheduling.node_selector)
     if scheduling.tolerations:
         pod["tolerations"] = [toleration.model_dump(by_alias=True, exclude_none=True) for toleration in scheduling.tolerations]
-    return {"metadata": {"labels": labels}, "spec": pod | spec}
+    made: Object = {"metadata": {"labels": labels}, "spec": pod | spec}
+    patches.apply(made, pipeline.pod(process.role), {key: value for key, value in labels.items() if key.startswith(names.DOMAIN)})
+    return made
+
+
+def _user(pipeline: Pipeline) -> Object:
+    security = pipeline.config.security
+    user: Object = {} if security.run_as_user is None else {"runAsUser": security.run_as_user}
+    if security.fs_group is not None:
+        user |= {"runAsGroup": security.fs_group, "fsGroup": security.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
+    return user
 
 
 def _container(pipeline: Pipeline, process: Process) -> Object:
@@ -100,6 +112,8 @@ def _container(pipeline: Pipeline, process: Process) -> Object:
         claim["subPath"] = pipeline.storage.sub_path
     mounts = [claim, {"name": "tmp", "mountPath": TMP}, {"name": "shm", "mountPath": "/dev/shm"}]  # noqa: S108 - where torch expects it
     if not process.read_only:
+        if pipeline.storage.models:
+            mounts.append(_models_mount(pipeline.storage.models))
         mounts.append({"name": "manifest", "mountPath": settings.FOLDER, "readOnly": True})
     return {
         "name": CONTAINER,
@@ -113,6 +127,11 @@ def _container(pipeline: Pipeline, process: Process) -> Object:
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
+
+
+def _models_mount(models: ModelsClaimSpec) -> Object:
+    mount: Object = {"name": "models", "mountPath": MODELS, "readOnly": True}
+    return mount | ({"subPath": models.sub_path} if models.sub_path else {})
 
 
 def _resources(pipeline: Pipeline, process: Process) -> Object:
@@ -138,6 +157,8 @@ def _volumes(pipeline: Pipeline, process: Process) -> list[Object]:
         {"name": "shm", "emptyDir": shared},
     ]
     if not process.read_only:
+        if models := pipeline.storage.models:
+            volumes.append({"name": "models", "persistentVolumeClaim": {"claimName": models.claim_name, "readOnly": True}})
         volumes.append({"name": "manifest", "configMap": {"name": settings.name(pipeline)}})
     return volumes
 

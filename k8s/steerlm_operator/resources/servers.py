@@ -7,7 +7,8 @@ import json
 from collections.abc import Mapping
 
 from nemo_steerlm.core import environment
-from nemo_steerlm.pipeline.cluster_spec import SecretKeySpec
+from nemo_steerlm.pipeline.cluster_types import SecretKeySpec
+from nemo_steerlm.pipeline.manifest import UpstreamSpec
 from nemo_steerlm.pipeline.names import EVALUATE
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage
@@ -56,7 +57,8 @@ def build_serve(pipeline: Pipeline, stage: str = EVALUATE) -> list[Object]:
     Its pods are replaced one by one: where no GPU is spare, each gives up its own before the next starts.
     """
     wanted = pipeline.manifest.spec.serve
-    need = ServerNeed(role="steer", stage=stage, replicas=wanted.replicas, devices=wanted.devices)
+    devices = 0 if wanted.upstream else wanted.devices
+    need = ServerNeed(role="steer", stage=stage, replicas=wanted.replicas, devices=devices)
     service, deployment = _server(
         pipeline,
         names.serve(pipeline.name),
@@ -64,11 +66,26 @@ def build_serve(pipeline: Pipeline, stage: str = EVALUATE) -> list[Object]:
         need,
         token=wanted.token,
         page=wanted.page,
+        upstream=wanted.upstream,
     )
     surge = wanted.max_surge
     rolling = {"maxSurge": surge, "maxUnavailable": 0 if surge else 1}
     deployment["spec"]["strategy"] = {"type": "RollingUpdate", "rollingUpdate": rolling}
-    return [service, deployment]
+    if wanted.autoscaled:
+        del deployment["spec"]["replicas"]
+    elif wanted.replicas < 2:
+        return [service, deployment]
+    return [service, _budget(service, selector(service["metadata"]["labels"])), deployment]
+
+
+def _budget(service: Object, selected: Mapping[str, str]) -> Object:
+    """Drains of nodes take the servers one by one too."""
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": service["metadata"],
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": dict(selected)}},
+    }
 
 
 def _server(
@@ -79,6 +96,7 @@ def _server(
     *,
     token: SecretKeySpec | None,
     page: bool = False,
+    upstream: UpstreamSpec | None = None,
 ) -> list[Object]:
     metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
     args = ["serve", f"{pods.workdir(pipeline)}/{need.stage}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)]  # noqa: S104
@@ -86,13 +104,18 @@ def _server(
     args.append("--page" if page else "--no-page")
     if token is None:
         args.append("--insecure")
+    secrets = {} if token is None else {environment.API_KEY: token}
+    if upstream:
+        args += ["--engine", "openai", "--upstream", upstream.url]
+        secrets |= {environment.UPSTREAM_KEY: upstream.token} if upstream.token else {}
     process = pods.Process(
         args=args,
-        secrets={} if token is None else {environment.API_KEY: token},
+        secrets=secrets,
         image=pipeline.images.serve,
         amount=pipeline.amount("servers"),
         devices=need.devices,
         labels=labels,
+        role="serve",
         read_only=True,
     )
     template = pods.template(pipeline, process, terminationGracePeriodSeconds=GRACE_SECONDS)
@@ -102,7 +125,7 @@ def _server(
         "readinessProbe": _probe("ready", failures=2),
         "livenessProbe": _probe("live", failures=6),
     }
-    runs = {names.RUNS: _runs(pipeline, need, token=token, page=page)}
+    runs = {names.RUNS: _runs(pipeline, need, token=token, page=page, upstream=upstream)}
     deployment_labels = dict(labels)
     if pipeline.scheduling.queue_name:
         deployment_labels[names.QUEUE_NAME] = pipeline.scheduling.queue_name
@@ -134,7 +157,7 @@ def _server(
     return [service, deployment]
 
 
-def _runs(pipeline: Pipeline, need: ServerNeed, *, token: SecretKeySpec | None, page: bool) -> str:
+def _runs(pipeline: Pipeline, need: ServerNeed, *, token: SecretKeySpec | None, page: bool, upstream: UpstreamSpec | None) -> str:
     """A hash of what people and the chart say of a server, the number of its pods left out.
 
     Not of the pod that follows from it: that is another one with every version of the operator, and what answers would stop for that.
@@ -146,8 +169,10 @@ def _runs(pipeline: Pipeline, need: ServerNeed, *, token: SecretKeySpec | None, 
         "storage": [pipeline.storage.claim_name, pipeline.storage.sub_path, pipeline.storage.directory],
         "token": token and [token.name, token.key],
         "page": page,
+        "upstream": _dumped(upstream) if upstream else None,
         "resources": _dumped(pipeline.amount("servers")),
         "scheduling": _dumped(pipeline.scheduling),
+        "pods": _dumped(pipeline.pod("serve")),
         "environment": dict(config.environment),
         "security": _dumped(config.security),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from collections.abc import Mapping
 
 from steerlm_operator import names
@@ -32,13 +33,29 @@ def network_policies(pipeline: Pipeline) -> list[Object]:
     if not pipeline.config.security.network_policies:
         return []
     own = {"podSelector": {"matchLabels": {names.PIPELINE: pipeline.name}}}
-    dns = {"ports": [{"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}
+    # 5353: where OpenShift's DNS pods listen, which is what a policy sees behind their Service.
+    dns = {"ports": [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
     http = [{"port": SERVER_PORT, "protocol": "TCP"}]
     return [
         _policy(pipeline, names.WORK, {"ingress": [{"from": [own]}]}),
         _policy(pipeline, names.SERVER, {"ingress": [{"from": [own], "ports": http}], "egress": [dns]}),
-        _policy(pipeline, names.SERVE, {"ingress": [{"from": [{"podSelector": {}}], "ports": http}], "egress": [dns]}),
+        _policy(pipeline, names.SERVE, {"ingress": [{"from": _may_ask(pipeline), "ports": http}], "egress": [dns, *_upstream(pipeline)]}),
     ]
+
+
+def _may_ask(pipeline: Pipeline) -> list[Object]:
+    """Whose pods reach the server that stays."""
+    more = list(pipeline.manifest.spec.serve.namespaces)
+    chosen = {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "In", "values": more}]}
+    return [{"podSelector": {}}, *([{"namespaceSelector": chosen}] if more else [])]
+
+
+def _upstream(pipeline: Pipeline) -> list[Object]:
+    upstream = pipeline.manifest.spec.serve.upstream
+    if upstream is None:
+        return []
+    url = urllib.parse.urlsplit(upstream.url)
+    return [{"ports": [{"port": url.port or (443 if url.scheme == "https" else 80), "protocol": "TCP"}]}]
 
 
 def _policy(pipeline: Pipeline, component: str, rules: Mapping[str, object]) -> Object:

@@ -84,11 +84,11 @@ def _job(
     more: Object = {"restartPolicy": "Never"}
     if nodes > 1:
         more["subdomain"] = own
-        if affinity := pods.prefer_together(pipeline, labels):
-            more["affinity"] = affinity
         more |= _gang(pipeline)
     template = pods.template(pipeline, process, **more)
     if nodes > 1:
+        if affinity := pods.prefer_together(pipeline, labels):
+            template["spec"]["affinity"] = {**template["spec"].get("affinity", {}), **affinity}
         _join_gang(pipeline, own, template)
     spec: Object = {
         "completionMode": "Indexed" if count > 1 else "NonIndexed",
@@ -165,7 +165,14 @@ def _process(
         fields=fields,
         secrets=secrets,
         labels=labels,
+        role=_role(stage),
     )
+
+
+def _role(stage: Stage) -> str:
+    if stage.training:
+        return "train"
+    return "annotate" if stage.kind == "annotate" else "client"
 
 
 def _rendezvous(pipeline: Pipeline, stage: Stage, own: str) -> dict[str, str]:
@@ -231,6 +238,6 @@ def _gang(pipeline: Pipeline) -> Object:
 
 def _join_gang(pipeline: Pipeline, own: str, template: Object) -> None:
     if pipeline.scheduling.gang == "Volcano":
-        template["metadata"]["annotations"] = {"scheduling.k8s.io/group-name": own}
+        template["metadata"].setdefault("annotations", {}).update({"scheduling.k8s.io/group-name": own})
     elif pipeline.scheduling.gang == "Coscheduling":
         template["metadata"]["labels"]["scheduling.x-k8s.io/pod-group"] = own
