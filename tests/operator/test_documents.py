@@ -27,7 +27,7 @@ EVENTS = {
     "Warning",
 }
 KUBERNETES = {
-    "Background", "ClaimTemplate", "CrashLoopBackOff", "CreateContainerConfigError", "ReadWriteMany", "DisruptionTarget",
+    "Background", "RollingUpdate", "ClaimTemplate", "CrashLoopBackOff", "CreateContainerConfigError", "ReadWriteMany", "DisruptionTarget",
     "ErrImageNeverPull", "ErrImagePull", "FailedIndexes",
     "ImageInspectError", "ImagePullBackOff", "InvalidImageName", "Lost", "MaxFailedIndexesExceeded", "PodScheduled",
     "ProgressDeadlineExceeded", "RegistryUnavailable", "ReplicaFailure", "SchedulingGated", "Volcano", "True", "False", "Jobs",

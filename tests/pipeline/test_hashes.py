@@ -116,6 +116,9 @@ SPECIAL: dict[str, Any] = {
     "managedBy": "example.com/other",
     "serve.enabled": None,  # wants another field with it
     "serve.token": {"name": "a", "key": "b"},
+    "serve.namespaces": ["a"],
+    "serve.upstream": {"url": "http://a:1"},
+    "pods": {"train": {"env": {"A": "b"}}},
     "scheduling": {"queueName": "q"},
     "model.base": "other",
     **{f"{training}.parallel.{field}": None for training in ("trainValue", "trainSteer") for field in ("tensor", "pipeline")},
