@@ -47,7 +47,13 @@ def model_stage(draft: Draft) -> str:
 
 
 def _keep(draft: Draft, seen: Object, wanted: Object) -> None:
-    """Put right what somebody made of a Deployment since it was applied: its generation tells that its spec has changed."""
+    """Put right what somebody made of a Deployment since it was applied: its generation tells that its spec has changed.
+
+    Not where an autoscaler changes it all the time.
+    """
+    if draft.pipeline.manifest.spec.serve.autoscaled:
+        draft.status.serving = None
+        return
     mark, generation = annotation(seen, names.APPLIED), int(seen["metadata"].get("generation") or 0)
     known = draft.status.serving
     if known is None or known.applied != mark:

@@ -164,7 +164,7 @@ def test_the_served_model_s_servers_are_scaled_drained_and_fed_from_elsewhere(pi
 
     assert "PodDisruptionBudget" not in served()
     assert served(replicas=2)["PodDisruptionBudget"]["spec"]["maxUnavailable"] == 1
-    scaled = served(autoscaled=True)
+    scaled = served(autoscaled=True)  # whose number an autoscaler changes all the time
     assert "replicas" not in scaled["Deployment"]["spec"]
     assert "PodDisruptionBudget" in scaled
     elsewhere = served(upstream={"url": "https://vllm.example:8443", "token": {"name": "t", "key": "k"}})

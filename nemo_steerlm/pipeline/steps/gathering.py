@@ -49,10 +49,7 @@ def gather_from_environment(nodes: int, rank: int, say: Callable[[int], None]) -
 def _wait_for_all(nodes: int, port: int, say: Callable[[int], None]) -> None:
     here: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack, selectors.DefaultSelector() as selector:
-        family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
-        listener = stack.enter_context(
-            socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6, backlog=nodes)
-        )
+        listener = stack.enter_context(_listen(port, nodes))
         selector.register(listener, selectors.EVENT_READ)
         while len(here) < nodes - 1:
             for key, _ in selector.select(ANSWER_SECONDS / 2):
@@ -82,6 +79,13 @@ def _wait_for_all(nodes: int, port: int, say: Callable[[int], None]) -> None:
                 connection.settimeout(ANSWER_SECONDS)
                 while connection.recv(64):
                     pass
+
+
+def _listen(port: int, backlog: int) -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with contextlib.suppress(OSError):  # a kernel that knows IPv6 and has it turned off
+            return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
+    return socket.create_server(("", port), backlog=backlog)
 
 
 def _greeted(connection: socket.socket, nodes: int) -> int | None:
