@@ -10,6 +10,7 @@ import kubernetes
 import pytest
 import yaml
 
+from nemo_steerlm.pipeline.pod_spec import ROLES
 from tests.cluster.operating import DEFINITION, define
 from tests.cluster.operating import ROOT as REPOSITORY
 from tests.cluster.pipelines import GROUP
@@ -67,6 +68,15 @@ WRONG = {
     ("spec", "data.helpsteer.preference: both answers of a pair"): {"data": {"helpsteer": {"path": "h", "preference": True}}},
     ("spec.storage", "give claimName or claimTemplate"): {"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}},
     ("spec.scheduling.tolerations[]", "a toleration without key"): {"scheduling": {"tolerations": [{}]}},
+    **{
+        (f"spec.pods.{role}.{field}[]", sentence): {"pods": {role: {field: [value]}}}
+        for role in ROLES
+        for field, sentence, value in (
+            ("envFrom", "give exactly one of secret and configMap", {}),
+            ("volumes", "give exactly one of configMap, secret", {"name": "a", "mountPath": "/a"}),
+            ("tolerations", "a toleration without key", {}),
+        )
+    },
 }
 """By where a rule stands and how its sentence begins: what else the spec has to say to break it."""
 FORBIDDEN_CHANGES = {
@@ -157,6 +167,8 @@ def test_changes_that_finished_stages_would_not_fit_are_refused(pipelines, creat
     """Each field that a rule about updates names, changed while the pipeline runs and while it is suspended."""
     named = {field: message for message in UPDATES for field in re.split(" may change| cannot be", message)[0].split(", ")}
     assert named.keys() == FORBIDDEN_CHANGES.keys()
+    create("in-one-commit")
+    pipelines.edit("in-one-commit", edits="Redo", **FORBIDDEN_CHANGES["trainValue"])
     create()
     for field, change in FORBIDDEN_CHANGES.items():
         assert named[field] in refused(pipelines.edit, **change)
