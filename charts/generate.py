@@ -125,6 +125,8 @@ def values() -> str:
             lines.append("")
         lines += [f"{indent}# {_plain(description)}"] if description else []
         shown = "" if default is None or isinstance(default, BaseModel) else f" {json.dumps(default)}"
+        if isinstance(default, BaseModel) and not default.model_dump(exclude_none=True):
+            shown = " {}"  # all that follows is a comment, which would leave null
         lines.append(f"{indent}{'# ' if default is None else ''}{path[-1]}:{shown}")
     return "\n".join(lines) + "\n"
 

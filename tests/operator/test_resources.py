@@ -251,7 +251,7 @@ def test_the_stages_read_the_manifest_they_are_given(pipeline):
 def test_servers_are_reached_by_their_own_pipeline_only(pipeline):
     policies = {p["metadata"]["labels"][names.COMPONENT]: p["spec"] for p in objects(pipeline()) if p["kind"] == "NetworkPolicy"}
     assert policies["server"]["ingress"][0]["from"] == [{"podSelector": {"matchLabels": {names.PIPELINE: "demo"}}}]
-    assert {port["port"] for rule in policies["server"]["egress"] for port in rule["ports"]} == {53}
+    assert {port["port"] for rule in policies["server"]["egress"] for port in rule["ports"]} == {53, 5353}
     off = OperatorConfig.model_validate({"security": {"networkPolicies": False}})
     assert not [item for item in objects(pipeline(off)) if item["kind"] == "NetworkPolicy"]
 
