@@ -6,6 +6,7 @@ before a person does something; a cluster that is full, a queue and a quota are 
 
 from __future__ import annotations
 
+from nemo_steerlm.pipeline.cluster_status import Condition
 from steerlm_operator.draft import Draft, find_condition, holds
 
 NEEDS_A_PERSON = frozenset(
@@ -26,6 +27,7 @@ def conclude(draft: Draft) -> None:
     status = draft.status
     progressing, failed, serving = (find_condition(status, kind) for kind in ("Progressing", "Failed", "Serving"))
     serve = draft.pipeline.manifest.spec.serve
+    cause: Condition | None
     if failed and failed.status == "True":
         cause, ready, stalled = failed, False, True
     elif holds(status, "Complete"):

@@ -82,7 +82,7 @@ class Election:
                     break
                 renewed = self._clock()
             except (ApiError, asyncio.TimeoutError) as error:
-                logger.warning("the lease is not renewed: %s", error or "no answer in time")
+                logger.warning("the lease is not renewed: %s", str(error) or "no answer in time")
         logger.error("%s leads no longer", self._identity)
 
     async def release(self) -> None:

@@ -54,7 +54,8 @@ def _live(found: kopf.OperatorRegistry, config: OperatorConfig, controller: Cont
         """Work, once this process leads and it is known what there is."""
         if lease := os.environ.get(environment.OPERATOR_LEASE):
             controller.standby = True
-            election = Election(cluster, *lease.split("/", 1), socket.gethostname())
+            namespace, _slash, name = lease.partition("/")
+            election = Election(cluster, namespace, name, socket.gethostname())
             await election.win()
             stack.push_async_callback(election.release)
             tasks.append(asyncio.create_task(_leave_when_lost(election)))
