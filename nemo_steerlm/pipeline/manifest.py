@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-import yaml
 from pydantic import Field, model_validator
 
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema, preset
-from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest, shown
+from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest
+from nemo_steerlm.core.spec import from_plain
 from nemo_steerlm.core.template import ChatTokens, Layout
+from nemo_steerlm.core.yaml_files import Place, read_yaml
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_types import NamespaceName, SecretKeySpec
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
+from nemo_steerlm.pipeline.mistakes import mistakes
 from nemo_steerlm.pipeline.names import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Reference, Spec
 from nemo_steerlm.pipeline.train_spec import Count, Positive, SteerTrainSpec, TrainSpec
@@ -324,64 +327,30 @@ class SteerLMPipeline(Spec):
     """What to do."""
 
 
-def parse(data: Any, source: str) -> SteerLMPipeline:
-    """A manifest from plain data. Raises UsageError with one line a mistake, each naming its field and what to write instead."""
+def parse(data: Any, source: str, lines: Mapping[Place, int] | None = None, texts: Mapping[Place, str] | None = None) -> SteerLMPipeline:
+    """A manifest from plain data. A ``status``, which a cluster adds, is passed over.
+
+    Args:
+        data: What JSON can say.
+        source: The name that errors begin with.
+        lines: The line of each value in ``source``, where there are lines.
+        texts: What was written there for each scalar.
+
+    Raises:
+        UsageError: With one line a mistake, each naming its field and what to write instead.
+    """
+    if isinstance(data, Mapping):
+        data = {key: value for key, value in data.items() if key != "status"}
     try:
-        return SteerLMPipeline.model_validate(data)
+        return from_plain(SteerLMPipeline, data)
     except pydantic.ValidationError as error:
-        lines = [_sentence(e) for e in error.errors(include_url=False)]
-        raise UsageError("\n".join(f"{source}: {line}" for line in lines)) from error
+        raise UsageError(mistakes(error, SteerLMPipeline, source, lines, texts)) from error
 
 
 def load(path: str | Path) -> SteerLMPipeline:
     """The manifest in a YAML or JSON file. Raises UsageError where it is absent, no YAML, or wrong."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        documents = [d for d in yaml.safe_load_all(text) if d is not None]
-    except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    documents = read_yaml(path)
     if len(documents) != 1:
         raise UsageError(f"{path}: expected one YAML document with a {KIND}, found {len(documents)}")
-    return parse(documents[0], str(path))
-
-
-def _sentence(error: Any) -> str:
-    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
-    if error["type"] == "extra_forbidden":
-        key = str(error["loc"][-1])
-        known = _keys_beside(error["loc"])
-        return f"{field}: unknown key; {nearest(key, known)}known: {', '.join(known)}"
-    if error["type"] == "missing":
-        return f"{field}: missing; {_described(error['loc'])}"
-    message = error["msg"].removeprefix("Value error, ")
-    found = "" if error["type"] == "value_error" else f", found {shown(error['input'])}"
-    return f"{field or 'manifest'}: {message[0].lower()}{message[1:]}{found}"
-
-
-def _model_at(location: tuple[Any, ...]) -> type[pydantic.BaseModel] | None:
-    """The model whose fields stand at ``location``; list indexes and dict keys are passed over."""
-    model: type[pydantic.BaseModel] | None = SteerLMPipeline
-    for part in location:
-        field = next((f for n, f in (model.model_fields if model else {}).items() if part in (n, f.alias)), None)
-        if field is not None:
-            model = next(iter(_models_in(field.annotation)), None)
-    return model
-
-
-def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, pydantic.BaseModel):
-        return [annotation]
-    return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
-
-
-def _keys_beside(location: tuple[Any, ...]) -> tuple[str, ...]:
-    model = _model_at(location[:-1])
-    return tuple(f.alias or n for n, f in model.model_fields.items()) if model else ()
-
-
-def _described(location: tuple[Any, ...]) -> str:
-    model = _model_at(location[:-1])
-    field = next((f for n, f in (model.model_fields if model else {}).items() if location[-1] in (n, f.alias)), None)
-    return f"it says: {field.description}" if field and field.description else "add it"
+    [document] = documents
+    return parse(document.value, str(path), document.lines, document.texts)

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from nemo_steerlm.core.errors import nearest, shown
+from nemo_steerlm.core.spec import whole
 
 MOST = 100
 """The highest temperature and repetition penalty; far below it an answer is noise, and nothing is said twice."""
@@ -116,12 +117,12 @@ _PART = {
 Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, AfterValidator(_short)]
 StopList = Annotated[list[Stop], BeforeValidator(_stops), Field(max_length=MOST_STOPS)]
-# Strict: True is no number, and "2" is none.
-Whole = Annotated[int, Strict()]
+# Strict: True is no number, and "2" is none. JSON Schema's whole numbers include 2.0.
+Whole = Annotated[int, BeforeValidator(whole), Strict()]
 Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
 Flag = Annotated[bool, Strict()]
 Levels = Annotated[
-    dict[str, Any],
+    dict[str, Annotated[Any, BeforeValidator(whole)]],
     Field(max_length=256),
     WithJsonSchema({"type": "object", "additionalProperties": {"anyOf": [{"type": "integer"}, {"type": "string"}]}}),
 ]

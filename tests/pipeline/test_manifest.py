@@ -76,12 +76,38 @@ def test_every_mistake_is_named_at_once():
     assert len(str(error.value).splitlines()) == 2
 
 
-@pytest.mark.parametrize(("text", "sentence"), [("a: [", "not YAML"), ("", "expected one YAML document"), ("a: 1\n---\nb: 1\n", "found 2")])
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [("a: [", "not YAML"), ("", "expected one YAML document"), ("a: 1\n---\nb: 1\n", "found 2"), ("a: 1\na: 2\n", "m.yaml:2: the key")],
+)
 def test_a_file_that_is_no_manifest(tmp_path, text, sentence):
     file = tmp_path / "m.yaml"
     file.write_text(text)
     with pytest.raises(UsageError, match=sentence):
         load(file)
+
+
+def test_a_mistake_in_a_file_is_named_with_its_line(tmp_path):
+    file = tmp_path / "m.yaml"
+    spec = "spec:\n  attributes: {preset: oasst}\n  data: {oasst: {path: t}}\n  model:\n    base: b\n"
+    spec += "  evaluate:\n    base:\n      humor: yes\n"
+    file.write_text(
+        f"apiVersion: steerlm.dev/v1alpha1\nkind: SteerLMPipeline\nmetadata: {{name: a}}\n{spec}  resources: {{train: {{cpu: 4}}}}\n"
+    )
+    with pytest.raises(UsageError) as error:
+        load(file)
+    assert str(error.value).splitlines() == [
+        f'{file}:12: spec.resources.train.cpu: input should be a valid string, found 4; put it in quotes: "4"',
+        f"{file}:11: spec.evaluate.base.humor: input should be a valid integer, found yes, which is the boolean true",
+    ]
+
+
+def test_what_a_cluster_adds_is_passed_over(tmp_path):
+    """``kubectl get steerlmpipeline NAME -o yaml`` is a manifest."""
+    exported = {**SMALLEST, "metadata": {"name": "small", "resourceVersion": "12", "managedFields": []}, "status": {"phase": "Succeeded"}}
+    file = tmp_path / "m.yaml"
+    file.write_text(yaml.safe_dump(exported))
+    assert load(file).spec == parse(SMALLEST, "m").spec
 
 
 def test_a_missing_file(tmp_path):
