@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Literal
@@ -19,13 +20,23 @@ Use = Literal["teach", "label"]
 """What records are for: the value model learns from their labels, or it labels them."""
 
 
+@dataclasses.dataclass(frozen=True)
+class SourceCounts:
+    """What one source gave."""
+
+    conversations: collections.Counter[Split] = dataclasses.field(default_factory=collections.Counter)
+    """How many conversations, by split."""
+    rated: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    """How many learned turns that teach have each attribute."""
+
+
 class RecordFiles:
     """A folder of record files, one for each split and use; conversations of both uses are written once. A context manager."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rated: collections.Counter[str] = collections.Counter()
-        """How many learned turns that teach have each attribute."""
+        self.sources: dict[str, SourceCounts] = {}
+        """What each source gave, by name."""
         self.systems: collections.Counter[str] = collections.Counter()
         """How many conversations have each system prompt."""
         self._stack = contextlib.ExitStack()
@@ -37,16 +48,26 @@ class RecordFiles:
     def __exit__(self, *error: object) -> None:
         self._stack.__exit__(*error)  # type: ignore[arg-type]
 
-    def write(self, placed: Iterable[Placed]) -> None:
-        """Write every conversation. Raises DataError where there is none that teaches: the value model would have nothing to learn."""
+    @property
+    def rated(self) -> collections.Counter[str]:
+        """How many learned turns that teach have each attribute, over all sources."""
+        return sum((counts.rated for counts in self.sources.values()), collections.Counter())
+
+    def write(self, placed: Iterable[Placed], source: str = "data") -> None:
+        """Write every conversation of one source."""
+        counts = self.sources.setdefault(source, SourceCounts())
         for place in placed:
             conversation = place.conversation
             self._file(place).write(json_line(conversation.to_record()))
             self.systems[conversation.system] += 1
+            counts.conversations[place.split] += 1
             if place.teaches:
                 for turn in conversation.turns:
                     if turn.speaker != conversation.mask and turn.label:
-                        self.rated.update(field.name for field in split(turn.label) if field.name != LANGUAGE_KEY)
+                        counts.rated.update(field.name for field in split(turn.label) if field.name != LANGUAGE_KEY)
+
+    def require_rated(self) -> None:
+        """Raise DataError where nothing teaches: the value model would have nothing to learn."""
         if not self.rated:
             found = f"{self.systems.total()} conversations" if self.systems else "no conversation"
             raise DataError(f"the data has {found} and no rated answer: the value model would have nothing to learn")
@@ -64,7 +85,8 @@ class RecordFiles:
 
     def absent(self, schema: AttributeSchema) -> list[str]:
         """The attributes of ``schema`` that no label has."""
-        return [name for name in schema.names if name not in self.rated]
+        rated = self.rated
+        return [name for name in schema.names if name not in rated]
 
     def _file(self, place: Placed) -> IO[str]:
         name = "both" if place.teaches and place.to_label else "teach" if place.teaches else "label"

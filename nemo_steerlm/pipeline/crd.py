@@ -28,7 +28,7 @@ from nemo_steerlm.pipeline.manifest import (
     PipelineSpec,
     SteerLMPipeline,
 )
-from nemo_steerlm.pipeline.sources import DataSource, nothing_shared
+from nemo_steerlm.pipeline.sources import DataSource, WeightedSource, nothing_shared
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL = "steerlmpipelines"
@@ -40,6 +40,10 @@ HEADER = (
 )
 
 Schema = dict[str, Any]
+
+_LISTED = WeightedSource.__name__
+"""An item of a list of sources. Only its shape is checked when it is applied: an API server counts the cost of a rule once for each item
+that there may be. ``steerlm validate`` and the operator check the rest."""
 
 CHANGEABLE = frozenset({*ClusterFields.model_fields, "serve"})
 """Parts of the spec that decide no result. The others may change only while the pipeline is suspended: stages done would not fit."""
@@ -76,6 +80,8 @@ def _rated_rule(kind: str, rated: Mapping[str, tuple[str, ...]], flag: str, know
     flags = (f"{path}.{to_camel(flag)}",) if flag else tuple(f"!{path}.{to_camel(other)}" for other in rated if other)
     present = " && ".join((f"has({path})", *flags))
     chosen = "has(self.attributes.custom) == has(self.attributes.preset)"
+    if not rated[flag]:
+        return _rule(f"!({present})", f"data.{kind}: {nothing_shared(())}")
     shared = f"{list(rated[flag])}.exists(n, n in {known})"
     return _rule(f"{chosen} || !({present}) || {shared}", f"data.{kind}: {nothing_shared(rated[flag])}")
 
@@ -128,6 +134,12 @@ def _rules() -> dict[str, list[Schema]]:
             _rule("self.default >= self.low && self.default <= self.high", "default must lie between low and high"),
         ],
         "DataSource": [
+            _rule(
+                f"[{', '.join(f'has(self.{kind})' for kind in (*kinds, 'sources'))}].filter(x, x).size() == 1",
+                f"name exactly one of {', '.join((*kinds, 'sources'))}",
+            )
+        ],
+        _LISTED: [
             _rule(
                 f"[{', '.join(f'has(self.{kind})' for kind in kinds)}].filter(x, x).size() == 1",
                 f"name exactly one of {', '.join(kinds)}",
@@ -268,7 +280,9 @@ class _Structural:
         if "$ref" in schema:
             model = self.definitions[schema["$ref"].rpartition("/")[2]]
             said = " ".join(text for text in (schema.get("description"), model.get("description")) if text)
-            found = self.object(model | {"description": said})
+            listed = model.get("title") == _LISTED
+            inner = _Structural(self.definitions, {_LISTED: self.rules[_LISTED]}, defaults=self.defaults) if listed else self
+            found = inner.object(model | {"description": said})
         elif schema["type"] == "object" and "properties" not in schema:
             found = self._map(schema)
         elif schema["type"] == "array":

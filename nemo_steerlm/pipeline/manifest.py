@@ -271,8 +271,9 @@ class PipelineSpec(ClusterFields):
 
     @model_validator(mode="after")
     def _pairs_teach_something(self) -> PipelineSpec:
-        if isinstance(self.data.source, HelpSteerSource) and self.data.source.preference:
-            raise ValueError(f"data.helpsteer.preference: {PAIRS_TEACH_NOTHING}")
+        for part in self.data.parts:
+            if isinstance(part.source, HelpSteerSource) and part.source.preference:
+                raise ValueError(f"{part.field}.preference: {PAIRS_TEACH_NOTHING}")
         return self
 
     @model_validator(mode="after")

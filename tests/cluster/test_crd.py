@@ -21,7 +21,7 @@ SPEC = {
     "model": {"base": "base"},
 }
 RATED_TEXT = {"files": [{"path": "a", "prompt": "b"}]}
-KEYED = ("messages", "sharegpt", "alpaca")
+KEYED = ("messages", "sharegpt", "alpaca", "argilla", "distilabel")
 """Sources whose ratings stand under keys that the manifest names."""
 WIT = {"custom": [{"name": "wit"}]}
 WRONG = {
@@ -57,6 +57,8 @@ WRONG = {
     ("spec.attributes.custom[]", "low must be smaller"): {"attributes": {"custom": [{"name": "a", "low": 4, "high": 1, "default": 2}]}},
     ("spec.attributes.custom[]", "default must lie"): {"attributes": {"custom": [{"name": "a", "default": 9}]}},
     ("spec.data", "name exactly one"): {"data": {}},
+    ("spec.data.sources[]", "name exactly one"): {"data": {"sources": [{"weight": 2}]}},
+    ("spec", "data.nemotron: it names no ratings"): {"data": {"nemotron": {"path": "a"}}},
     ("spec.trainValue", "globalBatchSize must"): {"trainValue": {"globalBatchSize": 3, "microBatchSize": 2}},
     ("spec.trainSteer", "globalBatchSize must"): {"trainSteer": {"globalBatchSize": 6, "microBatchSize": 2, "parallel": {"devices": 2}}},
     ("spec.trainValue", "learningRate must"): {"trainValue": {"learningRate": 1e-6}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import json
 import sys
@@ -18,7 +19,7 @@ from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.data.record_files import RecordFiles
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources import SOURCES
-from nemo_steerlm.data.sources.source import Reading
+from nemo_steerlm.data.sources.source import Reading, weighted
 from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.sources import DataSource
 from tests.pipeline.manifests import with_field
@@ -40,12 +41,22 @@ def written(folder: Path, rows: list[object], form: str = "jsonl") -> Path:
 
 
 def read(
-    kind: str, folder: Path, rows: list[object], form: str = "jsonl", on_error: str = "fail", system: str | None = None, **fields: object
+    kind: str,
+    folder: Path,
+    rows: list[object],
+    form: str = "jsonl",
+    on_error: str = "fail",
+    system: str | None = None,
+    left_out: collections.Counter[str] | None = None,
+    **fields: object,
 ):
+    left_out = collections.Counter() if left_out is None else left_out
     path = written(folder, rows, form)
     source = SOURCES[kind].model_validate({"path": str(path), **fields})
     with Rejects(folder / "out", on_error) as rejects:
-        reading = Reading(resolve=Path, schema=SCHEMA, rejects=rejects, folder=folder, tokens=ChatTokens(), system=system)
+        reading = Reading(
+            resolve=Path, schema=SCHEMA, rejects=rejects, folder=folder, tokens=ChatTokens(), system=system, left_out=left_out
+        )
         return list(source.read(reading))
 
 
@@ -151,7 +162,95 @@ def test_ultrafeedback_binarized(tmp_path):
     assert [turns[1][1:] for turns in told(placed)] == [("good", "quality:4"), ("bad", "quality:0")]
 
 
+QUESTION = {"quality": {"key": "q", "range": [1, 5]}}
+NESTED = {"fields": {"prompt": "Hi", "response": "Hello."}, "metadata": {}, "vectors": {}, "status": "completed", "suggestions": {}}
+ARGILLA = {
+    # Argilla 2, nested; flat; Argilla 1, and as Arrow keeps its lists of objects.
+    "nested": {**NESTED, "responses": {"q": [{"value": 5, "user_id": "a"}, {"value": 3, "user_id": "b"}]}},
+    "flat": {
+        "prompt": "Hi", "response": "Hello.", "q.responses": [5, 1, 3], "q.responses.users": ["a", "b", "c"],
+        "q.responses.status": ["submitted", "draft", "submitted"],
+    },
+    "first": {
+        "prompt": "Hi", "response": "Hello.",
+        "q": [{"user_id": "a", "value": 5, "status": "submitted"}, {"user_id": "b", "value": 3, "status": "submitted"},
+              {"user_id": "c", "value": 1, "status": "discarded"}],
+    },
+    "arrow": {"prompt": "Hi", "response": "Hello.", "q": {"user_id": ["a", "b"], "value": [5, 3], "status": ["submitted", "submitted"]}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", ARGILLA)
+def test_argilla_means_what_people_submitted(tmp_path, shape):
+    placed = read("argilla", tmp_path, [ARGILLA[shape]], ratings=QUESTION)
+    assert told(placed) == [[("User", "Hi", None), ("Assistant", "Hello.", "quality:3")]], "the mean of 5 and 3 is 4 of 1 to 5"
+
+
+def test_argilla_s_chats_systems_and_suggestions(tmp_path):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "And now?"}]
+    row = {
+        "fields": {"chat": chat, "a": "Bye.", "s": "S"},
+        "responses": {},
+        "suggestions": {"q": {"value": 5, "score": None, "agent": "m"}},
+    }
+    fields = {"promptField": "chat", "answerField": "a", "systemField": "s", "ratings": QUESTION}
+    [place] = read("argilla", tmp_path, [row], **fields)
+    assert told([place]) == [[*TURNS[:3], ("Assistant", "Bye.", None)]]
+    assert (place.teaches, place.conversation.system) == (False, "S")
+    assert told(read("argilla", tmp_path, [row], suggestions=True, **fields)) == [TURNS]
+
+
+def test_distilabel(tmp_path):
+    rows = [
+        {"instruction": "Hi", "generations": ["Hello.", None, "What?"], "ratings": [5, None, None], "system_prompt": "S"},
+        {"messages": [{"role": "user", "content": "Hi"}], "generation": "Hey.", "ratings": "2"},
+    ]
+    placed = read("distilabel", tmp_path, rows, ratings={"quality": {"key": "ratings", "range": [1, 5]}})
+    answers = (("Hello.", "quality:4"), ("What?", None), ("Hey.", "quality:1"))
+    assert told(placed) == [[("User", "Hi", None), ("Assistant", *answer)] for answer in answers]
+    assert [place.conversation.system for place in placed] == ["S", "S", SYSTEM_PROMPT]
+
+
+def test_nemotron_s_samples_are_only_labelled(tmp_path):
+    said = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello.", "tool_calls": []}]
+    rows = [
+        {"messages": said, "category": "chat", "reasoning": "off"},
+        {"messages": said, "category": "chat", "reasoning": "on"},
+        {"messages": said, "category": "math", "reasoning": "off"},
+        {"input": [{"role": "user", "content": "Hi"}], "output": "Hey.", "category": "chat", "system_prompt": "S"},
+        {"input": "Hi", "output": "Ho.", "category": "chat", "reasoning": "off"},
+    ]
+    left_out = collections.Counter()
+    placed = read("nemotron", tmp_path, rows, categories=["chat"], left_out=left_out)
+    assert told(placed) == [[("User", "Hi", None), ("Assistant", text, None)] for text in ("Hello.", "Hey.", "Ho.")]
+    assert [(place.teaches, place.to_label) for place in placed] == [(False, True)] * 3
+    assert left_out == {"reasoning is on": 1, "another category": 1}
+    assert len(read("nemotron", tmp_path, rows, reasoning="any")) == 5
+
+
+def test_a_weight_repeats_and_thins_what_trains(tmp_path):
+    rows = [{"instruction": f"Q{i}", "output": "A", "scores": {"overall": 3}} for i in range(400)]
+    placed = read("alpaca", tmp_path, rows, ratings=RATINGS, splitRatio=0.75)
+    train = [place for place in placed if place.split == "train"]
+    for weight in (0.5, 1.0, 2.0, 2.5):
+        found = list(weighted(placed, weight))
+        counts = collections.Counter(place.conversation.turns[0].text for place in found)
+        assert [place for place in found if place.split == "val"] == [place for place in placed if place.split == "val"]
+        assert {counts[place.conversation.turns[0].text] for place in train} == {int(weight), -int(-weight // 1)}
+        assert abs(len(found) - len(placed) - (weight - 1) * len(train)) < 40
+        assert found == list(weighted(placed, weight))
+
+
 BAD = {
+    "responses": ("argilla", {"prompt": "Hi", "response": "Ho", "scores.overall": 3}, "scores.overall: no responses of Argilla"),
+    "option": (
+        "argilla",
+        {"prompt": "Hi", "response": "Ho", "scores.overall.responses": ["good"]},
+        "scores.overall: rating is 'good'; write a number",
+    ),
+    "lengths": ("distilabel", {"instruction": "Hi", "generations": ["a"], "scores.overall": [1, 2]}, "2 ratings of 1 generations"),
+    "generation": ("distilabel", {"instruction": "Hi", "generations": [3]}, "generations[0]: generation is 3; write a string"),
+    "rendered": ("nemotron", {"input": "<|start_header_id|>user", "output": "a"}, "input: input is a rendered prompt"),
     "tool": ("messages", {"messages": [{"role": "tool", "content": "3"}]}, "messages[0].role: role 'tool' is not supported"),
     "call": ("messages", {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "a call of a tool is not supported"),
     "image": (
@@ -181,12 +280,16 @@ def test_what_cannot_be_used_is_named_or_set_aside(tmp_path, name):
         "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}],
         "instruction": "Hi",
         "output": "Hello.",
+        "generation": "Hello.",
+        "prompt": "Hi",
+        "response": "Hello.",
     }
+    fields = {} if kind == "nemotron" else {"ratings": RATINGS}
     with pytest.raises(DataError) as error:
-        read(kind, tmp_path, [good, row], ratings=RATINGS)
+        read(kind, tmp_path, [good, row], **fields)
     assert f"{tmp_path}/data.jsonl:2: " in str(error.value)
     assert sentence in str(error.value)
-    assert len(read(kind, tmp_path, [row, good], on_error="skip", ratings=RATINGS)) == 1
+    assert len(read(kind, tmp_path, [row, good], on_error="skip", **fields)) == 1
     assert len((tmp_path / "out.rejected.jsonl").read_text().splitlines()) == 1
 
 
@@ -222,10 +325,12 @@ def test_every_source_of_the_registry_is_in_the_manifest():
         "sharegpt": {"ratings": ratings},
         "alpaca": {"ratings": ratings},
         "ultrafeedback": {},
+        "argilla": {"ratings": ratings},
+        "distilabel": {"ratings": ratings},
     }.items():
         spec = parse(with_field("spec.data", {kind: {"path": "x", **fields}}), "m").spec
-        assert spec.data.kind == kind
-        assert spec.data.source.references() == ("x",)
+        [part] = spec.data.parts
+        assert (part.name, part.weight, part.source.references()) == (kind, 1.0, ("x",))
 
 
 @pytest.mark.parametrize(
@@ -250,3 +355,4 @@ def test_data_that_nobody_rated_is_refused_with_what_there_is(tmp_path):
     placed = read("messages", tmp_path, [{"messages": MESSAGES}], ratings=RATINGS)
     with RecordFiles(tmp_path / "raw") as files, pytest.raises(DataError, match="the data has 1 conversations and no rated answer"):
         files.write(placed)
+        files.require_rated()

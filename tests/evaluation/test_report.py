@@ -10,7 +10,7 @@ from nemo_steerlm.evaluation.agreement import compare
 from nemo_steerlm.evaluation.calibration import calibration
 from nemo_steerlm.evaluation.control import control, difference
 from nemo_steerlm.evaluation.report import plots
-from nemo_steerlm.evaluation.report.page import Report, write_page
+from nemo_steerlm.evaluation.report.page import Report, SourceRow, write_page
 from nemo_steerlm.evaluation.samples import Sample
 from nemo_steerlm.evaluation.summary import ModelRow, summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck
@@ -79,6 +79,7 @@ def report() -> Report:
         versions={},
         manifest="a: <b>",
         rows=[ModelRow(name="prompted", table=control(failing(), JUDGES), baseline=True)],
+        sources={"oasst": SourceRow(conversations={"train": 12, "val": 3}, rated={"humor": 7})},
     )
 
 
@@ -89,6 +90,7 @@ def test_the_page_is_whole_and_people_cannot_write_markup_into_it(tmp_path, repo
     assert "&lt;script&gt;" in page
     assert "positivity 1 and 2 read the same" in page
     assert page.count("<svg") == 6
+    assert '<tr><td>oasst</td><td>12</td><td>3</td><td class="text">humor 7</td></tr>' in page
 
 
 def test_no_legend_covers_data(monkeypatch, report):

@@ -111,6 +111,8 @@ SPECIAL: dict[str, Any] = {
     "evaluate.wording": {"quality": ["0", "1", "2", "3", "4"]},
     "evaluate.pairs": {"path": "pairs.jsonl", "weights": {"quality": 1.0}},
     "data.ratedText": {"files": [{"path": "x", "prompt": "?"}], "ratings": {"quality": {"column": "1"}}},
+    "data.nemotron": None,  # has no ratings: it stands beside others
+    "data.sources": [{"weight": 2, "oasst": {"path": "x"}}, {"nemotron": {"path": "y"}}],
     "restart": {"token": "t"},
     "storage": {"claimName": "c"},
     "managedBy": "example.com/other",

@@ -135,6 +135,35 @@ def test_helpsteer_under_every_preset(tmp_path, name):
     assert found["value_train"][0]["conversations"][1]["label"] == ",".join(f"{key}:{value}" for key, value in scale.items())
 
 
+def test_several_sources_with_different_attributes(tmp_path):
+    """Labels have what their source rates, never zero for the rest; each source is counted; a weight repeats what trains."""
+    labels = {"quality": {"value": 0.75}, "humor": {"value": 0.0}}
+    answer = message("Hello.", "assistant", labels=labels)
+    write(tmp_path / "trees.jsonl", [tree(f"t{i}", message(f"Hi {i}?", replies=[answer])) for i in range(4)])
+    for split in ("train", "validation"):
+        write(tmp_path / "hs" / f"{split}.jsonl", [RATED])
+    write(tmp_path / "more.jsonl", [{"messages": [{"role": "user", "content": "Hey"}, {"role": "assistant", "content": "Ho."}]}])
+    sources = [
+        {"oasst": {"path": "trees.jsonl", "splitRatio": 0.5}},
+        {"weight": 3, "helpsteer": {"path": "hs"}},
+        {"nemotron": {"path": "more.jsonl"}},
+    ]
+    found, metrics = prepare(tmp_path, {"preset": "steerlm9"}, {"sources": sources})
+    oasst, helpsteer = "quality:3,humor:0", LABEL
+    assert [r["conversations"][1]["label"] for r in found["value_train"]] == [oasst] * 2 + [helpsteer] * 3
+    assert [r["conversations"][1]["label"] for r in found["value_val"]] == [oasst] * 2 + [helpsteer]
+    assert max(r["conversations"][1]["value"] for r in found["annotate_train"] + found["annotate_val"]) == "Ho."
+    assert len(found["annotate_train"]) + len(found["annotate_val"]) == 9
+    rated = dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 4)
+    assert {name: source["rated"] for name, source in metrics["sources"].items()} == {
+        "oasst": {"quality": 4, "humor": 4},
+        "helpsteer": rated,
+        "nemotron": {},
+    }
+    assert metrics["sources"]["helpsteer"]["conversations"] == {"train": 3, "val": 1}
+    assert metrics["unrated"] == ["toxicity", "creativity"]
+
+
 def test_rated_text_is_labelled_whole_and_half_of_it_teaches(tmp_path):
     (tmp_path / "t.tsv").write_text("".join(f"{n % 5}\t@name text {n}\n" for n in range(60)))
     rated = {

@@ -63,9 +63,16 @@ class RowSource(Source):
         """What one object has. Raises DataError."""
         raise NotImplementedError
 
+    def leaves_out(self, row: Record) -> str | None:  # noqa: ARG002  # for subclasses
+        """Why the object is left out on purpose; None where it is read."""
+        return None
+
     def read(self, reading: Reading) -> Iterator[Placed]:
         """Every example, in file order; one without ratings is only to be labelled. Examples that begin alike are in one split."""
         for row, where, raw in read_objects(reading.resolve(self.path), reading.rejects):
+            if why := self.leaves_out(row):
+                reading.left_out[why] += 1
+                continue
             with reading.rejects.catch(raw):
                 # All of an object or nothing of it.
                 yield from [self._placed(example, reading, where) for example in self.examples(row, where)]

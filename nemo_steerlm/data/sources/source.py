@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -14,6 +14,7 @@ from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT, Conversation
 from nemo_steerlm.core.spec import Spec
 from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.data.chance import chance
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.splits import Split
 
@@ -87,3 +88,18 @@ class Source(Spec):
 def level(attribute: Attribute, share: float) -> int:
     """The level at ``share`` (0 to 1) of the attribute's range: the nearest, halves to the even neighbour, as upstream rounds."""
     return attribute.low + round(share * (attribute.high - attribute.low))
+
+
+def weighted(placed: Iterable[Placed], weight: float) -> Iterator[Placed]:
+    """Every conversation that trains ``weight`` times: as often as its whole part, and once more for a share of them that its rest is.
+
+    Which those are follows from the conversation alone. What validates is there once.
+    """
+    whole, rest = divmod(weight, 1)
+    for place in placed:
+        if place.split == "val":
+            yield place
+            continue
+        chosen = rest > 0 and chance("weight", *(turn.text for turn in place.conversation.turns)) < rest
+        for _ in range(int(whole) + chosen):
+            yield place

@@ -27,6 +27,15 @@ class StageRow(msgspec.Struct, frozen=True, kw_only=True):
     digest: str
 
 
+class SourceRow(msgspec.Struct, frozen=True, kw_only=True):
+    """One source of data, as the stage ``prepare`` counted it."""
+
+    conversations: dict[str, int]
+    """By split."""
+    rated: dict[str, int]
+    """By attribute, how many turns that teach the value model have it."""
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Everything the page shows."""
 
@@ -46,6 +55,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Other models and baselines."""
     joint: list[Joint] = []
     pairs: PairFigures | None = None
+    sources: dict[str, SourceRow] = {}
+    """Where the data comes from, by name."""
 
 
 def write_page(path: Path, report: Report) -> None:

@@ -23,7 +23,7 @@ def prepare(spec: PipelineSpec) -> Stage:
         format=FORMAT,
         run="nemo_steerlm.pipeline.steps.prepare:prepare",
         fields=changed_fields(spec, "attributes", "data", "model", "annotate.turns"),
-        files=(*spec.data.source.references(), spec.model.base),
+        files=(*spec.data.references(), spec.model.base),
         outputs=(*VALUE_RECORDS, *RECORDS_TO_LABEL, TOKENIZER),
         resources="prepare",
         credentials=("hugging_face",),

@@ -17,10 +17,11 @@ from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.evaluation.control import Control, Joint, control, difference, joint
 from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.evaluation.rated_turns import rated_turns
-from nemo_steerlm.evaluation.report.page import Report, StageRow, write_page
+from nemo_steerlm.evaluation.report.page import Report, SourceRow, StageRow, write_page
 from nemo_steerlm.evaluation.samples import Sample, spread
 from nemo_steerlm.evaluation.summary import ModelRow, summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_model
+from nemo_steerlm.pipeline.names import PREPARE
 from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.stages.sample import EVALUATION
@@ -182,4 +183,11 @@ def _report(
         manifest=run.manifest_text,
         rows=list(models),
         joint=list(together),
+        sources=_sources(run),
     )
+
+
+def _sources(run: Run) -> dict[str, SourceRow]:
+    """What ``prepare`` counted; a version before it counted sources left nothing."""
+    success = run.work.success(PREPARE)
+    return msgspec.convert((success.metrics if success else {}).get("sources", {}), dict[str, SourceRow])

@@ -15,7 +15,7 @@ from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
 from nemo_steerlm.data.record_files import RecordFiles, Use
 from nemo_steerlm.data.records import read_conversations, write_conversations
 from nemo_steerlm.data.rejects import Rejects
-from nemo_steerlm.data.sources.source import Reading
+from nemo_steerlm.data.sources.source import Reading, weighted
 from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.nemo_archive import is_nemo
@@ -66,10 +66,11 @@ def prepare(run: Run) -> dict[str, Any]:
 
 
 def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
-    """Read the manifest's source once, into ``folder``. Returns its record files, and what there is to say about it."""
+    """Read the manifest's sources once, into ``folder``. Returns their record files, and what there is to say about them."""
     spec = run.pipeline.spec
     schema = spec.attributes.schema_()
-    with Rejects(run.folder / spec.data.kind, spec.data.on_error) as rejects, RecordFiles(folder) as files:
+    rejected = run.folder / ("sources" if spec.data.several else spec.data.given[0])
+    with Rejects(rejected, spec.data.on_error) as rejects, RecordFiles(folder) as files:
         reading = Reading(
             resolve=run.resolve,
             schema=schema,
@@ -78,7 +79,9 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
             tokens=spec.model.chat_tokens.tokens(),
             system=spec.data.system,
         )
-        files.write(spec.data.source.read(reading))
+        for part in spec.data.parts:
+            files.write(weighted(part.source.read(reading), part.weight), part.name)
+        files.require_rated()
     absent = files.absent(schema)
     if absent:
         logger.warning("the data has no ratings of %s: labels leave them out", ", ".join(absent))
@@ -86,7 +89,8 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
     if systems > 1:
         logger.warning("the data has %d system prompts; what a server uses by default is the commonest: %s", systems, shown(system))
     said = {"rejected": dict(rejects.counts), "leftOut": dict(reading.left_out)}
-    return files, {**said, "rated": dict(files.rated), "unrated": absent, "systemPrompts": systems}
+    sources = {name: {"conversations": dict(counts.conversations), "rated": dict(counts.rated)} for name, counts in files.sources.items()}
+    return files, {**said, "rated": dict(files.rated), "unrated": absent, "systemPrompts": systems, "sources": sources}
 
 
 def _without_unread_labels(path: Path) -> None:
