@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from nemo_steerlm.cli.spans import print_spans
 from nemo_steerlm.core.errors import UsageError
 
 if TYPE_CHECKING:
     from nemo_steerlm.core.conversation import Conversation
-    from nemo_steerlm.core.template import ChatTokens, Layout, Span
+    from nemo_steerlm.core.template import ChatTokens, Layout
 
 
 def render(
@@ -38,7 +38,7 @@ def render(
     if as_json:
         print(json.dumps({"text": text_of(spans), "token_ids": encoded.ids, "loss_mask": encoded.loss_mask}, ensure_ascii=False))
         return
-    _print(spans)
+    print_spans(spans)
     print(f"\n{len(encoded.ids)} tokens, {sum(encoded.loss_mask)} learned")
 
 
@@ -65,23 +65,3 @@ def _conversation(file: str, index: int) -> Conversation:
             where = Where(file=file, line=number)
             return check_conversation(parse_conversation(raw, where), where)
     raise UsageError(f"--index {index}: {file} has {found} records, counted from 0")
-
-
-def _print(spans: Sequence[Span]) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
-    from nemo_steerlm.core.template import Role, learned_intervals, text_of
-
-    console = Console(highlight=False, soft_wrap=True)
-    if console.color_system is None:
-        text = text_of(spans)
-        for start, end in reversed(learned_intervals(spans)):
-            text = f"{text[:start]}⟦{text[start:end]}⟧{text[end:]}"
-        print(text)
-        return
-    styles = {Role.MARKER: "dim", Role.NAME: "bold", Role.LABEL: "cyan"}
-    shown = Text()
-    for span in spans:
-        shown.append(span.text, style="black on green" if span.learned else styles.get(span.role))
-    console.print(shown)

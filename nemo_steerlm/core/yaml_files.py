@@ -55,6 +55,23 @@ _resolve("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", "-+.")
 _resolve(_UNCLEAR, r"[-+]?0[0-9_]+(?:\.[0-9_]*)?|[-+]?0[ob][0-9_]+|[-+]?[0-9][0-9_]*_[0-9_]*(?:\.[0-9_]*)?|[yYnN]", "-+0123456789yYnN")
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes what either reader would not read as a text."""
+
+    yaml_implicit_resolvers = {
+        first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, ()), *_Loader.yaml_implicit_resolvers.get(first, ())]
+        for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}
+    }
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002 - the base class's signature
+        return True
+
+
+def dump_yaml(value: Any) -> str:
+    """Plain data as YAML that ``read_yaml``, PyYAML and kubectl read alike: keys in their order, a text on one line, small parts on one."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000, default_flow_style=None)
+
+
 def read_yaml(path: str | Path) -> list[Document]:
     """The documents of a file, empty ones left out. Raises UsageError with file and line where it cannot be read or is no plain YAML."""
     try:

@@ -13,11 +13,11 @@ from omegaconf import DictConfig, open_dict
 
 from nemo_steerlm.core.errors import ConfigError, nearest, shown
 from nemo_steerlm.megatron.machine import Machine
+from nemo_steerlm.training.memory import MCORE
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"32": "32", "32-true": "32", "bf16": "bf16", "bf16-mixed": "bf16", "bf16-true": "bf16"}
-MCORE = "mcore_distributed_optim"
 TORCH = "adamw"
 FROM_APEX = ("distributed_fused_adam", "fused_adam", "megatron_fused_adam")
 OPTIMIZERS = (TORCH, MCORE, *FROM_APEX)

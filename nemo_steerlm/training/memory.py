@@ -8,11 +8,12 @@ from omegaconf import DictConfig
 
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.model_config import Parallelism
-from nemo_steerlm.training.arithmetic import MCORE
 
 GIB = 1 << 30
 CONTEXT = 1.5 * GIB
 """CUDA's context, NCCL's buffers, and what the allocator cannot use."""
+MCORE = "mcore_distributed_optim"
+"""The optimizer that is Megatron-Core's own."""
 _OPTIMIZER = {"distributed_fused_adam", MCORE}
 """Optimizers whose state is spread over the data-parallel ranks."""
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from nemo_steerlm.core.errors import ConfigError, shown
 from nemo_steerlm.formats.families import llama, mistral, phi3, qwen2, qwen3
-from nemo_steerlm.formats.families.base import Family
+from nemo_steerlm.formats.families.base import Family, ModelConfig
 
 FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3, phi3)}
 """By ``model_type``."""
@@ -23,3 +24,8 @@ def family_of(config: Mapping[str, Any], source: str) -> Family:
     if kind not in FAMILIES:
         raise ConfigError(f"{source}: model_type is {shown(kind)}; known families: {', '.join(FAMILIES)}")
     return FAMILIES[str(kind)]
+
+
+def parameters(config: ModelConfig) -> int:
+    """How many weights the model has."""
+    return sum(math.prod(shape) for shape in FAMILIES[config.family].tensors(config).values())

