@@ -7,14 +7,14 @@
 # make bench          speed, as ratios against a baseline in the same run
 # make mutants        how many small faults in the code the tests notice; see CONTRIBUTING.md
 # make chart          what is generated from code: the resource's definition, the chart's values and schema
-# make docs           the generated reference pages
+# make docs           the documentation: generated reference pages, and a site below site/
 # make help           these lines
 # All make .venv and install what they need first.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := nemo,serve,openvino,report,operator,dev
+EXTRAS := nemo,serve,openvino,report,operator,docs,dev
 INSTALLED := $(VENV)/.installed
 SOURCES := nemo_steerlm k8s charts docs tests examples
 
@@ -93,6 +93,7 @@ mutants: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) runs .pytest_cache .ruff_cache .hypothesis

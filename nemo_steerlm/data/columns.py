@@ -19,6 +19,7 @@ MOST_OWN_LEVELS = 10
 _SCALES = (
     (0, 1),
     (-1, 1),
+    (0, 2),
     (1, 3),
     (-2, 2),
     (1, 5),
@@ -129,7 +130,9 @@ def rating_columns(rows: Sequence[Row], wanted: Sequence[str], *, bins: bool) ->
 
 
 def _rating(key: str, name: str, numbers: Sequence[float], share: float, *, bins: bool) -> GuessedRating:
-    low, high = next(((a, b) for a, b in _SCALES if a <= min(numbers) and max(numbers) <= b), (min(numbers), max(numbers)))
+    least, most = min(numbers), max(numbers)
+    # A scale that goes below zero is one that somebody rated below zero on.
+    low, high = next(((a, b) for a, b in _SCALES if a <= least and most <= b and (a >= 0 or least < 0)), (least, most))
     whole = all(number == int(number) for number in numbers) and high - low < MOST_OWN_LEVELS
     if whole:
         attribute = Attribute(name=name, low=int(low), high=int(high), default=round(statistics.median(numbers)))

@@ -40,7 +40,7 @@ def test_a_missing_extra_is_named_with_what_installs_it(monkeypatch):
 
 def test_requirements_are_those_of_the_package_s_metadata():
     assert {"kopf", "prometheus-client"} == set(doctor.requirements("operator"))
-    assert "nemo_toolkit" in doctor.requirements("nemo")
+    assert "nemo-toolkit" in doctor.requirements("nemo")
 
 
 @pytest.mark.parametrize(

@@ -11,29 +11,7 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-WORDS = [
-    "the",
-    "a",
-    "small",
-    "bright",
-    "cat",
-    "walked",
-    "over",
-    "hills",
-    "and",
-    "sang",
-    "about",
-    "rivers",
-    "while",
-    "people",
-    "listened",
-    "to",
-    "every",
-    "single",
-    "word",
-    "of",
-    "it",
-]
+WORDS = ("the", "a", "small", "bright", "cat", "walked", "over", "hills", "and", "sang", "about", "rivers", "while", "people")
 
 
 def text(draw: random.Random, words: int) -> str:

@@ -22,7 +22,7 @@ SCALES = {
     "tweets.tsv": {"rating_1": (0, 4)},
     "chats.jsonl": {"quality": (0, 4), "tone": (0, 4)},
     "argilla.json": {"quality": (1, 7)},
-    "table.parquet": {"correctness": (0, 4), "complexity": (0, 4)},
+    "table.parquet": {"correctness": (0, 4), "complexity": (0, 2)},
 }
 FIELDS = {
     "ratings.csv": {"promptColumn": "Prompt", "textColumn": "Answer"},
