@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,3 +47,23 @@ def test_nothing_is_asked_where_nobody_can_answer(tmp_path):
         2,
         ["steerlm: this is no terminal, so nothing can be asked: add --yes to take what is guessed"],
     )
+
+
+def test_on_a_terminal_it_asks(tmp_path):
+    """The guess is wrong; other columns are named; then all is right."""
+    spreadsheet(tmp_path / "ratings.csv")
+    command = [sys.executable, "-m", "nemo_steerlm.cli.main", "init", "ratings.csv", "--base", str(STORIES)]
+    ours, theirs = os.openpty()
+    with subprocess.Popen(command, cwd=tmp_path, stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        os.write(ours, b"n\nPrompt\nAnswer\nHelpfulness\ny\n\ny\n")
+        said = b""
+        try:
+            while chunk := os.read(ours, 4096):
+                said += chunk
+        except OSError:  # the other side has closed
+            pass
+        os.close(ours)
+        assert process.wait(60) == 0, said
+    assert said.count(b"Is that right?") == 2
+    assert load(tmp_path / "ratings.yaml").spec.attributes.schema_().names == ("helpfulness",)
