@@ -90,7 +90,8 @@ def parse_yaml(text: str, source: str) -> list[Document]:
         found = []
         while loader.check_node():
             reading = _Reading(loader, source)
-            value = reading.value(loader.get_node(), ())
+            node = loader.get_node()
+            value = None if node is None else reading.value(node, ())
             if value is not None:
                 found.append(Document(value, reading.lines, reading.texts))
     except yaml.MarkedYAMLError as error:

@@ -49,7 +49,7 @@ def test_smallest_manifest_has_the_tutorials_numbers():
             {"files": [{"path": "x", "prompt": "?"}], "remove": "("},
             "spec.data.ratedText.remove: '(' is no regular expression: missing ), unterminated subpattern at position 0",
         ),
-        ("spec.data.helpsteer", {"path": "x"}, "ultrafeedback, found oasst, helpsteer"),
+        ("spec.data.helpsteer", {"path": "x"}, "nemotron, sources, found oasst, helpsteer"),
         ("spec.serve", {"enabled": True}, "spec.serve: a server that stays needs a token, write token: {name: SECRET, key: KEY}"),
         ("spec.serve", {"enabled": True, "insecure": True, "token": {"name": "a", "key": "b"}}, "insecure: true where everybody who"),
         ("spec.attributes", {"custom": [{"name": "wit"}]}, "data.oasst: it has ratings of quality, toxicity, humor, creativity"),
