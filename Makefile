@@ -67,7 +67,7 @@ test-cluster: $(INSTALLED)
 
 # Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache.
 test-engines: $(INSTALLED)
-	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py
+	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py tests/inference/test_newest_transformers.py
 
 # On a machine with CUDA (tests.gpu.carry fetches what one without network needs); elsewhere they skip.
 test-gpu: $(INSTALLED)

@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.pipeline import local
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
@@ -53,12 +53,12 @@ def render(file: Path, namespace: str, operator_config: Path | None) -> list[dic
     """The objects of a pipeline.
 
     Raises:
-        UsageError: If the operator is not installed beside this package.
+        ConfigError: If the operator is not installed beside this package.
     """
     manifests.load(file)
     found = list(importlib.metadata.entry_points(group=RENDERERS, name="kubernetes"))
     if not found:
-        raise UsageError("the operator is not installed, so no objects can be shown: pip install 'nemo_steerlm[operator]'")
+        raise ConfigError("the operator is not installed, so no objects can be shown: pip install 'nemo_steerlm[operator]'")
     objects: list[dict[str, Any]] = found[0].load()(file, namespace, operator_config)
     return objects
 

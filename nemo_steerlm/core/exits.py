@@ -11,10 +11,11 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nemo_steerlm.core.environment import ERROR_FILE
 from nemo_steerlm.core.errors import SteerLMError
+from nemo_steerlm.core.extras import missing_extra
 
 
 def run_and_exit(function: Callable[[], Any], program: str = "steerlm") -> None:
@@ -26,20 +27,26 @@ def run_and_exit(function: Callable[[], Any], program: str = "steerlm") -> None:
     try:
         function()
     except SteerLMError as error:
-        _record(str(error))
-        sys.stderr.write(f"{program}: {error}\n")
-        sys.exit(error.exit_code)
+        _end(error, program)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_extra(error)):
+            _end(missing, program)
         _record(f"{type(error).__name__}: {error}", py_callstack=traceback.format_exc())
         raise
     finally:
         # An interpreter that ends looks for garbage once more: four seconds of CPU after NeMo's imports, for memory that goes anyway.
         gc.freeze()
+
+
+def _end(error: SteerLMError, program: str) -> NoReturn:
+    _record(str(error))
+    sys.stderr.write(f"{program}: {error}\n")
+    sys.exit(error.exit_code)
 
 
 def _record(sentence: str, **more: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
+from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.core.files import json_line
 from nemo_steerlm.core.text_files import BOM, READ_ERRORS, open_binary, open_text, unreadable
 from nemo_steerlm.data.records import Record, parse_line, raw_lines
@@ -32,7 +32,7 @@ def is_whole(path: str | Path) -> bool:
 def read_whole(path: str | Path) -> Iterator[Object]:
     """The objects of one Parquet table or JSON array, streamed.
 
-    Raises DataError where it is broken, UsageError for Parquet where pyarrow is not installed.
+    Raises DataError where it is broken.
     """
     yield from _rows(path) if _start(path).startswith(_PARQUET) else _items(path)
 
@@ -78,11 +78,9 @@ def _items(path: str | Path) -> Iterator[Object]:
 
 
 def _rows(path: str | Path) -> Iterator[Object]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UsageError(f"{path}: Parquet needs pyarrow: pip install 'nemo_steerlm[data]'") from error
+    import pyarrow
+    from pyarrow import parquet
+
     number = 0
     try:
         with parquet.ParquetFile(path) as table:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_steerlm.core.attributes import AttributeSchema
-from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.labels import LANGUAGE_KEY, split
 from nemo_steerlm.data.records import read_conversations
@@ -114,14 +113,9 @@ def agreement_of(labelled: str | Path, schema: AttributeSchema) -> dict[str, dic
 
 
 def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw each attribute's confusion counts as a square, shaded by their share of the row.
+    """Draw each attribute's confusion counts as a square, shaded by their share of the row."""
+    from matplotlib.figure import Figure
 
-    Raises UsageError where matplotlib is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("--confusion needs matplotlib: pip install 'nemo_steerlm[report]'") from error
     tables = {name: np.array(found["confusion"]) for name, found in figures.items() if "confusion" in found}
     columns = min(4, max(1, len(tables)))
     rows = max(1, -(-len(tables) // columns))

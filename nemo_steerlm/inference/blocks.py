@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -13,6 +15,25 @@ _GROW = 64
 """Columns a cache grows by at least."""
 
 
+NO_LAYERS: dict[str, Any] = {"layers": []} if "layers" in inspect.signature(Cache.__init__).parameters else {}
+"""What a cache is made with that keeps its content elsewhere: transformers 5 wants to be told, 4 takes no arguments."""
+
+
+def cache_arguments(body: torch.nn.Module, cache: Cache, columns: torch.Tensor) -> dict[str, Any]:
+    """What ``body``, the layers of a transformers model, is called with to write its keys and values to these columns of ``cache``.
+
+    transformers 5 has other names than 4, and asks the cache where it writes.
+    """
+    takes = _parameters(type(body))
+    found: dict[str, Any] = {"use_cache": True, "cache" if "cache" in takes else "past_key_values": cache}
+    return {**found, "cache_position": columns} if "cache_position" in takes else found
+
+
+@functools.cache
+def _parameters(body: type[torch.nn.Module]) -> frozenset[str]:
+    return frozenset(inspect.signature(body.forward).parameters)
+
+
 class RowCache(Cache):
     """Keys and values of a batch of rows that share columns but not content.
 
@@ -21,7 +42,7 @@ class RowCache(Cache):
     """
 
     def __init__(self, rows: int) -> None:
-        super().__init__()
+        super().__init__(**NO_LAYERS)
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.visible = torch.zeros(rows, 0, dtype=torch.bool)
@@ -50,7 +71,8 @@ class RowCache(Cache):
         key_states: torch.Tensor,
         value_states: torch.Tensor,
         layer_idx: int,
-        cache_kwargs: Any = None,  # noqa: ARG002  as above
+        *_more: Any,
+        **_named: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write a block at ``start`` and return everything so far, of the active rows."""
         end = self.start + key_states.shape[2]

@@ -21,7 +21,7 @@ import openvino  # noqa: E402
 from nemo_steerlm.core.model_info import ModelInfo  # noqa: E402
 from nemo_steerlm.core.tokenization import load_tokenizer  # noqa: E402
 from nemo_steerlm.inference.batching import BatchedEngine  # noqa: E402
-from nemo_steerlm.inference.blocks import Block, RowCache  # noqa: E402
+from nemo_steerlm.inference.blocks import NO_LAYERS, Block, RowCache, cache_arguments  # noqa: E402
 from nemo_steerlm.inference.causal_model import CausalModel  # noqa: E402
 from nemo_steerlm.inference.registry import EngineOptions  # noqa: E402
 
@@ -115,9 +115,7 @@ class _Layers(torch.nn.Module):
             input_ids=tokens,
             position_ids=positions,
             attention_mask=mask,
-            past_key_values=cache,
-            cache_position=torch.arange(tokens.shape[1]),
-            use_cache=True,
+            **cache_arguments(self.body, cache, torch.arange(tokens.shape[1])),
         ).last_hidden_state
         return hidden.flatten(0, 1)[reads], *cache.fresh
 
@@ -126,7 +124,7 @@ class _Past(Cache):
     """The cache that the traced layers see."""
 
     def __init__(self, past: tuple[torch.Tensor, ...]) -> None:
-        super().__init__()
+        super().__init__(**NO_LAYERS)
         self._past = past
         self.fresh: list[torch.Tensor] = []
 
@@ -143,7 +141,8 @@ class _Past(Cache):
         key_states: torch.Tensor,
         value_states: torch.Tensor,
         layer_idx: int,
-        cache_kwargs: Any = None,  # noqa: ARG002  as above
+        *_more: Any,
+        **_named: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Everything so far; what is new goes out as well."""
         self.fresh += [key_states, value_states]

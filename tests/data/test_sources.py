@@ -15,6 +15,7 @@ from pyarrow import parquet
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
 from nemo_steerlm.core.errors import DataError, UsageError
+from nemo_steerlm.core.extras import missing_extra
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.data.record_files import RecordFiles
 from nemo_steerlm.data.rejects import Rejects
@@ -95,8 +96,9 @@ def test_messages_in_parquet(tmp_path):
 def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
     path = written(tmp_path, [{"messages": []}], "parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(UsageError, match=r"needs pyarrow: pip install 'nemo_steerlm\[data\]'"):
+    with pytest.raises(ModuleNotFoundError) as missing:
         read_again(path)
+    assert str(missing_extra(missing.value)) == "this needs pyarrow, which is not installed: pip install 'nemo_steerlm[data]'"
 
 
 def read_again(path: Path) -> None:
