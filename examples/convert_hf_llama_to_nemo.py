@@ -28,4 +28,4 @@ def parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     given = parser().parse_args()
     tokens = None if given.no_chat_tokens else ChatTokens()
-    run_and_exit(lambda: to_nemo(given.source, given.out, given.precision, tokens), "convert_hf_llama_to_nemo")
+    run_and_exit(lambda: to_nemo(str(given.source), given.out, given.precision, tokens), "convert_hf_llama_to_nemo")

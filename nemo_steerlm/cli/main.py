@@ -28,7 +28,7 @@ COMMANDS = {
     "serve": "Serve a model or a finished pipeline over HTTP.",
     "chat": "Talk to a served model under chosen attributes.",
     "answer": "Ask one question under chosen attributes.",
-    "export": "Write an exported model for llama.cpp.",
+    "export": "Write an exported model for llama.cpp, or send it to the hub.",
     "convert": "Convert Hugging Face checkpoints to .nemo and back.",
 }
 """Command name to its line in ``--help``. The command itself is the function of that name in the file of that name."""

@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: ``hf:OWNER/NAME[@REVISION][/FILE]``, fetched by the hub's own library into its own cache.
+"""Repositories of the Hugging Face hub: ``hf:OWNER/NAME[@REVISION][/FILE]``, fetched and pushed by the hub's own library.
 
 Its settings are the user's: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, and a token from HF_TOKEN or ``hf auth login``.
 """
@@ -14,6 +14,7 @@ from nemo_steerlm.core.errors import ConfigError, UnavailableError, UsageError, 
 RepositoryKind = Literal["dataset", "model"]
 
 _REFERENCE = re.compile(r"hf:([\w.-]+)/([\w.-]+)(?:@([\w.-]+))?(?:/(.+))?")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+(@[\w.-]+)?")
 _MODEL_FILES = ("*.json", "*.jinja", "tokenizer.model")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
 """In the order they are preferred in. A repository may hold the same weights in other formats, which nobody needs."""
@@ -52,6 +53,61 @@ def fetch_from_hub(reference: str, kind: RepositoryKind) -> Path:
         if getattr(getattr(error, "response", None), "status_code", None) == 401:
             raise ConfigError(private) from error
         raise UnavailableError(f"{reference}: the Hugging Face hub did not give it ({type(error).__name__})") from error
+
+
+def model_folder(source: str) -> Path:
+    """A path as it is; where nothing is there, ``OWNER/NAME[@REVISION]`` is a model on the hub, with ``hf:`` before it or without.
+
+    Raises what ``fetch_from_hub`` raises.
+    """
+    path = Path(source)
+    if source.startswith("hf:"):
+        return fetch_from_hub(source, "model")
+    if path.exists() or not _HUB_ID.fullmatch(source):
+        return path
+    try:
+        return fetch_from_hub(f"hf:{source}", "model")
+    except (UsageError, ConfigError, UnavailableError) as error:
+        raise type(error)(f"{source}: no such file or folder; {error}") from error
+
+
+def files_to_push(folder: Path) -> list[tuple[str, int]]:
+    """Name and bytes of each file of ``folder`` that ``push`` sends: all but hidden ones."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [(path.relative_to(folder), path.stat().st_size) for path in files]
+    return [(name.as_posix(), size) for name, size in names if not any(part.startswith(".") for part in name.parts)]
+
+
+def push(folder: Path, repository: str, *, private: bool) -> str:
+    """Make ``folder`` the content of a model repository, which is made where there is none. Returns its address.
+
+    Raises UsageError for a name that is none, ConfigError without a token that may write there, UnavailableError where the hub cannot be
+    reached.
+    """
+    from huggingface_hub import HfApi, errors, get_token
+
+    check_repository(repository)
+    if get_token() is None:
+        raise ConfigError(f"--push {repository}: no token; set HF_TOKEN to one that may write to {repository}")
+    api = HfApi()
+    names = [name for name, _ in files_to_push(folder)]
+    try:
+        api.create_repo(repository, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=names, commit_message="Export of nemo_steerlm")
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise ConfigError(f"--push {repository}: HF_TOKEN may not write there (HTTP {status})") from error
+        raise UnavailableError(f"--push {repository}: the Hugging Face hub did not take it (HTTP {status})") from error
+    except OSError as error:
+        raise UnavailableError(f"--push {repository}: the Hugging Face hub cannot be reached ({type(error).__name__})") from error
+    return f"{api.endpoint}/{repository}"
+
+
+def check_repository(repository: str) -> None:
+    """Raise UsageError where ``repository`` is no ``OWNER/NAME``."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        raise UsageError(f"--push {shown(repository)}: write OWNER/NAME")
 
 
 def _fetched(repository: str, revision: str | None, file: str | None, kind: RepositoryKind) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -12,6 +13,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.model_info import ModelInfo
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -28,12 +32,35 @@ class Hub(BaseHTTPRequestHandler):
     """own/public, own/old (pickles only), own/gated; own/private without a token is 401, with one 404, as on the real hub."""
 
     asked: list[str] = []
+    sent: dict[str, bytes] = {}
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
 
     def do_GET(self) -> None:
         self._answer(body=True)
+
+    def do_POST(self) -> None:
+        """own/new takes what it is sent, from whoever has a token that may write."""
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.headers["authorization"] != "Bearer hf_write":
+            return self._send(403, {}, b"{}", body=True)
+        if self.path.endswith("/preload/main") or self.path.endswith("/preupload/main"):
+            files = [{**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(content)["files"]]
+            return self._send(200, {}, json.dumps({"files": files}).encode(), body=True)
+        if self.path.endswith("/commit/main"):
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    self.sent[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+        at = f"http://{self.headers['Host']}/own/new"
+        answer = {
+            "url": at,
+            "commitUrl": f"{at}/commit/{SHA}",
+            "commitOid": SHA,
+            "errors": [],
+            "warnings": [],
+        }
+        return self._send(200, {}, json.dumps(answer).encode(), body=True)
 
     def _answer(self, *, body: bool) -> None:
         parts = self.path.strip("/").split("/")
@@ -89,6 +116,13 @@ for reference in sys.argv[1:]:
 """
 
 
+def steerlm(endpoint: str, home: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
+    command = [sys.executable, "-m", "nemo_steerlm.cli.main", *arguments]
+    return subprocess.run(command, env={**kept, **ours}, capture_output=True, text=True, timeout=120, check=False)
+
+
 def fetch(endpoint: str, home: Path, *references: str, **variables: str) -> list[str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     ours = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
@@ -125,3 +159,35 @@ def test_each_refusal_says_what_to_do(hub: str, tmp_path: Path) -> None:
     ]
     (with_token,) = fetch(hub, tmp_path, "hf:own/private", HF_TOKEN="hf_x")
     assert with_token == "2 hf:own/private: the Hugging Face hub has no such model, or HF_TOKEN may not see it"
+
+
+def test_convert_takes_a_plain_hub_id(hub: str, tmp_path: Path) -> None:
+    """What the hub has under it is checked as any other folder is."""
+    found = steerlm(hub, tmp_path, "convert", "own/public", str(tmp_path / "m.nemo"))
+    assert found.returncode == 78
+    assert "config.json: model_type is None; known families" in found.stderr
+    missing = steerlm(hub, tmp_path, "convert", "own/missing", str(tmp_path / "m.nemo"))
+    assert missing.returncode == 2
+    assert "own/missing: no such file or folder; hf:own/missing: the Hugging Face hub has no such model" in missing.stderr
+
+
+def test_an_export_is_pushed_and_a_dry_run_says_what_would_go(hub: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "adapter").mkdir(parents=True)
+    ModelInfo(kind="steer", attributes=preset("helpsteer")).save(folder)
+    files = {"README.md": b"card", "config.json": b"{}", "model.safetensors": b"weights", "adapter/adapter_config.json": b"{}"}
+    for name, content in {**files, ".left.tmp": b"x"}.items():
+        (folder / name).write_bytes(content)
+    files["steerlm.json"] = (folder / "steerlm.json").read_bytes()
+    total = f"5 files, {sum(map(len, files.values())):,} bytes"
+
+    def push(*flags: str, **variables: str) -> tuple[int, str]:
+        done = steerlm(hub, tmp_path, "export", str(folder), "--push", "own/new", *flags, **variables)
+        return done.returncode, (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1]
+
+    assert push("--dry-run") == (0, f"would send {total} to own/new")
+    assert not Hub.sent
+    assert push() == (78, "steerlm: --push own/new: no token; set HF_TOKEN to one that may write to own/new")
+    assert push(HF_TOKEN="hf_read") == (78, "steerlm: --push own/new: HF_TOKEN may not write there (HTTP 403)")
+    assert push(HF_TOKEN="hf_write") == (0, f"sent {total} to {hub}/own/new")
+    assert Hub.sent == files
