@@ -243,7 +243,7 @@ class HuggingFaceTokenizer:
 
         path = Path(name)
         if not path.exists():
-            path = _download(str(name))
+            path = fetch_tokenizer(str(name))
         folder = path if path.is_dir() else path.parent
         file = folder / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
@@ -319,7 +319,8 @@ def _is_control(token: str) -> bool:
     return bool(token.strip("\u2581 \t\r\n")) and (len(token) > 1 or ord(token) < 0x20)
 
 
-def _download(name: str) -> Path:
+def fetch_tokenizer(name: str) -> Path:
+    """The folder with the tokenizer files of a model on the hub. Raises UsageError where the hub does not give them."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

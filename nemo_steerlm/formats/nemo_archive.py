@@ -10,14 +10,15 @@ import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, cast
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where, shown
-from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
+from nemo_steerlm.core.tokenization import TextTokenizer, fetch_tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 CONFIG = "model_config.yaml"
 _WEIGHTS = "model_weights/metadata.json"
@@ -56,9 +57,15 @@ def nemo_archive(path: str | Path) -> tuple[DictConfig, TextTokenizer]:
 
     Raises UsageError where it is none, DataError naming the member or field that is refused.
     """
-    with _members(Path(path)) as members, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
+        return unpack_tokenizer(path, Path(folder))
+
+
+def unpack_tokenizer(path: str | Path, folder: Path) -> tuple[DictConfig, TextTokenizer]:
+    """As ``nemo_archive``; the tokenizer's files are written into ``folder``."""
+    with _members(Path(path)) as members:
         cfg = _config(members)
-        return cfg, _archived_tokenizer(cfg.tokenizer, members, Path(folder))
+        return cfg, _archived_tokenizer(cfg.tokenizer, members, folder)
 
 
 def archived_config(path: str | Path) -> DictConfig:
@@ -144,6 +151,9 @@ def _content(name: str, member: _Member, most: int) -> bytes:
 def _config(members: Mapping[str, _Member]) -> DictConfig:
     if CONFIG not in members:
         raise FileNotFoundError(f"no {CONFIG} in it")
+    from omegaconf import OmegaConf  # which comes with NeMo, and every stage asks whether a path is a ``.nemo``
+    from omegaconf.errors import OmegaConfBaseException
+
     text = _content(CONFIG, members[CONFIG], _MOST_CONFIG_BYTES)
     where = Where(field=CONFIG)
     try:
@@ -161,7 +171,7 @@ def _config(members: Mapping[str, _Member]) -> DictConfig:
         raise DataError(f"key {key} names code to run", where=where)
     _check_values(plain, where)
     _check_tokenizer(section, members, where.at("tokenizer"))
-    return cast(DictConfig, cfg)
+    return cast("DictConfig", cfg)
 
 
 def _check_values(value: Any, where: Where) -> None:
@@ -213,4 +223,6 @@ def _archived_tokenizer(section: DictConfig, members: Mapping[str, _Member], fol
         return load_tokenizer(folder)
     if section.get("type") is None:
         raise ConfigError(f"model.tokenizer.library={section.get('library')} has no tokenizer that can be read")
-    return load_tokenizer(section.type)
+    for file in fetch_tokenizer(section.type).iterdir():
+        shutil.copy(file, folder)
+    return load_tokenizer(folder)

@@ -24,6 +24,7 @@ from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
 from nemo_steerlm.formats.checkpoint_files import refuse_pointer
 from nemo_steerlm.formats.gguf_files import open_gguf
+from nemo_steerlm.formats.nemo_archive import is_nemo, unpack_tokenizer
 
 SENTENCEPIECE = "tokenizer.model"
 HUGGING_FACE = "tokenizer.json"
@@ -33,12 +34,19 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 
 def write_tokenizer_files(source: str | Path, folder: str | Path, markers: Sequence[str] = ()) -> TextTokenizer:
-    """Write the tokenizer of ``source`` (a Hugging Face folder or a ``.gguf``), with ``markers`` as single tokens, into ``folder``.
+    """Write the tokenizer of ``source``, with ``markers`` as single tokens, into ``folder``.
+
+    ``source`` is a Hugging Face folder, a ``.gguf`` or a ``.nemo``, which has to have them: it has weights for the tokens
+    that are there, and no others.
 
     Raises UsageError where ``source`` has no tokenizer and ConfigError where a marker cannot become a token.
     """
     source, folder = Path(source), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if is_nemo(str(source)):
+        _, unpacked = unpack_tokenizer(source, folder)
+        require_markers(unpacked, markers, str(source))
+        return unpacked
     settings = _settings(source)
     if (model := _sentencepiece_model(source)) is not None:
         _write_sentencepiece(folder, _with_pieces(model, markers, source), settings)
@@ -56,6 +64,16 @@ def is_single_token(tokenizer: TextTokenizer, marker: str) -> bool:
     start, end = 1, 1 + len(marker)
     _, offsets = tokenizer.encode_offsets(f"a{marker}a")
     return [(i, j) for i, j in offsets if i < j and i < end and j > start] == [(start, end)]
+
+
+def require_markers(tokenizer: TextTokenizer, markers: Sequence[str], source: str) -> None:
+    """Raise ConfigError where a marker is spelled in several tokens: an answer's end would be no token that an engine can stop at."""
+    for marker in markers:
+        if not is_single_token(tokenizer, marker):
+            raise ConfigError(
+                f"{source}: chat token {shown(marker)} is no single token of the vocabulary; convert the Hugging Face checkpoint with "
+                "steerlm convert, which adds it, or name tokens that there are as the chat tokens"
+            )
 
 
 def source_vocabulary_size(source: str | Path) -> int:

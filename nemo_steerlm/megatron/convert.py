@@ -45,4 +45,6 @@ def convert_hf_to_nemo(source: str | Path, out: str | Path, *, precision: str | 
 
 def convert_nemo_to_hf(source: str | Path, out: str | Path) -> None:
     """Write a ``.nemo`` of any parallel layout as a Hugging Face folder; what this project trained takes its ``steerlm.json`` along."""
-    export_hf(restore_nemo(source, overrides=_ONE_PROCESS), out)
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    export_hf(restore_nemo(source, overrides=_ONE_PROCESS, scratch=out.parent), out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from torch import Tensor
 
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.formats.hf_config import multipliers, named_family
 from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
@@ -39,6 +41,7 @@ from nemo_steerlm.megatron.machine import Machine, fitted, portable
 from nemo_steerlm.megatron.marker_rows import MarkerRows
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.megatron.model_config import DEFAULTS
+from nemo_steerlm.megatron.nemo_places import FOLDER_ABOVE_GB, gigabytes, temporary_files_in
 from nemo_steerlm.megatron.nemo_tokenizer import build_nemo_tokenizer
 from nemo_steerlm.megatron.weights_only import weights_only
 
@@ -68,12 +71,13 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     def model_provider_func(self, pre_process: bool, post_process: bool) -> GPTModel:
         """One pipeline stage. Upstream's builds every known layer spec first, TransformerEngine's included, and fails without it."""
         cfg = self.cfg
+        family = named_family(cfg)
         if self.transformer_engine and self.transformer_config.qk_layernorm:  # which get_specs loses
             spec = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=True)
         elif self.transformer_engine:
             spec = get_specs(self.spec_name, self.transformer_config, True, cfg.get("hyena"), cfg.get("fp8", False))
         else:
-            spec = local_block_spec(self.transformer_config)
+            spec = local_block_spec(self.transformer_config, family)
         model = SteerLMGPT(
             config=self.transformer_config,
             transformer_layer_spec=spec,
@@ -88,6 +92,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             seq_len_interpolation_factor=cfg.get("seq_len_interpolation_factor"),
             rotary_base=cfg.rotary_base,
             tokens=self.tokenizer.vocab_size,
+            family=family,
+            multipliers=multipliers(cfg),
         )
         mcore_model_customize(cfg, model)
         return model
@@ -206,6 +212,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         parallel = parallel_state.get_tensor_model_parallel_world_size() > 1 and self.cfg.get("sequence_parallel", False)
         if parallel and not self.use_mcore_dist_optim:
             self.allreduce_sequence_parallel_gradients()
+        if self.transformer_config.qk_layernorm and not self.use_mcore_dist_optim:
+            self._add_up_query_key_norms()
         if self.with_distributed_adam:
             if not self.use_mcore_dist_optim:
                 self._optimizer._finish_bucket_grad_sync()
@@ -217,6 +225,16 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
             self.allreduce_first_last_embeddings()
         if self.marker_rows is not None:
             self.marker_rows.reduce()
+
+    def _add_up_query_key_norms(self) -> None:
+        """Each tensor-parallel rank has the gradient of its own heads; Megatron-Core adds them up for its own optimizer only."""
+        if parallel_state.get_tensor_model_parallel_world_size() == 1:
+            return
+        named = [(name, p) for module in self.get_model_module_list() for name, p in module.named_parameters()]
+        norms = [p for name, p in named if name.endswith(("q_layernorm.weight", "k_layernorm.weight"))]
+        for parameter in norms:
+            if parameter.grad is not None and not getattr(parameter, "sequence_parallel", False):  # those are added up with the others
+                torch.distributed.all_reduce(parameter.grad, group=parallel_state.get_tensor_model_parallel_group())
 
     def clip_gradients(self, max_norm: float) -> float:
         """Scale gradients down to ``max_norm`` over all ranks that share the model; returns their norm. 0 measures only."""
@@ -375,20 +393,34 @@ def build_model(cfg: DictConfig | dict[str, Any], trainer: Trainer | None = None
     return SteerLMGPTSFTModel(cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), cfg)), trainer or make_trainer())
 
 
-def save_nemo(model: SteerLMGPTSFTModel, path: str | Path) -> None:
-    """Write a ``.nemo``, whole or not at all. Every rank calls this."""
+def save_nemo(model: SteerLMGPTSFTModel, path: str | Path, *, folder_above_gb: float = FOLDER_ABOVE_GB) -> None:
+    """Write a ``.nemo``, whole or not at all: an archive, or where the weights are larger than that a folder. Every rank calls this."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    cfg = model.cfg
-    model.cfg = portable(cfg)
+    folder = gigabytes(model) > folder_above_gb
+    first = torch.distributed.get_rank() == 0
+    if first:
+        _remove(partial)
+        (partial if folder else path.parent).mkdir(parents=True, exist_ok=True)
+    torch.distributed.barrier()
+    cfg, connector = model.cfg, model._save_restore_connector
+    model.cfg, connector.pack_nemo_file = portable(cfg), not folder
     try:
-        model.save_to(str(partial))
+        with temporary_files_in(path.parent):
+            model.save_to(str(partial / "packed" if folder else partial))
     finally:
-        model.cfg = cfg
-    if torch.distributed.get_rank() == 0:
+        model.cfg, connector.pack_nemo_file = cfg, True
+    if first:
+        if folder or path.is_dir():
+            _remove(path)
         partial.replace(path)
     torch.distributed.barrier()
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def nemo_config(path: str | Path) -> DictConfig:
@@ -399,16 +431,21 @@ def nemo_config(path: str | Path) -> DictConfig:
 
 
 def restore_nemo(
-    path: str | Path, trainer: Trainer | None = None, overrides: dict[str, Any] | DictConfig | None = None
+    path: str | Path, trainer: Trainer | None = None, overrides: dict[str, Any] | DictConfig | None = None, scratch: Path | None = None
 ) -> SteerLMGPTSFTModel:
-    """Load a ``.nemo`` under any parallel layout; ``overrides`` are merged into its config."""
+    """Load a ``.nemo`` under any parallel layout; ``overrides`` are merged into its config.
+
+    A folder is read where it is, an archive unpacked in ``scratch`` (by default where temporary files go).
+    """
     trainer = trainer or make_trainer()
     cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), nemo_config(path), overrides or {}))
     compat.activate()
     start_distributed(cfg, trainer)
-    with weights_only(path):
+    connector = NLPSaveRestoreConnector()
+    connector.model_extracted_dir = str(Path(path).absolute()) if Path(path).is_dir() else None
+    with weights_only(path), temporary_files_in(scratch):
         model: SteerLMGPTSFTModel = SteerLMGPTSFTModel.restore_from(
-            str(path), override_config_path=_fitted(cfg), trainer=trainer, save_restore_connector=NLPSaveRestoreConnector()
+            str(path), override_config_path=_fitted(cfg), trainer=trainer, save_restore_connector=connector
         )
     return model
 

@@ -19,12 +19,13 @@ from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
 from nemo_steerlm.megatron.hf_import import gpt_modules
 from nemo_steerlm.megatron.marker_rows import MarkerRows
 
-_ADAPTED = {
+ADAPTED = {
     AdapterName.LORA_KQV_ADAPTER: "linear_qkv",
     AdapterName.LORA_DENSE_ATTENTION_ADAPTER: "linear_proj",
     AdapterName.LORA_Hto4H_ADAPTER: "linear_fc1",
     AdapterName.LORA_4HtoH_ADAPTER: "linear_fc2",
 }
+"""The matrix that each kind of adapter is added to."""
 
 
 class AdaptedSelfAttention(MCoreSelfAttentionMixin):
@@ -42,6 +43,13 @@ class AdaptedSelfAttention(MCoreSelfAttentionMixin):
     def _add_output_adapter(self, _module: torch.nn.Module, inputs: tuple[Tensor, ...], output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         adapter = self.get_adapter_module(AdapterName.LORA_DENSE_ATTENTION_ADAPTER) if self.is_adapter_available() else None
         return output if adapter is None else (output[0] + adapter(inputs[0]), output[1])
+
+    def get_query_key_value_tensors(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """As upstream, which leaves out that queries and keys may be normalized."""
+        query, key, value = super().get_query_key_value_tensors(*args, **kwargs)
+        norms = self.q_layernorm, self.k_layernorm
+        query, key = (x if norm is None else norm(x) for x, norm in zip((query, key), norms, strict=True))
+        return query, key, value
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Megatron-Core's forward pass; it calls the mixin's ``get_query_key_value_tensors``."""
@@ -126,7 +134,7 @@ def merge(model: SteerLMGPTSFTModel) -> None:
             if isinstance(module, SelfAttention):
                 module.linear_proj._forward_hooks.clear()
             for name, adapter in adapters.items():
-                weight = getattr(module, _ADAPTED[name]).weight
+                weight = getattr(module, ADAPTED[name]).weight
                 weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))  # rounded once
             del module.adapter_layer
             module.__class__ = SelfAttention if isinstance(module, SelfAttention) else MLP
@@ -152,7 +160,7 @@ def merged(model: SteerLMGPTSFTModel) -> Iterator[None]:
     with torch.no_grad():
         for module in model.model.modules():
             for name, adapter in (getattr(module, "adapter_layer", None) or {}).items():
-                weight = getattr(module, _ADAPTED[name]).weight
+                weight = getattr(module, ADAPTED[name]).weight
                 kept.append((weight, weight.detach().clone()))
                 weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))
         try:  # what markers learned is in the embedding already
@@ -170,15 +178,15 @@ def _product(adapter: ParallelLinearAdapter) -> Tensor:
     """
     inner, outer = adapter.linear_in.weight, adapter.linear_out.weight
     if adapter.input_is_parallel:
-        return _gathered(outer) @ inner
-    return outer @ _gathered(inner)
+        return gathered(outer) @ inner
+    return outer @ gathered(inner)
 
 
-def _gathered(weight: Tensor) -> Tensor:
-    """A weight that is split over its rows, whole."""
+def gathered(weight: Tensor, dim: int = 0) -> Tensor:
+    """A weight that tensor-parallel ranks share out along ``dim``, whole."""
     size = parallel_state.get_tensor_model_parallel_world_size()
     if size == 1:
         return weight
     parts = [torch.empty_like(weight) for _ in range(size)]
     torch.distributed.all_gather(parts, weight.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
-    return torch.cat(parts)
+    return torch.cat(parts, dim=dim)

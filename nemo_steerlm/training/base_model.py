@@ -7,13 +7,13 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from nemo_steerlm.core.errors import ConfigError, UsageError, shown
+from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
 from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.hf_config import config_from_nemo, nemo_config
 from nemo_steerlm.formats.nemo_archive import is_nemo, nemo_archive
-from nemo_steerlm.formats.tokenizer_files import is_single_token, nemo_tokenizer_config, source_vocabulary_size, write_tokenizer_files
+from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, source_vocabulary_size, write_tokenizer_files
 from nemo_steerlm.megatron.machine import Machine, fitted
 from nemo_steerlm.megatron.model_config import DEFAULTS
 from nemo_steerlm.training import arithmetic
@@ -73,16 +73,6 @@ def fill_lengths(cfg: DictConfig, model: DictConfig) -> None:
             )
 
 
-def require_markers(tokenizer: TextTokenizer, tokens: ChatTokens, source: str | None) -> None:
-    """Raise ConfigError where a marker is spelled in several tokens: an answer's end would be no token that an engine can stop at."""
-    for marker in tokens.markers:
-        if not is_single_token(tokenizer, marker):
-            raise ConfigError(
-                f"{source or 'model.tokenizer'}: chat token {shown(marker)} is no single token of the vocabulary; convert the Hugging Face "
-                "checkpoint with steerlm convert, which adds it, or name tokens that there are in model.data.chat_prompt_tokens"
-            )
-
-
 def random_markers(cfg: DictConfig, base: DictConfig, tokenizer: TextTokenizer, tokens: ChatTokens) -> tuple[int, ...]:
     """The markers whose embedding rows no training has seen: those that were added to a vocabulary. Adapters alone would leave them so.
 
@@ -91,9 +81,18 @@ def random_markers(cfg: DictConfig, base: DictConfig, tokenizer: TextTokenizer, 
     path, tuning = cfg.model.restore_from_path, cfg.model.peft.lora_tuning
     if cfg.model.peft.peft_scheme in (None, "none") or tuning.layer_selection is not None or base.get("steerlm") is not None:
         return ()
-    seen = 0 if path is None or is_nemo(path) else source_vocabulary_size(path)
+    return _markers_from(0 if path is None or is_nemo(path) else source_vocabulary_size(path), tokenizer, tokens)
+
+
+def added_tokens(cfg: DictConfig, tokenizer: TextTokenizer, tokens: ChatTokens) -> tuple[int, ...]:
+    """The markers that were added to the vocabulary of a Hugging Face model; a ``.nemo`` has all that it names."""
+    path = cfg.model.restore_from_path
+    return () if path is None or is_nemo(path) else _markers_from(source_vocabulary_size(path), tokenizer, tokens)
+
+
+def _markers_from(first: int, tokenizer: TextTokenizer, tokens: ChatTokens) -> tuple[int, ...]:
     ids = (tokenizer.token_id(marker) for marker in tokens.markers)
-    return tuple(i for i in ids if i is not None and i >= seen)
+    return tuple(i for i in ids if i is not None and i >= first)
 
 
 def check_exportable(model: DictConfig, vocab_size: int) -> None:

@@ -14,6 +14,9 @@ from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.megatron.packing import Packing
 from nemo_steerlm.training.dataset import ChatDataset
+from nemo_steerlm.training.mixture import Mixture
+
+Parts = tuple[tuple[int, float], ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +55,18 @@ class TrainingOrder:
     """Records of each global batch, epoch after epoch; the last, incomplete batch of an epoch is dropped."""
 
     records: int
+    """Of an epoch."""
     global_batch_size: int
     seed: int
     shuffle: bool
+    parts: Parts = ()
+    """Where they come from several files: how many each has, and its weight."""
+
+    @classmethod
+    def of(cls, data: ChatDataset | Mixture, global_batch_size: int, seed: int, *, shuffle: bool) -> TrainingOrder:
+        """The order of ``data``'s records."""
+        parts = data.parts if isinstance(data, Mixture) else ()
+        return cls(epoch_size(data), global_batch_size, seed, shuffle, parts)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -65,22 +77,36 @@ class TrainingOrder:
         """Record indices of global batch number ``step``, counted over epochs."""
         epoch, within = divmod(step, self.steps_per_epoch)
         window = slice(within * self.global_batch_size, (within + 1) * self.global_batch_size)
-        if self.shuffle:
-            return _shuffled(self.records, self.seed, epoch)[window]
+        if self.shuffle or self.parts:
+            return _epoch(self.parts or ((self.records, 1.0),), self.seed, epoch, self.shuffle)[window]
         return np.arange(window.start, window.stop, dtype=np.int64)
 
 
+def epoch_size(data: ChatDataset | Mixture) -> int:
+    """How many records an epoch has."""
+    return sum(round(count * weight) for count, weight in data.parts) if isinstance(data, Mixture) else len(data)
+
+
 @functools.lru_cache(maxsize=1)
-def _shuffled(records: int, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+def _epoch(parts: Parts, seed: int, epoch: int, shuffle: bool) -> npt.NDArray[np.int64]:
     """An epoch's order: eight bytes a record, made once an epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(np.arange(records, dtype=np.int64))
+    random, start, found = np.random.default_rng((seed, epoch)), 0, []
+    for count, weight in parts:
+        own = np.arange(start, start + count, dtype=np.int64)
+        times, more = divmod(round(count * weight), count)
+        found += [own] * times
+        if more:
+            found.append(np.sort(random.choice(own, more, replace=False)))
+        start += count
+    order = np.concatenate(found)
+    return random.permutation(order) if shuffle else order
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Collator:
     """Turns records into micro batches padded to the longest of them, and no further than ``multiple_of`` asks."""
 
-    dataset: ChatDataset
+    dataset: ChatDataset | Mixture
     pad_id: int
     multiple_of: int = 1
     same_length: bool = False

@@ -19,7 +19,9 @@ from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo, ModelKind
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.training import token_files
+from nemo_steerlm.training.batches import epoch_size
 from nemo_steerlm.training.dataset import ChatDataset
+from nemo_steerlm.training.mixture import Mixture
 from nemo_steerlm.training.settings import CONF
 
 KINDS: dict[str | None, ModelKind | None] = {"TEXT_TO_VALUE": "value", "VALUE_TO_TEXT": "steer", None: None}
@@ -115,14 +117,19 @@ def _only(tokens: ChatTokens, names: dict[str, str]) -> dict[str, str]:
     return {name: getattr(tokens, name) for name in names}
 
 
-def read_data(cfg: DictConfig, template: Template, tokenizer: TextTokenizer, cache: Path) -> tuple[ChatDataset, ChatDataset | None]:
+def read_data(
+    cfg: DictConfig, template: Template, tokenizer: TextTokenizer, cache: Path
+) -> tuple[ChatDataset | Mixture, ChatDataset | None]:
     """Training and validation records. Raises DataError by file and line, ConfigError where they are too few or of two kinds."""
     section = cfg.model.data.train_ds
-    train = token_files.dataset(_file(section, "train_ds"), template, tokenizer, section.max_seq_length, cache)
-    if len(train) < section.global_batch_size:
+    files = [_existing(file, "train_ds.file_names") for file in section.file_names or ()] or [_file(section, "train_ds")]
+    sets = [token_files.dataset(file, template, tokenizer, section.max_seq_length, cache) for file in files]
+    train = sets[0] if section.file_names is None else Mixture(sets, section.weights or [1.0] * len(sets))
+    size = epoch_size(train)
+    if size < section.global_batch_size:
         raise ConfigError(
-            f"{train.file} has {len(train)} records, fewer than one batch of model.data.train_ds.global_batch_size="
-            f"{section.global_batch_size}; write at most {len(train)}"
+            f"{train.file} has {size} records{' an epoch' if section.weights else ''}, fewer than one batch of "
+            f"model.data.train_ds.global_batch_size={section.global_batch_size}; write at most {size}"
         )
     section = cfg.model.data.validation_ds
     if section.file_path is None or cfg.trainer.sft.limit_val_batches == 0:
@@ -136,12 +143,16 @@ def read_data(cfg: DictConfig, template: Template, tokenizer: TextTokenizer, cac
 def _file(section: DictConfig, name: str) -> str:
     if OmegaConf.is_missing(section, "file_path"):
         raise UsageError(f"model.data.{name}.file_path is missing")
-    if not Path(section.file_path).is_file():
-        raise UsageError(f"model.data.{name}.file_path: {section.file_path}: no such file")
-    return str(section.file_path)
+    return _existing(section.file_path, f"{name}.file_path")
 
 
-def model_info(stored: ModelInfo | None, tokens: ChatTokens, data: ChatDataset) -> ModelInfo | None:
+def _existing(file: str, key: str) -> str:
+    if not Path(file).is_file():
+        raise UsageError(f"model.data.{key}: {file}: no such file")
+    return str(file)
+
+
+def model_info(stored: ModelInfo | None, tokens: ChatTokens, data: ChatDataset | Mixture) -> ModelInfo | None:
     """What the trained model will say of itself; None for plain chat. Raises ConfigError where ``steerlm.info`` and records disagree."""
     kind = KINDS[data.mode]
     if stored is not None:
@@ -155,7 +166,7 @@ def model_info(stored: ModelInfo | None, tokens: ChatTokens, data: ChatDataset) 
     return ModelInfo(kind=kind, attributes=_schema_of(data), tokens=tokens, system=data.info.system)
 
 
-def _schema_of(data: ChatDataset) -> AttributeSchema:
+def _schema_of(data: ChatDataset | Mixture) -> AttributeSchema:
     """The preset that knows every label of ``data``, else attributes as they were seen."""
     for preset in PRESETS.values():
         known = {a.name: set(a.values) for a in preset.attributes}
@@ -172,7 +183,7 @@ def _schema_of(data: ChatDataset) -> AttributeSchema:
     )
 
 
-def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | None, train: ChatDataset) -> dict[str, str]:
+def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | None, train: ChatDataset | Mixture) -> dict[str, str]:
     """What makes this training this one: a checkpoint with another fingerprint is never gone on from.
 
     Not the schedule: a training that goes on takes the one that is configured then.

@@ -79,7 +79,7 @@ class Training:
                 lora.learn_markers(self.model, plan.random_markers)
             if str(cfg.precision) == "bf16":
                 lora.freeze_in(self.model, torch.bfloat16)
-        self.model.bf16_products = _bf16_products(precision_of(plan.cfg.trainer.precision))
+        self.model.bf16_products = not cfg.megatron_amp_O2 and _bf16_products(precision_of(plan.cfg.trainer.precision))
         optimizer.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1
         shared: dict[str, Any] = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
@@ -89,7 +89,7 @@ class Training:
         self.sizes = sizes_of(plan.cfg, "train_ds", plan.layout, rank)
         self.batches = Collator(plan.train, **shared)
         section = plan.cfg.model.data.train_ds
-        self.order = TrainingOrder(len(plan.train), section.global_batch_size, plan.cfg.model.seed, section.shuffle)
+        self.order = TrainingOrder.of(plan.train, section.global_batch_size, plan.cfg.model.seed, shuffle=section.shuffle)
         self.validator = None
         if plan.validation is not None:
             self.validator = Validator(
@@ -242,21 +242,25 @@ class Training:
 
     def _finish(self) -> None:
         """Merge adapters, export, and write the ``.nemo``."""
-        cfg, info = self.plan.cfg, self.plan.info
+        cfg, info, adapter = self.plan.cfg, self.plan.info, None
         if self.adapters_only:
+            if cfg.steerlm.export_dir is not None:
+                from nemo_steerlm.megatron.lora_export import peft_adapter
+
+                adapter = peft_adapter(self.model, cfg.model.restore_from_path, self.plan.random_markers or self.plan.added_tokens)
             lora.merge(self.model)
         with open_dict(self.model.cfg):  # a model without CUDA is built in fp32; what is saved says what was asked for, as on GPUs
             self.model.cfg.precision = precision_of(cfg.trainer.precision)
         if cfg.steerlm.export_dir is not None:
             from nemo_steerlm.megatron.hf_export import export_hf
 
-            info = _broadcast(export_hf(self.model, Path(cfg.steerlm.export_dir), info))
+            info = _broadcast(export_hf(self.model, Path(cfg.steerlm.export_dir), info, adapter))
         nemo = None
         if cfg.exp_manager.checkpoint_callback_params.save_nemo_on_train_end:
             with open_dict(self.model.cfg):
                 self.model.cfg.steerlm = info.to_dict() if info else None
             nemo = self.folder / f"{cfg.exp_manager.name}.nemo"
-            save_nemo(self.model, nemo)
+            save_nemo(self.model, nemo, folder_above_gb=cfg.steerlm.nemo_folder_above_gb)
         self.report.finish(self.state, nemo=str(nemo) if nemo else None, fingerprint=info.fingerprint if info else None)
 
     def _width_multiple(self) -> int:
@@ -276,7 +280,8 @@ def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
     path = plan.cfg.model.restore_from_path
     if path is not None and is_nemo(path):
         overrides = OmegaConf.masked_copy(plan.model_config, [key for key in plan.model_config if key != "tokenizer"])
-        return restore_nemo(path, trainer, overrides)
+        plan.log_dir.mkdir(parents=True, exist_ok=True)
+        return restore_nemo(path, trainer, overrides, plan.log_dir)
     model = build_model(plan.model_config, trainer)
     if path is not None:
         from nemo_steerlm.megatron.hf_import import load_hf_weights

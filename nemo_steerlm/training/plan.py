@@ -8,16 +8,18 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
+from nemo_steerlm.formats.tokenizer_files import require_markers
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.megatron.model_config import Parallelism, check_architecture
 from nemo_steerlm.training import checkpoints, config, settings
-from nemo_steerlm.training.base_model import check_exportable, fill_lengths, load_base_config, model_config, random_markers, require_markers
+from nemo_steerlm.training.base_model import added_tokens, check_exportable, fill_lengths, load_base_config, model_config, random_markers
+from nemo_steerlm.training.batches import epoch_size
 from nemo_steerlm.training.checkpoints import TrainingState
 from nemo_steerlm.training.dataset import ChatDataset
 from nemo_steerlm.training.memory import GIB, Memory, Work, estimate
+from nemo_steerlm.training.mixture import Mixture
 from nemo_steerlm.training.selection import Monitor
 
 logger = logging.getLogger(__name__)
@@ -33,7 +35,7 @@ class Plan:
     """NeMo's ``model`` section, sizes filled in from the base model."""
     template: Template
     info: ModelInfo | None
-    train: ChatDataset
+    train: ChatDataset | Mixture
     validation: ChatDataset | None
     log_dir: Path
     steps: int
@@ -48,6 +50,8 @@ class Plan:
     """What it takes of each device."""
     random_markers: tuple[int, ...]
     """Tokens whose embedding rows are learned beside adapters."""
+    added_tokens: tuple[int, ...]
+    """Tokens that the base model's vocabulary lacks."""
 
     @property
     def stage(self) -> str:
@@ -65,14 +69,9 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
     stored = config.stored_info(cfg)
     tokens = config.chat_tokens(cfg, stored)
     base, tokenizer = load_base_config(cfg, tokens, scratch)
-    require_markers(tokenizer, tokens, cfg.model.restore_from_path)
+    require_markers(tokenizer, tokens.markers, cfg.model.restore_from_path or "model.tokenizer")
     model = model_config(base, cfg, machine)
     check_architecture(model, layout, transformer_engine=machine.transformer_engine)
-    if model.get("qk_layernorm") and layout.tensor > 1:
-        # Each rank has the gradient of its own heads only, and outside Megatron's own optimizer nobody adds them up.
-        raise ConfigError(
-            "model.tensor_model_parallel_size: a model with q/k norms (Qwen3) is trained with 1; spread it over pipeline stages"
-        )
     settings.check_adapters(model, transformer_engine=machine.transformer_engine)
     if cfg.steerlm.export_dir is not None:
         check_exportable(model, tokenizer.vocab_size)
@@ -84,7 +83,7 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
     info = config.model_info(stored, tokens, train)
     state = TrainingState(fingerprint=config.fingerprint(cfg, model, info, train))
     sft = cfg.trainer.sft
-    per_epoch = len(train) // cfg.model.data.train_ds.global_batch_size
+    per_epoch = epoch_size(train) // cfg.model.data.train_ds.global_batch_size
     limit = sft.limit_train_batches
     per_epoch = max(1, int(per_epoch * limit)) if isinstance(limit, float) else min(per_epoch, limit)
     needed = _memory(cfg, model, tokenizer.vocab_size, layout, train)
@@ -109,11 +108,12 @@ def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan
         ),
         memory=needed,
         random_markers=random_markers(cfg, base, tokenizer, tokens),
+        added_tokens=added_tokens(cfg, tokenizer, tokens),
         monitor=Monitor.of(cfg, validates=validation is not None, attributes=list(train.info.labels)),
     )
 
 
-def _memory(cfg: DictConfig, model: DictConfig, vocabulary: int, layout: Parallelism, train: ChatDataset) -> Memory:
+def _memory(cfg: DictConfig, model: DictConfig, vocabulary: int, layout: Parallelism, train: ChatDataset | Mixture) -> Memory:
     """Said, and held against ``steerlm.device_memory_gb``, before anything is loaded."""
     sizes = settings.sizes_of(cfg, "train_ds", layout)
     work = Work(

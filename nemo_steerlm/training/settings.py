@@ -64,6 +64,12 @@ _RATE = ("a number above 0", lambda v: _number(v) and v > 0)
 _NOT_NEGATIVE = ("a number of at least 0", lambda v: _number(v) and v >= 0)
 _PROBABILITY = ("a number from 0 to below 1", lambda v: _number(v) and 0 <= v < 1)
 _PATH = ("one path", lambda v: v is None or (isinstance(v, str) and v != ""))
+
+
+def _list_of(what: str, fits: Callable[[Any], bool]) -> tuple[str, Callable[[Any], bool]]:
+    return f"a list of {what}", lambda v: isinstance(v, ListConfig) and len(v) > 0 and all(x is not None and fits(x) for x in v)
+
+
 _BETAS = (
     "two numbers from 0 to below 1, such as [0.9,0.98]",
     lambda v: isinstance(v, ListConfig) and len(v) == 2 and all(map(_PROBABILITY[1], v)),
@@ -106,6 +112,8 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model.peft.lora_tuning.adapter_dropout": _PROBABILITY,
     "model.data.train_ds.file_path": _PATH,
     "model.data.validation_ds.file_path": _PATH,
+    "model.data.train_ds.file_names": _optional(_list_of("paths", _PATH[1])),
+    "model.data.train_ds.weights": _optional(_list_of("numbers above 0", _RATE[1])),
     "model.data.train_ds.shuffle": _FLAG,
     **{f"model.data.{ds}.{size}": _whole(1) for ds in ("train_ds", "validation_ds") for size in ("micro_batch_size", "global_batch_size")},
     **{f"model.data.{ds}.max_seq_length": _optional(_whole(1)) for ds in ("train_ds", "validation_ds")},
@@ -122,6 +130,7 @@ RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "steerlm.metrics_file": _PATH,
     "steerlm.token_dir": _PATH,
     "steerlm.progress": _FLAG,
+    "steerlm.nemo_folder_above_gb": _NOT_NEGATIVE,
     "steerlm.device_memory_gb": _optional(_RATE),
 }
 """What each key may be."""
@@ -146,6 +155,7 @@ def check(cfg: DictConfig, machine: Machine) -> Parallelism:
         if value is not _ABSENT and not fits(value):
             raise ConfigError(f"{key}={shown(_plain(value)) if value is not None else 'null'}: write {what}")
     _refuse_unread(cfg)
+    _check_files(cfg.model.data)
     precision_of(cfg.trainer.precision)
     check_optimizer(cfg.model.optim.name, o2=cfg.model.megatron_amp_O2)
     _check_schedule(cfg.model.optim)
@@ -174,6 +184,16 @@ def _refuse_unread(cfg: DictConfig) -> None:
         for key in OmegaConf.select(cfg, section):
             if key not in known:
                 raise ConfigError(f"{section}.{key}: unknown key; {nearest(str(key), known)}known: {', '.join(known)}")
+
+
+def _check_files(data: DictConfig) -> None:
+    files, weights = data.train_ds.file_names, data.train_ds.weights
+    if files is not None and not OmegaConf.is_missing(data.train_ds, "file_path"):
+        raise ConfigError("model.data.train_ds: file_path and file_names are both given; leave one out")
+    if weights is not None and len(weights) != len(files or ()):
+        raise ConfigError(f"model.data.train_ds.weights={_plain(weights)}: write one for each of file_names")
+    if data.validation_ds.file_names is not None or data.validation_ds.weights is not None:
+        raise ConfigError("model.data.validation_ds: validation reads one file, every record once; write file_path")
 
 
 def _check_schedule(optim: DictConfig) -> None:

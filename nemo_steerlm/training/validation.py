@@ -16,6 +16,7 @@ from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.training.batches import Collator, Sizes
 from nemo_steerlm.training.dataset import ChatDataset
+from nemo_steerlm.training.mixture import Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class ValueTokens:
     left out."""
 
     @classmethod
-    def seen_in(cls, *datasets: ChatDataset) -> ValueTokens:
+    def seen_in(cls, *datasets: ChatDataset | Mixture) -> ValueTokens:
         """Read them off the labels of ``datasets``."""
         spelled: dict[str, dict[int, set[int]]] = {}
         for data in datasets:

@@ -12,8 +12,17 @@ import yaml
 
 from nemo_steerlm.core.attributes import PRESETS
 from nemo_steerlm.core.errors import UsageError
-from nemo_steerlm.pipeline.manifest import parse
+from nemo_steerlm.core.template import ChatTokens
+from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
+from nemo_steerlm.pipeline.artifacts import WorkDirectory
+from nemo_steerlm.pipeline.manifest import load, parse
+from nemo_steerlm.pipeline.run_context import Run
+from nemo_steerlm.pipeline.stages import find, stages
+from nemo_steerlm.pipeline.steps.train import model_info, overrides
+from nemo_steerlm.training.config import compose
+from nemo_steerlm.training.plan import plan
 from tests.data.trees import message, tree
+from tests.formats.hostile_nemo import member, written
 from tests.inputs import STORIES
 from tests.pipeline.manifests import with_field
 
@@ -35,16 +44,20 @@ def record(text, label=None):
 
 def prepare(folder, attributes, data, **sections):
     """The records of each output by its name, and the stage's metrics."""
+    done = run_prepare(folder, attributes, data, **sections)
+    assert done.returncode == 0, done.stderr
+    outputs = (folder / "work" / "prepare").glob("*.jsonl")
+    metrics = json.loads((folder / "work" / "prepare" / "_SUCCESS.json").read_text())["metrics"]
+    return {path.stem: [json.loads(line) for line in path.open()] for path in outputs}, metrics
+
+
+def run_prepare(folder, attributes, data, **sections):
     content = with_field("spec.data", {"system": "S", **data})
     content["spec"] |= {"attributes": attributes, "model": {"base": str(STORIES), "maxSequenceLength": 512}, **sections}
     manifest = folder / "pipeline.yaml"
     manifest.write_text(yaml.safe_dump(content))
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", manifest, "--workdir", folder / "work", "--until", "prepare"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outputs = (folder / "work" / "prepare").glob("*.jsonl")
-    metrics = json.loads((folder / "work" / "prepare" / "_SUCCESS.json").read_text())["metrics"]
-    return {path.stem: [json.loads(line) for line in path.open()] for path in outputs}, metrics
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def told(records):
@@ -62,6 +75,58 @@ def test_helpsteer(tmp_path):
     assert told(found["annotate_train"]) == [("VALUE_TO_TEXT", *one), ("VALUE_TO_TEXT", *several)]
     assert told(found["value_val"]) == [("TEXT_TO_VALUE", *one)]
     assert told(found["annotate_val"]) == [("VALUE_TO_TEXT", *one)]
+
+
+NEMO_CONFIG = {
+    "hidden_size": 64,
+    "ffn_hidden_size": 172,
+    "num_layers": 4,
+    "num_attention_heads": 8,
+    "tokenizer": {"library": "sentencepiece", "type": None, "model": "nemo:tokenizer.model"},
+}
+
+
+def nemo(path, tokenizer, *, unpacked):
+    """A ``.nemo`` as far as a plan reads it."""
+    files = {"model_config.yaml": yaml.safe_dump(NEMO_CONFIG).encode(), "tokenizer.model": (tokenizer / "tokenizer.model").read_bytes()}
+    if not unpacked:
+        return written(path.with_suffix(".nemo"), [member(name, content) for name, content in files.items()])
+    path.mkdir()
+    for name, content in files.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("unpacked", [False, True], ids=["archive", "folder"])
+def test_a_nemo_as_base(tmp_path, unpacked):
+    """Its tokenizer is the one that is cleaned by, and its trainings' plan takes what was prepared."""
+    write_tokenizer_files(STORIES, tmp_path / "tokenizer", ChatTokens().markers)
+    base = nemo(tmp_path / "base", tmp_path / "tokenizer", unpacked=unpacked)
+    write(tmp_path / "t.jsonl", [record(f"text {n}", LABEL) for n in range(4)])
+    source = {"records": {"train": "t.jsonl", "validation": "t.jsonl"}}
+    training = {"globalBatchSize": 2}
+    model = {"base": base.name, "maxSequenceLength": 128}
+    found, _ = prepare(tmp_path, {"preset": "helpsteer"}, source, model=model, trainValue=training)
+    assert len(found["value_train"]) == 4
+    assert (tmp_path / "work/prepare/tokenizer/tokenizer.model").read_bytes() == (tmp_path / "tokenizer/tokenizer.model").read_bytes()
+    pipeline = load(tmp_path / "pipeline.yaml")
+    stage = find(stages(pipeline), "train-value")
+    run = Run(pipeline=pipeline, stage=stage, work=WorkDirectory(tmp_path / "work"), manifest=tmp_path / "pipeline.yaml", servers={})
+    (tmp_path / "described").mkdir()
+    model_info(run, stage.training).save(tmp_path / "described")
+    planned = plan(compose(overrides(run, stage.training, tmp_path / "described")), tmp_path)
+    assert (planned.steps, planned.model_config.num_layers, planned.info.kind) == (2, 4, "value")
+
+
+def test_a_nemo_without_the_chat_tokens_is_refused_before_anything_is_read(tmp_path):
+    base = nemo(tmp_path / "base", STORIES, unpacked=False)
+    (tmp_path / "t.jsonl").write_text("no record")
+    source = {"records": {"train": "t.jsonl", "validation": "t.jsonl"}}
+    done = run_prepare(tmp_path, {"preset": "helpsteer"}, source, model={"base": base.name})
+    assert done.returncode == 78
+    said = done.stderr.splitlines()[-1]
+    assert f"{base}: chat token '<extra_id_0>' is no single token of the vocabulary; convert the Hugging Face checkpoint" in said
+    assert "Traceback" not in done.stderr
 
 
 def test_pairs_from_which_a_value_model_learns_nothing_are_refused():

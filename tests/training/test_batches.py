@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.training.batches import Collator, Sizes, TrainingOrder
 from nemo_steerlm.training.dataset import ChatDataset
+from nemo_steerlm.training.mixture import Mixture
 from tests.training.records import dataset_of
 
 
@@ -29,6 +30,35 @@ def test_an_epoch_visits_each_record_at_most_once_and_epochs_differ(records: int
     again = np.concatenate([order.batch(order.steps_per_epoch + i) for i in range(order.steps_per_epoch)])
     assert records < 8 or epoch.tolist() != again.tolist()
     assert order.batch(0).tolist() == TrainingOrder(records, batch, seed, shuffle=True).batch(0).tolist()
+
+
+@given(
+    files=st.lists(
+        st.tuples(st.lists(st.integers(2, 9), min_size=1, max_size=9), st.sampled_from([0.3, 1, 1.5, 2])), min_size=1, max_size=4
+    ),
+    shuffle=st.booleans(),
+)
+def test_an_epoch_of_several_files_has_each_as_often_as_its_weight_says(files: list[tuple[list[int], float]], shuffle: bool) -> None:
+    mixture = Mixture([dataset(lengths) for lengths, _ in files], [weight for _, weight in files])
+    order = TrainingOrder.of(mixture, 1, 7, shuffle=shuffle)
+    for epoch in range(2):
+        seen = np.concatenate([order.batch(epoch * order.steps_per_epoch + i) for i in range(order.steps_per_epoch)] or [[]]).astype(int)
+        start = 0
+        for lengths, weight in files:
+            counts = np.bincount(seen, minlength=len(mixture))[start : start + len(lengths)]
+            assert counts.sum() == round(len(lengths) * weight)
+            assert counts.max() - counts.min() <= 1
+            start += len(lengths)
+    all_lengths = [n for lengths, _ in files for n in lengths]
+    everything = np.arange(len(mixture))
+    assert (mixture.lengths(everything) + 1).tolist() == [len(mixture.record(i)[0]) for i in everything] == all_lengths
+    assert mixture.learned_tokens(everything) == sum(int(mixture.record(i)[1][1:].sum()) for i in everything)
+
+
+def test_one_file_of_weight_one_is_that_file() -> None:
+    data = dataset([3, 4, 5, 6, 7])
+    alone, mixed = TrainingOrder.of(data, 2, 7, shuffle=True), TrainingOrder.of(Mixture([data], [1]), 2, 7, shuffle=True)
+    assert [alone.batch(i).tolist() for i in range(4)] == [mixed.batch(i).tolist() for i in range(4)]
 
 
 @given(lengths=records, micro=st.sampled_from([1, 2]), ranks=st.sampled_from([1, 2]), same=st.booleans(), multiple=st.sampled_from([1, 8]))

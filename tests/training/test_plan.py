@@ -64,6 +64,23 @@ def test_a_plan_knows_steps_intervals_and_what_the_model_will_be(tmp_path: Path,
     assert found.model_config.num_layers == 5  # the base model's, not the default
 
 
+def test_several_files_are_mixed_by_their_weights(tmp_path: Path, records: Records) -> None:
+    """Attributes of one file are known beside those of the other, and another weight is another training."""
+    one, other = records(16), tmp_path / "other.jsonl"
+    other.write_text(records(8, start=16).read_text().replace("toxicity", "humor"))
+    arguments = [a for a in overrides(one, other) if "train_ds.file_path" not in a]
+    files = f"model.data.train_ds.file_names=[{one},{other}]"
+    found = planned(tmp_path, [*arguments, files, "model.data.train_ds.weights=[0.5,3]"])
+    assert found.steps == (8 + 24) // 8
+    assert found.info.attributes.name == "oasst"
+    assert set(found.train.info.labels) == {"quality", "toxicity", "humor"}
+    assert {v.attribute for i in range(24) for v in found.train.value_tokens(i)} == {"quality", "toxicity", "humor"}
+    assert found.state.fingerprint["data"] != planned(tmp_path, [*arguments, files]).state.fingerprint["data"]
+    kinds = f"model.data.train_ds.file_names=[{one},{records(8, 'VALUE_TO_TEXT')}]"
+    with pytest.raises(ConfigError, match="train on one kind"):
+        planned(tmp_path, [*arguments, kinds])
+
+
 def test_max_steps_ends_a_training_early(tmp_path: Path, records: Records) -> None:
     assert planned(tmp_path, overrides(records(40), trainer__sft__max_epochs=2, trainer__sft__max_steps=3)).steps == 3
 

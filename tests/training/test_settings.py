@@ -8,10 +8,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.formats.tokenizer_files import require_markers
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.megatron.model_config import DEFAULTS, Parallelism, check_architecture
 from nemo_steerlm.training import config, settings
-from nemo_steerlm.training.base_model import check_exportable, require_markers
+from nemo_steerlm.training.base_model import check_exportable
 
 CPU = Machine(cuda=False)
 NVIDIA = Machine(cuda=True, apex=True, transformer_engine=True)
@@ -42,7 +43,12 @@ def checked(*overrides: str, machine: Machine = CPU) -> Parallelism:
         ("trainer.limit_val_batches=2", "trainer.limit_val_batches=2 is not read"),
         ("+trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches: unknown key"),
         ("model.data.train_ds.file_path=[a,b]", "model.data.train_ds.file_path"),
-        ("+model.data.train_ds.file_names=[a]", "model.data.train_ds.file_names: unknown key"),
+        ("+model.data.train_ds.file_name=a", "model.data.train_ds.file_name: unknown key"),
+        ("model.data.train_ds.file_names=a", "model.data.train_ds.file_names"),
+        ("model.data.train_ds.file_names=[a]", "file_path and file_names are both given"),
+        ("model.data.train_ds.weights=[1]", "write one for each of file_names"),
+        ("model.data.train_ds.weights=[0]", "model.data.train_ds.weights"),
+        ("model.data.validation_ds.file_names=[a]", "validation reads one file"),
         ("model.restore_from_path=[a]", "model.restore_from_path"),
         ("exp_manager.explicit_log_dir={a: 1}", "exp_manager.explicit_log_dir"),
         ("model.data.train_ds.micro_batch_size=null", "model.data.train_ds.micro_batch_size"),
@@ -128,6 +134,16 @@ def test_what_the_layers_here_do_not_compute_is_refused(change: dict[str, object
         check_architecture(model, Parallelism(world_size=1, tensor=1, pipeline=1))
 
 
+@pytest.mark.parametrize(
+    ("tensor", "transformer_engine", "message"),
+    [(2, False, "tensor_model_parallel_size=2: an olmo2 model normalizes"), (1, True, "where TransformerEngine is not installed")],
+)
+def test_what_a_family_does_not_have_under_a_layout_is_refused(tensor: int, transformer_engine: bool, message: str) -> None:
+    model = OmegaConf.merge(OmegaConf.load(DEFAULTS), {"hf_model_type": "olmo2", "qk_layernorm": True})
+    with pytest.raises(ConfigError, match=message):
+        check_architecture(model, Parallelism(world_size=2, tensor=tensor, pipeline=1), transformer_engine=transformer_engine)
+
+
 @pytest.mark.parametrize("change", [{"qkv_bias": True, "qk_layernorm": True}, {"window_size": [128, 0]}, {"bias": True}])
 def test_a_model_that_cannot_be_exported_is_not_trained_to_be(change: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
@@ -143,9 +159,9 @@ def test_markers_that_are_spelled_are_refused(tmp_path: Path) -> None:
 
     bare = load_tokenizer(STORIES / "tokenizer.model")
     with pytest.raises(ConfigError, match=r"base\.nemo: chat token '<extra_id_0>' is no single token"):
-        require_markers(bare, ChatTokens(), "base.nemo")
-    require_markers(write_tokenizer_files(STORIES, tmp_path, ChatTokens().markers), ChatTokens(), None)
-    require_markers(bare, ChatTokens(system_turn_start="\x00", turn_start="\x11", label_start="\x12"), None)  # one byte is one token
+        require_markers(bare, ChatTokens().markers, "base.nemo")
+    require_markers(write_tokenizer_files(STORIES, tmp_path, ChatTokens().markers), ChatTokens().markers, "base.nemo")
+    require_markers(bare, ("\x00", "\x11", "\x12"), "base.nemo")  # one byte is one token
 
 
 @pytest.mark.parametrize(

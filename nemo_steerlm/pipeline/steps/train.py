@@ -50,6 +50,7 @@ def train(run: Run) -> dict[str, Any] | None:
     call("trainer", run, arguments, env=_environment(parallel))
     if node_rank() > 0:
         return None
+    shutil.rmtree(run.folder / CHECKPOINT, ignore_errors=True)  # of an earlier training, where it was a folder
     (run.folder / EXPERIMENT / "checkpoints" / f"{EXPERIMENT}.nemo").replace(run.folder / CHECKPOINT)
     for folder in (f"{EXPERIMENT}/checkpoints", f"{EXPERIMENT}/tokens", RECORDS):  # tokens are elsewhere where overrides say so
         shutil.rmtree(run.folder / folder, ignore_errors=True)
