@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
 from nemo_steerlm.formats.families import FAMILIES, family_of
 from nemo_steerlm.formats.families.base import Family, ModelConfig
@@ -17,6 +19,15 @@ _PRECISIONS = {"bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "1
 
 FAMILY_KEY = "hf_model_type"
 """This project's key in NeMo's ``model`` config: the family a model came from, where its architecture does not tell."""
+
+MULTIPLIERS = {
+    "embedding_multiplier": "embedding_multiplier",
+    "attention_multiplier": "softmax_scale",
+    "residual_multiplier": "residual_multiplier",
+    "logits_divisor": "logits_divisor",
+}
+"""Fields of ModelConfig and their keys in NeMo's ``model`` config, which are this project's but for ``softmax_scale``."""
+_PLAIN = {field.name: field.default for field in msgspec.structs.fields(ModelConfig)}
 
 _SCALING_KEYS = {
     "linear": {"factor"},
@@ -72,6 +83,7 @@ def config_from_dict(config: dict[str, Any], source: str = "config.json") -> Mod
         rope_scaling=scaling,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         dtype=dtype,
+        **family.multipliers(config),
     )
     if heads % found.num_key_value_heads:
         raise ConfigError(f"{source}: num_attention_heads is {heads}, no multiple of num_key_value_heads {found.num_key_value_heads}")
@@ -138,7 +150,18 @@ def config_from_nemo(cfg: Any, vocab_size: int) -> ModelConfig:
         rope_scaling=_rope_scaling_of(cfg),
         tie_word_embeddings=bool(cfg.share_embeddings_and_output_weights),
         dtype=_PRECISIONS.get(str(cfg.get("precision")), "float32"),
+        **multipliers(cfg),
     )
+
+
+def named_family(cfg: Any) -> Family:
+    """The family that a NeMo ``model`` config names, else Llama's: how its layers are put together."""
+    return FAMILIES.get(cfg.get(FAMILY_KEY) or "llama", FAMILIES["llama"])
+
+
+def multipliers(cfg: Any) -> dict[str, float]:
+    """Those of ModelConfig that a NeMo ``model`` config has."""
+    return {field: cfg.get(key) for field, key in MULTIPLIERS.items() if cfg.get(key) is not None}
 
 
 def _family_of_nemo(cfg: Any) -> Family:
@@ -182,6 +205,7 @@ def nemo_config(config: ModelConfig) -> dict[str, Any]:
         **({FAMILY_KEY: family.model_type} if family.model_type != "llama" else {}),
         **({"qkv_bias": True} if family.qkv_bias else {}),
         **({"qk_layernorm": True} if family.qk_norm else {}),
+        **{key: value for field, key in MULTIPLIERS.items() if (value := getattr(config, field)) != _PLAIN[field]},
         **_nemo_scaling(config.rope_scaling),
     }
 
@@ -222,6 +246,7 @@ def hugging_face_config(config: ModelConfig, *, bos: int | None, eos: int | None
         "architectures": [family.architecture],
         "model_type": family.model_type,
         **family.written,
+        **family.own_keys(config),
         "attention_dropout": 0.0,
         "bos_token_id": bos,
         "eos_token_id": eos,

@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.formats.checkpoint import check_checkpoint
-from nemo_steerlm.inference.blocks import FORWARD_COST, Block, RowCache, appended
+from nemo_steerlm.inference.blocks import FORWARD_COST, Block, RowCache, appended, cache_arguments
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from nemo_steerlm.megatron.grouped_attention import grouped_sdpa
 
+_DTYPE = "torch_dtype" if transformers.__version__.startswith("4.") else "dtype"
+"""What transformers calls the type of weights."""
 _GROUPED = "steerlm_grouped_sdpa"
 ALL_ATTENTION_FUNCTIONS[_GROUPED] = grouped_sdpa
 
@@ -28,11 +31,11 @@ class CausalModel:
         check_checkpoint(folder, values=True)
         config = _config(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = getattr(torch, str(config.torch_dtype or "float32").removeprefix("torch."))
+        dtype = getattr(torch, str(getattr(config, _DTYPE, None) or "float32").removeprefix("torch."))
         if self.device.type == "cpu" and not (dtype == torch.bfloat16 and multiplies_in_bf16()):
             dtype = torch.float32
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, config=config, torch_dtype=dtype, attn_implementation="sdpa")
+            model = AutoModelForCausalLM.from_pretrained(folder, config=config, attn_implementation="sdpa", **{_DTYPE: dtype})
         except (OSError, ValueError) as error:
             raise UsageError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
         self.model: Any = model.to(self.device).eval()
@@ -41,6 +44,8 @@ class CausalModel:
         self.body: Any = getattr(model, model.base_model_prefix)
         self.head: torch.nn.Linear = model.get_output_embeddings()
         self.dtype = dtype
+        self._logits_divisor: float = getattr(config, "logits_scaling", 1.0)
+        """Granite's; its class divides by it outside of what is called here."""
         self.max_length = int(config.max_position_embeddings)
         self.forward_cost = FORWARD_COST[self.device.type]
 
@@ -62,6 +67,8 @@ class CausalModel:
         where = torch.tensor(reads, dtype=torch.long, device=self.device).reshape(-1, 2)
         with appended(cache, block, active, dtype=self.dtype, device=self.device) as mask:
             picked = self._hidden(cache, block, mask, where)
+        if self._logits_divisor != 1:
+            picked = picked / self._logits_divisor
         if tokens is None:
             return self.head(picked).float().cpu()
         index = torch.tensor(tokens, device=self.device)
@@ -71,13 +78,12 @@ class CausalModel:
 
     def _hidden(self, cache: RowCache, block: Block, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Last hidden states [reads, hidden] at ``where`` [reads, 2], the block's keys and values now in ``cache``."""
+        places = torch.arange(cache.start, cache.start + block.tokens.shape[1], device=self.device)
         hidden = self.body(
             input_ids=block.tokens.to(self.device),
             position_ids=block.positions.to(self.device),
             attention_mask=mask,
-            past_key_values=cache,
-            cache_position=torch.arange(cache.start, cache.start + block.tokens.shape[1], device=self.device),
-            use_cache=True,
+            **cache_arguments(self.body, cache, places),
         ).last_hidden_state
         return hidden[where[:, 0], where[:, 1]]
 
@@ -90,7 +96,7 @@ def _config(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder}: no readable config.json ({str(error).splitlines()[0]})") from error
     rope = raw.get("rope_parameters")
-    if rope and "rope_theta" not in raw:
+    if rope and "rope_theta" not in raw and _DTYPE == "torch_dtype":
         config.rope_theta = rope["rope_theta"]
         if rope.get("rope_type", "default") != "default":
             config.rope_scaling = rope

@@ -39,11 +39,15 @@ FC1 = "mlp.linear_fc1.weight"
 FC2 = "mlp.linear_fc2.weight"
 NORM_1 = "input_layernorm.weight"
 NORM_2 = "pre_mlp_layernorm.weight"
+POST_1 = "post_attention_norm.weight"
+POST_2 = "post_mlp_norm.weight"
 _FUSED = {"self_attention.linear_qkv.layer_norm_weight": NORM_1, "mlp.linear_fc1.layer_norm_weight": NORM_2}
 """Norms that TransformerEngine keeps inside the next matrix's module."""
 WHOLE_PARTS = {
     NORM_1: "input_layernorm",
     NORM_2: "post_attention_layernorm",
+    POST_1: "post_attention_layernorm",
+    POST_2: "post_feedforward_layernorm",
     Q_NORM: "self_attn.q_norm",
     K_NORM: "self_attn.k_norm",
     PROJ: "self_attn.o_proj",
@@ -54,16 +58,10 @@ WHOLE_PARTS = {
 
 def layer_parts(family: Family) -> tuple[str, ...]:
     """The parts of each layer of a model of this family, in the order they are exported in."""
-    return (
-        NORM_1,
-        QKV,
-        *((QKV_BIAS,) if family.qkv_bias else ()),
-        *((Q_NORM, K_NORM) if family.qk_norm else ()),
-        PROJ,
-        NORM_2,
-        FC1,
-        FC2,
-    )
+    attention = QKV, *((QKV_BIAS,) if family.qkv_bias else ()), *((Q_NORM, K_NORM) if family.qk_norm else ()), PROJ
+    if family.post_norm:
+        return *attention, POST_1, FC1, FC2, POST_2
+    return NORM_1, *attention, NORM_2, FC1, FC2
 
 
 EMBEDDING = "embedding.word_embeddings.weight"

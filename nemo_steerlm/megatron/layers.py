@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
@@ -17,6 +19,7 @@ from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
+from nemo_steerlm.formats.families.base import Family
 from nemo_steerlm.megatron.fused import RMSNorm
 from nemo_steerlm.megatron.packing import Packing
 
@@ -101,7 +104,29 @@ class TorchDotProductAttention(MegatronModule):
         return ~hidden, False
 
 
-def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+class _QueryNorm(RMSNorm):
+    """Over all heads at once: one for each token, not one for each of its heads."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> None:
+        super().__init__(config, self.heads(config) * hidden_size, eps)
+
+    @staticmethod
+    def heads(config: TransformerConfig) -> int:
+        """How many."""
+        return config.num_attention_heads
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` ``[..., heads, hn]``."""
+        return super().forward(x.flatten(-2)).view(x.shape)
+
+
+class _KeyNorm(_QueryNorm):
+    @staticmethod
+    def heads(config: TransformerConfig) -> int:
+        return config.num_query_groups
+
+
+def local_block_spec(config: TransformerConfig, family: Family) -> TransformerBlockSubmodules:
     """This stage's transformer layers and its last norm, of Megatron-Core's own modules, with fused core attention and norms."""
     spec = get_gpt_layer_local_spec(
         num_experts=config.num_moe_experts,
@@ -113,7 +138,23 @@ def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     norm = spec.submodules.input_layernorm
     if config.normalization == "RMSNorm" and norm is WrappedTorchNorm:
         norm = spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = RMSNorm
+        if config.qk_layernorm:
+            attention = spec.submodules.self_attention.submodules
+            wide = family.wide_qk_norm
+            attention.q_layernorm, attention.k_layernorm = (_QueryNorm, _KeyNorm) if wide else (RMSNorm, RMSNorm)
+    if family.post_norm:  # ``SteerLMGPT`` has the norms that come after
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = IdentityOp
     return TransformerBlockSubmodules(layer_specs=[spec] * get_num_layers_to_build(config), layer_norm=norm)
+
+
+def _then(function: Callable[[Tensor], Tensor]) -> Callable[..., tuple[Tensor, Any]]:
+    """A hook that applies ``function`` to what a layer's part adds; its bias is separate, and none of the families here has one."""
+
+    def hook(_module: torch.nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        assert output[1] is None, "a bias would have to be added first"
+        return function(output[0]), None
+
+    return hook
 
 
 class SteerLMGPT(GPTModel):
@@ -125,14 +166,33 @@ class SteerLMGPT(GPTModel):
     which makes the loss depend on the tensor-parallel size, and differ from that of the model once it is exported.
     """
 
-    def __init__(self, *args: Any, tokens: int, **kwargs: Any) -> None:
-        """``tokens`` is the size of the vocabulary without padding; the rest is ``GPTModel``'s."""
+    def __init__(self, *args: Any, tokens: int, family: Family, multipliers: Mapping[str, float], **kwargs: Any) -> None:
+        """``tokens`` is the size of the vocabulary without padding; ``multipliers`` are ModelConfig's; the rest is ``GPTModel``'s."""
         super().__init__(*args, **kwargs)
+        self._add_what_families_have(family, multipliers)
         if self.post_process:
             part = divide(self.vocab_size, parallel_state.get_tensor_model_parallel_world_size())
             self._tokens_here = min(part, max(0, tokens - part * parallel_state.get_tensor_model_parallel_rank()))
             if self._tokens_here < part:
                 self.output_layer.register_forward_hook(self._hide_padding)
+
+    def _add_what_families_have(self, family: Family, multipliers: Mapping[str, float]) -> None:
+        """Norms after attention and MLP, and multipliers: by hooks, which hold where NeMo gives modules other classes for adapters."""
+        added, embedded = (multipliers.get(f"{name}_multiplier", 1.0) for name in ("residual", "embedding"))
+        divisor = multipliers.get("logits_divisor", 1.0)
+        for layer in self.decoder.layers:
+            if family.post_norm:
+                norms = (RMSNorm(self.config, self.config.hidden_size, self.config.layernorm_epsilon) for _ in range(2))
+                layer.post_attention_norm, layer.post_mlp_norm = norms
+                layer.self_attention.register_forward_hook(_then(layer.post_attention_norm))
+                layer.mlp.register_forward_hook(_then(layer.post_mlp_norm))
+            if added != 1:
+                layer.self_attention.register_forward_hook(_then(lambda output: output * added))
+                layer.mlp.register_forward_hook(_then(lambda output: output * added))
+        if self.pre_process and embedded != 1:
+            self.embedding.register_forward_hook(lambda _module, _inputs, output: output * embedded)
+        if self.post_process and divisor != 1:  # before the product, where there is less of it
+            self.decoder.final_layernorm.register_forward_hook(lambda _module, _inputs, output: output / divisor)
 
     def _hide_padding(self, _module: torch.nn.Module, _inputs: Any, output: tuple[Tensor, Any]) -> None:
         # Behind autograd's back: the gradient of these logits is zero, and nothing that is saved for it is touched.

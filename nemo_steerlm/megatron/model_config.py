@@ -8,6 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.formats.hf_config import named_family
 
 DEFAULTS = Path(__file__).parent / "conf" / "model.yaml"
 
@@ -31,6 +32,17 @@ def check_architecture(model: DictConfig, layout: Parallelism, *, transformer_en
     """Raise ConfigError where the model cannot be divided over the parallel sizes, or has what its layers here do not compute."""
     if model.get("mcore_gpt") is False:
         raise ConfigError("model.mcore_gpt=False: only Megatron-Core models are supported")
+    family = named_family(model)
+    if family.wide_qk_norm and layout.tensor > 1:
+        raise ConfigError(
+            f"model.tensor_model_parallel_size={layout.tensor}: an {family.model_type} model normalizes queries and keys over all heads, "
+            "which tensor parallelism would share out; write 1, and spread it over pipeline stages"
+        )
+    if family.post_norm and transformer_engine:
+        raise ConfigError(
+            f"the norms of a {family.model_type} model come after attention and MLP, where TransformerEngine's layers have none; "
+            "train it where TransformerEngine is not installed"
+        )
     if not transformer_engine:
         if model.get("window_size") is not None:
             raise ConfigError(

@@ -42,6 +42,8 @@ OWN: dict[str, dict[str, Any]] = {
     "qwen2": {"use_sliding_window": False},
     "qwen3": {"head_dim": 16},
     "phi3": {"sliding_window": 230},
+    "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6, "logits_scaling": 4.0},
+    "olmo2": {},
 }
 WINDOWS = {"mistral": 220, "phi3": 230}
 

@@ -82,6 +82,15 @@ def test_a_plan_asks_for_what_was_configured(
     assert model.masked_softmax_fusion == machine.transformer_engine
 
 
+@pytest.mark.parametrize(
+    ("tensor", "scheme", "wanted"), [(1, FULL, "distributed_fused_adam"), (2, FULL, "mcore_distributed_optim"), (2, LORA, "adamw")]
+)
+def test_norms_of_queries_and_keys_need_an_optimizer_that_adds_them_up(tensor: int, scheme: str, wanted: str) -> None:
+    arguments = [f"model.tensor_model_parallel_size={tensor}", f"model.peft.peft_scheme={scheme}"]
+    base = OmegaConf.create({"qk_layernorm": True, "tokenizer": {"library": "sentencepiece"}})
+    assert model_config(base, config.compose(arguments), NVIDIA).optim.name == wanted
+
+
 def test_o2_with_an_optimizer_that_has_no_masters_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"write model\.optim\.name=mcore_distributed_optim"):
         check_optimizer("adamw", o2=True)

@@ -33,10 +33,17 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Linear or Llama 3's, with a ``rope_type``; None for plain rotary embeddings."""
     tie_word_embeddings: bool = False
     dtype: str = "float32"
+    embedding_multiplier: float = 1.0
+    """Of the embedding's output."""
+    attention_multiplier: float | None = None
+    """Of the scores of queries and keys; None for one over the root of the head's size."""
+    residual_multiplier: float = 1.0
+    """Of what each attention and each MLP adds."""
+    logits_divisor: float = 1.0
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
-    """One model family. All of them are pre-norm decoders with RMSNorm, rotary embeddings, grouped queries and SwiGLU.
+    """One model family. All of them are decoders with RMSNorm, rotary embeddings, grouped queries and SwiGLU.
 
     A subclass overrides what its family has beyond that.
     """
@@ -54,7 +61,11 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     qkv_bias: bool = False
     """Whether the projections to queries, keys and values have biases."""
     qk_norm: bool = False
-    """Whether queries and keys are normalized, head by head, before they are rotated."""
+    """Whether queries and keys are normalized before they are rotated."""
+    wide_qk_norm: bool = False
+    """Whether that is done over all heads at once, not head by head."""
+    post_norm: bool = False
+    """Whether norms come after attention and MLP, and none before them."""
     gguf: str | None = None
     """llama.cpp's name of the architecture; None where its layers cannot be written under one."""
     fused: bool = False
@@ -71,6 +82,16 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         del config
         return None
 
+    def multipliers(self, config: Mapping[str, Any]) -> dict[str, float]:
+        """What ``config`` says of ModelConfig's multipliers."""
+        del config
+        return {}
+
+    def own_keys(self, config: ModelConfig) -> dict[str, Any]:
+        """What an exported ``config.json`` has beside ``written`` and what all families have."""
+        del config
+        return {}
+
     def tensors(self, config: ModelConfig) -> dict[str, Shape]:
         """Every tensor of a checkpoint by name, with its shape; ``lm_head.weight`` only where it is not tied."""
         found = {"model.embed_tokens.weight": (config.vocab_size, config.hidden_size), "model.norm.weight": (config.hidden_size,)}
@@ -83,20 +104,23 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     def _layer(self, config: ModelConfig) -> Iterator[tuple[str, Shape]]:
         hidden, ffn, size = config.hidden_size, config.intermediate_size, config.head_dim
         queries, keys = config.num_attention_heads * size, config.num_key_value_heads * size
-        yield "input_layernorm.weight", (hidden,)
+        if not self.post_norm:
+            yield "input_layernorm.weight", (hidden,)
         rows = {"qkv": queries + 2 * keys} if self.fused else {"q": queries, "k": keys, "v": keys}
         for name, count in rows.items():
             yield f"self_attn.{name}_proj.weight", (count, hidden)
             if self.qkv_bias:
                 yield f"self_attn.{name}_proj.bias", (count,)
         if self.qk_norm:
-            yield "self_attn.q_norm.weight", (size,)
-            yield "self_attn.k_norm.weight", (size,)
+            yield "self_attn.q_norm.weight", (queries if self.wide_qk_norm else size,)
+            yield "self_attn.k_norm.weight", (keys if self.wide_qk_norm else size,)
         yield "self_attn.o_proj.weight", (hidden, queries)
         yield "post_attention_layernorm.weight", (hidden,)
         for name, count in {"gate_up": 2 * ffn}.items() if self.fused else {"gate": ffn, "up": ffn}.items():
             yield f"mlp.{name}_proj.weight", (count, hidden)
         yield "mlp.down_proj.weight", (hidden, ffn)
+        if self.post_norm:
+            yield "post_feedforward_layernorm.weight", (hidden,)
 
 
 class WindowedFamily(Family, frozen=True, kw_only=True):
