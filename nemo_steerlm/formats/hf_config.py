@@ -159,7 +159,7 @@ def named_family(cfg: Any) -> Family:
     return FAMILIES.get(cfg.get(FAMILY_KEY) or "llama", FAMILIES["llama"])
 
 
-def multipliers(cfg: Any) -> dict[str, float]:
+def multipliers(cfg: Any) -> dict[str, Any]:
     """Those of ModelConfig that a NeMo ``model`` config has."""
     return {field: cfg.get(key) for field, key in MULTIPLIERS.items() if cfg.get(key) is not None}
 

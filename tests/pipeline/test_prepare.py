@@ -105,7 +105,7 @@ def test_a_nemo_as_base(tmp_path, unpacked):
     write(tmp_path / "t.jsonl", [record(f"text {n}", LABEL) for n in range(4)])
     source = {"records": {"train": "t.jsonl", "validation": "t.jsonl"}}
     training = {"globalBatchSize": 2}
-    model = {"base": base.name, "maxSequenceLength": 128}
+    model = {"base": base.name, "maxSequenceLength": 512}
     found, _ = prepare(tmp_path, {"preset": "helpsteer"}, source, model=model, trainValue=training)
     assert len(found["value_train"]) == 4
     assert (tmp_path / "work/prepare/tokenizer/tokenizer.model").read_bytes() == (tmp_path / "tokenizer/tokenizer.model").read_bytes()

@@ -82,7 +82,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         del config
         return None
 
-    def multipliers(self, config: Mapping[str, Any]) -> dict[str, float]:
+    def multipliers(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """What ``config`` says of ModelConfig's multipliers."""
         del config
         return {}
