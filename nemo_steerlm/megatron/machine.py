@@ -24,9 +24,6 @@ _ON_CPU: dict[str, Any] = {
 }
 """What a model without CUDA cannot be built without."""
 
-MASTERS_ON_CPU = "masters_on_cpu"
-"""This project's key: weights in bf16 and their masters in fp32 without CUDA as well. Slow there, and the numbers of GPUs."""
-
 _ON_CUDA: dict[str, Any] = {"use_cpu_initialization": False, "batch_p2p_comm": True}
 
 _TRANSFORMER_ENGINE: dict[str, Any] = {
@@ -47,7 +44,7 @@ _LOCAL_LAYERS: dict[str, Any] = {
 }
 """What goes with Megatron-Core's own layers, where TransformerEngine is missing."""
 
-_OF_THE_MACHINE = (MASTERS_ON_CPU, *_ON_CPU.keys() - {"precision"}, *_ON_CUDA, *_TRANSFORMER_ENGINE)
+_OF_THE_MACHINE = (*_ON_CPU.keys() - {"precision"}, *_ON_CUDA, *_TRANSFORMER_ENGINE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,8 +66,6 @@ def fitted(cfg: DictConfig, machine: Machine) -> DictConfig:
     cfg = cfg.copy()
     with open_dict(cfg):
         cfg.update(_ON_CUDA if machine.cuda else _ON_CPU)
-        if cfg.get(MASTERS_ON_CPU) and not machine.cuda:
-            cfg.precision, cfg.megatron_amp_O2 = "bf16", True
         if not machine.apex:
             cfg.gradient_accumulation_fusion = False  # a kernel of apex's
         if machine.transformer_engine:

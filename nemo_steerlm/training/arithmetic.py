@@ -12,7 +12,7 @@ import logging
 from omegaconf import DictConfig, open_dict
 
 from nemo_steerlm.core.errors import ConfigError, nearest, shown
-from nemo_steerlm.megatron.machine import MASTERS_ON_CPU, Machine
+from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.training.memory import MCORE
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,6 @@ def choose(model: DictConfig, precision: object, machine: Machine) -> None:
     bf16 = precision_of(precision) == "bf16"
     check_optimizer(model.optim.name, o2=bool(model.megatron_amp_O2))
     adapters = model.peft.peft_scheme not in (None, "none")
-    asked_for_masters = bf16 and bool(model.megatron_amp_O2) and model.optim.name == MCORE and not machine.cuda
     name = _available(model.optim.name, adapters=adapters, machine=machine)
     if name in FROM_APEX and model.get("qk_layernorm") and model.tensor_model_parallel_size > 1 and not adapters:
         name = MCORE  # which adds up what each rank's heads say of the norms that they share
@@ -55,8 +54,6 @@ def choose(model: DictConfig, precision: object, machine: Machine) -> None:
     with open_dict(model):
         model.precision = "bf16" if bf16 else "32"
         model.optim.name = name
-        if asked_for_masters and not adapters:
-            model[MASTERS_ON_CPU] = True
         # NeMo's O2 would make adapters bf16 as well: ``lora.add`` keeps the base in bf16 by itself.
         masters = name == MCORE or model.megatron_amp_O2
         model.megatron_amp_O2 = bool(machine.cuda and bf16 and masters and not adapters)

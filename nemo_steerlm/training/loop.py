@@ -79,7 +79,7 @@ class Training:
                 lora.learn_markers(self.model, plan.random_markers)
             if str(cfg.precision) == "bf16":
                 lora.freeze_in(self.model, torch.bfloat16)
-        self.model.bf16_products = not cfg.megatron_amp_O2 and _bf16_products(precision_of(plan.cfg.trainer.precision))
+        self.model.bf16_products = _bf16_products(precision_of(plan.cfg.trainer.precision))
         optimizer.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1
         shared: dict[str, Any] = {"pad_id": _pad_id(self.model), "multiple_of": self._width_multiple(), "same_length": pipeline}
