@@ -207,7 +207,7 @@ class Training:
             seed = dropout_seed(self.plan.cfg.model.seed, step, *place)
             torch.manual_seed(seed)
             # Megatron-Core adds the tensor-parallel rank where ranks hold different parts, and only there.
-            tensor_parallel.model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
+            tensor_parallel.model_parallel_cuda_manual_seed(seed)
 
     def _validate(self) -> bool:
         """Whether what is monitored is better than it was."""
