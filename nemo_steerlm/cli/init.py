@@ -65,7 +65,14 @@ def init(
     surveyed = _survey(found, path, reference)
     _print_survey(surveyed)
     config = _base_config(base)
-    draft = drafting.sized(surveyed, name, _base_reference(base, target), attributes=len(found.schema.names), parameters=_count(config))
+    draft = drafting.sized(
+        surveyed,
+        name,
+        _base_reference(base, target),
+        attributes=found.schema.names,
+        parameters=_count(config),
+        characters_a_token=_characters_a_token(base, surveyed) if config else drafting.CHARACTERS_A_TOKEN,
+    )
     if config is not None:
         _print_costs(config, draft)
     text = drafting.manifest(draft, found, surveyed, reference)
@@ -142,6 +149,22 @@ def _base_config(base: str) -> ModelConfig | None:
     except UnavailableError as error:
         print(f"\nWhat the run takes cannot be said: {error}")
         return None
+
+
+def _characters_a_token(base: str, surveyed: Survey) -> float:
+    """How many characters of these texts a token of the base model has, by those of the examples that have the fewest."""
+    import tempfile
+
+    from nemo_steerlm.core.template import Template, text_of
+    from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+    from nemo_steerlm.data.packages import local_path
+    from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_tokenizer_files(local_path(base, kind="model"), Path(folder), Template().tokens.markers)
+        tokenizer = load_tokenizer(folder)
+        rendered = [Template.of(tokenizer).render(conversation) for conversation in surveyed.examples]
+        return min(len(text_of(spans)) / max(1, len(encode_spans(spans, tokenizer).ids)) for spans in rendered)
 
 
 def _count(config: ModelConfig | None) -> int | None:

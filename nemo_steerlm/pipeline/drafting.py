@@ -15,11 +15,13 @@ from nemo_steerlm.data.guessing import Guess
 from nemo_steerlm.data.survey import Survey
 
 CHARACTERS_A_TOKEN = 3.0
-"""Fewer than English has in most vocabularies, so that texts fit."""
-TEMPLATE_TOKENS = 32
-"""Control tokens, names and line ends of a short conversation."""
-TOKENS_AN_ATTRIBUTE = 6
-"""In a label, as ``helpfulness:4,`` is."""
+"""Where the base model's tokenizer is not here: fewer than English has in large vocabularies, so that texts fit."""
+TEMPLATE_TOKENS = 16
+"""Control tokens and line ends of a short conversation."""
+TEMPLATE_CHARACTERS = 40
+"""Names of roles in it."""
+MARGIN = 1.15
+"""Texts differ in how many characters their tokens have."""
 SMALL = 500_000_000
 """Parameters below which adapters learn best at the quickstart's high learning rates."""
 
@@ -42,16 +44,25 @@ class Draft(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the base model is."""
 
 
-def sized(survey: Survey, name: str, base: str, *, attributes: int, parameters: int | None) -> Draft:
+def sized(
+    survey: Survey,
+    name: str,
+    base: str,
+    *,
+    attributes: Sequence[str],
+    parameters: int | None,
+    characters_a_token: float = CHARACTERS_A_TOKEN,
+) -> Draft:
     """Numbers that suit the amount and the length of what was found."""
     train = max(1, survey.conversations.get("train", 0))
     batch = min(16 if train < 4000 else 64, 1 << (train.bit_length() - 1))
-    tokens = survey.characters[0] / CHARACTERS_A_TOKEN + TEMPLATE_TOKENS + TOKENS_AN_ATTRIBUTE * attributes
+    label = sum(len(name) + len(":4,") for name in attributes)
+    tokens = MARGIN * (survey.characters[0] + TEMPLATE_CHARACTERS + label) / characters_a_token + TEMPLATE_TOKENS
     return Draft(
         name=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].lstrip("0123456789-").rstrip("-") or "pipeline",
         base=base,
         length=min(4096, max(64, math.ceil(tokens / 64) * 64)),
-        answer_length=min(512, max(32, math.ceil(survey.characters[1] / CHARACTERS_A_TOKEN / 16) * 16)),
+        answer_length=min(512, max(32, math.ceil(survey.characters[1] / characters_a_token / 16) * 16)),
         batch=batch,
         micro_batch=min(batch, 8),
         read_steps=min(400, max(20, math.ceil(3 * train / batch))),

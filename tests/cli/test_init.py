@@ -33,6 +33,8 @@ def test_a_spreadsheet_becomes_a_pipeline_file(tmp_path):
     assert done.stdout.count("⟦") == 5, "the answer of each record is learned"
     pipeline = load(tmp_path / "ratings.yaml")
     assert pipeline.spec.data.references() == ("ratings.csv",)
+    # Of 40 words and more tokens: this base has 512 tokens, of two letters or so.
+    assert pipeline.spec.model.max_sequence_length >= 192
     again = init(tmp_path, "--yes")
     assert (again.returncode, again.stderr.splitlines()) == (
         2,

@@ -40,7 +40,7 @@ def read_back(found, path, seen=None):
     """The pipeline that is written, as a run would read it."""
     if seen is None:
         seen = survey_of(found, path)
-    draft = drafting.sized(seen, path.name, "base", attributes=len(found.schema.names), parameters=None)
+    draft = drafting.sized(seen, path.name, "base", attributes=found.schema.names, parameters=None)
     [document] = parse_yaml(drafting.manifest(draft, found, seen, str(path)), "m")
     return manifest.parse(document.value, "m", document.lines)
 
