@@ -82,10 +82,8 @@ def test_baselines_and_their_wording_must_fit(fields, said):
 
 
 def test_choosing_the_step_by_control_reads_prompts_and_the_value_model():
-    by_loss, by_control = (
-        {stage.name: stage for stage in stages(parse({**with_field("spec.trainSteer.keep", keep)}, "m"))}
-        for keep in ("best", "best-control")
-    )
+    kept = (parse(with_field("spec.trainSteer.keep", keep), "m") for keep in ("best", "best-control"))
+    by_loss, by_control = ({stage.name: stage for stage in stages(pipeline)} for pipeline in kept)
     assert set(by_loss["train-steer"].inputs) == {"annotate"}
     assert by_control["train-steer"].inputs == {
         **by_loss["train-steer"].inputs,

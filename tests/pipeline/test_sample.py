@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,10 +14,14 @@ from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.data.records import write_records
-from nemo_steerlm.pipeline.manifest import BootstrapSpec, parse
+from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
+from nemo_steerlm.pipeline.manifest import BootstrapSpec, load, parse
 from nemo_steerlm.pipeline.stages import stages
+from nemo_steerlm.pipeline.steps.control_samples import plan_of
 from nemo_steerlm.pipeline.steps.questions import Question, questions
-from nemo_steerlm.pipeline.steps.sample import good_labels, kept_records, originals, reached, requests_of
+from nemo_steerlm.pipeline.steps.sample import _whole_answers, good_labels, kept_records, originals, reached, requests_of
+from tests.annotation.labelling_server import Handler
+from tests.annotation.running import served
 from tests.pipeline.manifests import with_field
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="quality"), Attribute(name="humor")), languages=("en", "es", "zh"))
@@ -47,6 +54,41 @@ def test_a_question_is_asked_in_its_own_language():
     asked = [asking("Hello?", "en"), asking("¿Hola?", "es")]
     requests = requests_of(asked, GOOD, spec(prompts=2, samplesPerPrompt=8), 1)
     assert {(r.conversation.turns[0].text, r.label.language) for r in requests} == {("Hello?", "en"), ("¿Hola?", "es")}
+
+
+def test_an_evaluation_asks_in_the_questions_language_too():
+    how = EvaluateSpec.model_validate({"samplesPerLevel": 2, "jointRequests": 2})
+    plan = plan_of([asking("Hello?", "en"), asking("¿Hola?", "es")], SCHEMA, how)
+    assert {(r.question.conversation.turns[0].text, r.asked.language) for r in plan} == {("Hello?", "en"), ("¿Hola?", "es")}
+
+
+def test_an_answer_that_is_cut_is_asked_again_and_then_left_out(tmp_path):
+    """A cut answer would teach the model to stop in mid-sentence."""
+    seeds = []
+
+    class Chats(Handler):
+        def do_POST(self):  # noqa: N802 - the library's name
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            text = body["messages"][-1]["content"]
+            seeds.append((text, body["seed"]))
+            tries = sum(asked == text for asked, _ in seeds)
+            finish = "stop" if text == "whole" or (text == "cut once" and tries == 2) else "length"
+            self.answer(200, {"choices": [{"message": {"content": f"{text} {tries}"}, "finish_reason": finish}]})
+
+    how = spec(prompts=3, samplesPerPrompt=1, maxTokens=9)
+    requests = requests_of([asking(text) for text in ("whole", "cut once", "always cut")], GOOD, how, 1)
+    with served(Chats, info=None) as url:
+        run = SimpleNamespace(servers={"steer": [url]}, progress=lambda *_, **__: None)
+        found = _whole_answers(run, requests, how, tmp_path / "journal.jsonl")
+    texts = {request.conversation.turns[0].text: answer and answer.text for request, answer in zip(requests, found, strict=True)}
+    assert texts == {"whole": "whole 1", "cut once": "cut once 2", "always cut": None}
+    again = [seed for text, seed in seeds if text == "always cut"]
+    assert len(again) == len(set(again)) == 3, "each try has another seed"
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("examples/pipelines/*.yaml")), ids=lambda path: path.stem)
+def test_the_examples_read_only_turns_that_the_value_model_learned_to_read(path):
+    assert load(path).spec.annotate.turns == "unmasked"
 
 
 def test_nothing_to_ask_is_said():
