@@ -1,11 +1,14 @@
-"""A server's app in this process: everything but its sockets."""
+"""A server's app in this process: with a client of the app itself, or behind a socket."""
 
 from __future__ import annotations
 
 import contextlib
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import uvicorn
 from starlette.testclient import TestClient
 
 from nemo_steerlm.core.labels import Label
@@ -29,3 +32,23 @@ def served(model: Model, *, reader: Model | None = None, defaults: Label | None 
         service.reader = Service(reader, Settings(name="reader"))
     with TestClient(create_app(service), base_url="http://127.0.0.1") as client:
         yield client
+
+
+@contextlib.contextmanager
+def listening(model: Model, *, reader: Model | None = None) -> Iterator[str]:
+    """The same behind a real socket of this process. Yields its address."""
+    service = Service(model, Settings(name="writer"))
+    if reader is not None:
+        service.reader = Service(reader, Settings(name="reader"))
+    server = uvicorn.Server(uvicorn.Config(create_app(service), host="127.0.0.1", port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while not server.started:
+            assert time.monotonic() < deadline, "the server does not start"
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
