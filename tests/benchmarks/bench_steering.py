@@ -1,4 +1,4 @@
-"""What strength and the best of several cost: a lone client's answers with and without them, over HTTP, the value model in the same process."""
+"""What strength and the best of several cost: one client's answers with and without them, the value model in the same process."""
 
 from __future__ import annotations
 
