@@ -15,7 +15,7 @@ PATH = "/page"
 
 _TYPES = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _INDEX, _LOGIN = "index.html", "login.html"
-_SCRIPTS = ("answer", "api", "attributes", "chat", "compare", "controls", "dom", "main", "presets", "reading", "sampling")
+_SCRIPTS = ("answer", "api", "attributes", "chat", "compare", "controls", "dom", "main", "presets", "reading", "sampling", "support")
 _FILES = ("page.css", *(f"{name}.js" for name in _SCRIPTS))
 
 OPEN_PATHS = frozenset({"/", PATH, *(f"{PATH}/{name}" for name in ("", "key", *_FILES))})
