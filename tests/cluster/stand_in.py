@@ -15,6 +15,7 @@ Play = dict[str, Any]
 """``exit`` and ``message`` of a process, or ``waiting`` with a reason, or ``running``; empty ``phase``s are a real kubelet's business."""
 DONE = {"exit": 0, "message": json.dumps({"cached": False, "inputHash": "a" * 64, "metrics": {"loss": 1.5}})}
 CACHED = {"exit": 0, "message": json.dumps({"cached": True, "inputHash": "c" * 64, "metrics": {}})}
+EVALUATED = {"exit": 0, "message": json.dumps({"cached": False, "inputHash": "b" * 64, "metrics": {"best": "bootstrap-1-train"}})}
 RUNNING: Play = {"running": True}
 SERVER_COMPONENTS = ("server", "serve")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.cluster.pipelines import TWO_NODES
-from tests.cluster.stand_in import CACHED, DONE, RUNNING, component_of, index_of, job_of, stage_of
+from tests.cluster.stand_in import CACHED, DONE, EVALUATED, RUNNING, component_of, index_of, job_of, stage_of
 
 
 @pytest.mark.usefixtures("operator")
@@ -102,7 +102,7 @@ def test_shards_start_with_one_ready_server_and_only_their_pods_reach_the_server
     assert [(peer.namespace_selector, peer.ip_block) for peer in rule._from] == [(None, None)]
     assert pipelines.selected(rule._from[0].pod_selector) == set(pods)
     assert [port.port for port in rule.ports] == [8000]
-    assert {port.port for rule in policies["p-server-network"].egress for port in rule.ports} == {53}
+    assert {port.port for rule in policies["p-server-network"].egress for port in rule.ports} == {53, 5353}
 
 
 @pytest.mark.usefixtures("operator")
@@ -122,7 +122,7 @@ def test_scaling_makes_servers_come_and_go_while_shards_run(pipelines, kubelet):
 
 @pytest.mark.usefixtures("operator")
 def test_bootstrap_rounds_sample_label_and_train_again(pipelines, kubelet):
-    node = kubelet()
+    node = kubelet(lambda pod: EVALUATED if stage_of(pod) == "evaluate" else DONE)
     pipelines.create(bootstrap={"rounds": 2, "requireAny": True}, serve={"enabled": True, "insecure": True})
     rounds = set()
     end = pipelines.until(lambda s: rounds.add(s.status.get("round")) or (s.holds("Complete") and s.holds("Serving")))
@@ -280,7 +280,7 @@ def test_deleting_leaves_only_the_retained_claim(pipelines, kubelet):
     kubelet(lambda pod: None if job_of(pod) == "p-evaluate-1" else DONE)
     pipelines.create(annotate={"shards": 2}, trainValue=TWO_NODES)
     # Whichever the operator sees first: that the pod is there, or that the scheduler finds no node for it.
-    pipelines.until(lambda s: s.stages.get("evaluate", {}).get("reason") in ("PodsStarting", "Unschedulable"))
+    pipelines.until(lambda s: s.stages.get("evaluate", {}).get("reason") in ("PodsStarting", "Unschedulable", "ClaimUnbound"))
     pipelines.delete()
     for listing in (pipelines.batch.list_namespaced_job, pipelines.apps.list_namespaced_deployment, pipelines.core.list_namespaced_service):
         pipelines.until_gone(listing, label_selector="steerlm.dev/pipeline=p")
