@@ -6,14 +6,19 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import httpx
+
+WAIT = 280.0
+"""Seconds until a wait is given up: as long as the whole test may take, so that a slow machine is only slow."""
 
 
 class Server(NamedTuple):
@@ -23,7 +28,7 @@ class Server(NamedTuple):
     url: str
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=60)
+        return httpx.Client(base_url=self.url, timeout=WAIT)
 
 
 @contextlib.contextmanager
@@ -49,9 +54,25 @@ def running(
             yield Server(process, json.loads(line)["url"])
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
-                assert process.wait(30) == 0
+                assert process.wait(WAIT) == 0
         finally:
             if process.poll() is None:
                 process.kill()
             process.wait()
             process.stdout.close()
+
+
+@contextlib.contextmanager
+def connected(server: Server, sent: bytes = b"") -> Iterator[socket.socket]:
+    """A connection on which ``sent`` has gone."""
+    address = httpx.URL(server.url)
+    with socket.create_connection((address.host, address.port), timeout=WAIT) as connection:
+        connection.sendall(sent)
+        yield connection
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for ``condition``."""
+    deadline = time.monotonic() + WAIT
+    while not condition():
+        assert time.monotonic() < deadline, "condition not met in time"

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from tests.conftest import EXAMPLE
-from tests.serving.servers import running
+from tests.serving.servers import WAIT, running
 
 TOKEN = "a-token-of-24-characters"
 
@@ -26,7 +26,7 @@ def guarded(steer_folder):
 
 
 def asked(server, authorization: str | None) -> httpx.Response:
-    return httpx.get(f"{server.url}/v1/models", headers={} if authorization is None else {"Authorization": authorization}, timeout=60)
+    return httpx.get(f"{server.url}/v1/models", headers={} if authorization is None else {"Authorization": authorization}, timeout=WAIT)
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER", "bEaReR"])
@@ -52,7 +52,7 @@ def test_anything_but_the_token_is_a_401(guarded, authorization):
 def listening(steer_folder, *options: str, command: tuple[str, ...] = ("-m", "nemo_steerlm.cli.main", "serve"), **variables: str):
     environment = {name: value for name, value in os.environ.items() if name != "STEERLM_API_KEY"} | variables
     arguments = [sys.executable, *command, *([str(steer_folder)] if command[0] == "-m" else []), *options]
-    return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    return subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=WAIT, check=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::"])
@@ -75,7 +75,7 @@ def test_who_means_it_says_so_and_the_log_repeats_it(steer_folder, tmp_path, mon
     monkeypatch.delenv("STEERLM_API_KEY", raising=False)
     log = tmp_path / "log"
     with running(steer_folder, "--host", "0.0.0.0", "--insecure", "--no-page", log=log) as server:
-        assert httpx.get(server.url.replace("0.0.0.0", "127.0.0.1") + "/v1/models", timeout=60).status_code == 200
+        assert httpx.get(server.url.replace("0.0.0.0", "127.0.0.1") + "/v1/models", timeout=WAIT).status_code == 200
     said = [json.loads(line) for line in log.read_text().splitlines()]
     assert any(entry.get("level") == "warning" and "insecure" in entry["message"] for entry in said)
 
@@ -83,7 +83,7 @@ def test_who_means_it_says_so_and_the_log_repeats_it(steer_folder, tmp_path, mon
 def exchange(server, request: bytes) -> bytes:
     """All that the server sends until it closes the connection."""
     address = httpx.URL(server.url)
-    with socket.create_connection((address.host, address.port), timeout=30) as connection:
+    with socket.create_connection((address.host, address.port), timeout=WAIT) as connection:
         connection.sendall(request)
         answer = b""
         while part := connection.recv(65536):

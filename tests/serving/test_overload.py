@@ -8,21 +8,12 @@ import json
 import signal
 import socket
 import threading
-from collections.abc import Iterator
 
 import httpx
 import pytest
 
-from tests.serving.servers import Server, running
-from tests.serving.test_server import LONG, metrics, until
-
-
-@contextlib.contextmanager
-def connected(server: Server, sent: bytes = b"") -> Iterator[socket.socket]:
-    address = httpx.URL(server.url)
-    with socket.create_connection((address.host, address.port), timeout=60) as connection:
-        connection.sendall(sent)
-        yield connection
+from tests.serving.servers import WAIT, connected, running, until
+from tests.serving.test_server import LONG, metrics
 
 
 def post(path: str, body: object, *, length: int | None = None) -> bytes:
@@ -70,10 +61,10 @@ def test_connections_are_bounded_and_those_that_ask_nothing_make_room(steer_fold
     with running(steer_folder, "--no-page", "--max-connections", "8", log=log) as server, contextlib.ExitStack() as idle:
         held = [idle.enter_context(connected(server, b"GET /health/live HTTP/1.1\r\n")) for _ in range(60)]
         for _ in range(3):
-            assert httpx.get(f"{server.url}/health/live").status_code == 200
+            assert httpx.get(f"{server.url}/health/live", timeout=WAIT).status_code == 200
         with contextlib.suppress(ConnectionResetError):  # closed with the half request unread
             assert held[0].recv(1) == b"" or pytest.fail("the oldest is still open")
-        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=60).status_code == 200
+        assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "max_tokens": 1}, timeout=WAIT).status_code == 200
     assert len(entries(log)) < 30
 
 
@@ -114,7 +105,7 @@ def test_who_is_not_answered_by_the_deadline_is_told_so(steer_folder, tmp_path):
         while part := stream.recv(65536):
             told += part
         assert b'"code":"draining"' in told
-        assert server.process.wait(20) == 0
+        assert server.process.wait(WAIT) == 0
     assert not [entry for entry in entries(log) if "traceback" in entry]
 
 

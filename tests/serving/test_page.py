@@ -14,7 +14,7 @@ from playwright.sync_api import Error, expect
 from nemo_steerlm.core.attributes import preset
 from tests.inputs import STORIES
 from tests.serving.browsers import PATIENCE, PHONE, chromium, opened, seen, tab_to, unnamed, watch
-from tests.serving.servers import running
+from tests.serving.servers import WAIT, running
 from tests.serving.tiny_models import model_folder
 
 pytestmark = pytest.mark.browser
@@ -92,7 +92,7 @@ def wait_until_idle(server) -> None:
     """Until the server writes for nobody."""
     deadline = time.monotonic() + PATIENCE / 1000
     while True:
-        told = httpx.get(f"{server.url}/metrics").text
+        told = httpx.get(f"{server.url}/metrics", timeout=WAIT).text
         if "steerlm_running 0.0" in told and "steerlm_waiting 0.0" in told:
             return
         assert time.monotonic() < deadline, told
@@ -100,7 +100,7 @@ def wait_until_idle(server) -> None:
 
 def greedy(server, **attributes: int | str) -> str:
     body = {"messages": [{"role": "user", "content": QUESTION}], "attributes": attributes, "temperature": 0, "max_tokens": 256}
-    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=60).json()["choices"][0]["message"]["content"].strip()
+    return httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=WAIT).json()["choices"][0]["message"]["content"].strip()
 
 
 def test_sliders_change_the_prompt_and_the_answer_is_shown_as_it_comes(page, writer):
@@ -238,7 +238,7 @@ def test_what_goes_wrong_is_said_and_the_question_stays(page, writer):
     page.get_by_label("Text to read").fill(long)
     page.get_by_role("button", name="Read", exact=True).click()
     expect(page.locator("#read-problem")).to_contain_text(re.compile(r"too long: \d+ tokens with labels"))
-    with httpx.Client(timeout=60) as client, client.stream("POST", f"{writer.url}/v1/completions", json=ENDLESS) as answer:
+    with httpx.Client(timeout=WAIT) as client, client.stream("POST", f"{writer.url}/v1/completions", json=ENDLESS) as answer:
         lines = answer.iter_lines()  # kept: the end of the iterator would be the end of the request
         next(lines)
         page.get_by_role("tab", name="Compare").click()

@@ -25,6 +25,7 @@ from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.server import bind
 from nemo_steerlm.serving.service import Service, Settings
 from nemo_steerlm.serving.startup import local_model
+from tests.serving.servers import WAIT
 
 CANARY = "the canary sings in the mine"
 STATIC = Path(nemo_steerlm.serving.__file__).parent / "page" / "static"
@@ -174,7 +175,7 @@ def broken_into(app: App, canary: Path, headers: dict[str, str]) -> list[str]:
     """The requests that got more than they should: the canary, a redirect to elsewhere, or the server to fail."""
     found = []
     host = urlsplit(app.url).netloc
-    connection = http.client.HTTPConnection(host, timeout=60)
+    connection = http.client.HTTPConnection(host, timeout=WAIT)
     for method, path, kind, body in attempts(app, canary):
         connection.request(method, path, body or None, headers | ({"Content-Type": kind} if kind else {}))  # as it is: no path is tidied
         answer = connection.getresponse()
@@ -247,7 +248,7 @@ def test_without_the_token_there_is_a_form_and_nothing_of_the_model(locked_app):
 
 
 def _logged_in(app: App) -> dict[str, str]:
-    answer = httpx.post(f"{app.url}/page/key", data={"key": "sesame"}, headers={"Origin": app.url})
+    answer = httpx.post(f"{app.url}/page/key", data={"key": "sesame"}, headers={"Origin": app.url}, timeout=WAIT)
     assert (answer.status_code, answer.headers["location"]) == (303, "./")
     cookie = answer.headers["set-cookie"]
     assert "HttpOnly" in cookie
