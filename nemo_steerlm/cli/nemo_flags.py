@@ -16,6 +16,7 @@ import yaml
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import ConfigError, UsageError, nearest
+from nemo_steerlm.core.model_info import BASE_LENGTH
 from nemo_steerlm.inference.ranks import rank_of, require_devices
 from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.pipeline.artifacts import served_model
@@ -99,6 +100,7 @@ def serve_with_nemo_flags(arguments: Sequence[str]) -> None:
     flags = read_flags(arguments)
     folder = served_model(Path(str(flags["gpt_model_file"])))
     options = EngineOptions(
+        max_model_len=BASE_LENGTH,  # as upstream, whose clients may send what no training record was as long as
         device="cpu" if flags["trainer.accelerator"] == "cpu" else None,
         tensor=flags["tensor_model_parallel_size"],
         pipeline=flags["pipeline_model_parallel_size"],

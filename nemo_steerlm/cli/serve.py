@@ -12,7 +12,9 @@ import click
 import typer
 
 from nemo_steerlm.core import environment
+from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.labels import Label
+from nemo_steerlm.core.model_info import BASE_LENGTH
 from nemo_steerlm.inference.registry import ENGINE_HELP, ENGINES, EngineOptions
 from nemo_steerlm.pipeline.artifacts import WorkDirectory, served_model
 
@@ -25,6 +27,12 @@ def serve(
     name: str = typer.Option("", help="The model's name in /v1/models; by default its folder's."),
     default: list[str] = typer.Option([], help="Attribute a request gets that does not name it, as quality=4. Repeatable."),
     max_rows: int = typer.Option(32, min=1, help="Rows generated, or conversations scored, at once."),
+    max_model_len: str = typer.Option(
+        "",
+        envvar=environment.MAX_MODEL_LEN,
+        show_envvar=True,
+        help="Tokens of prompt and answer together, or base: all that the model has positions for; by default what it was taught.",
+    ),
     max_waiting: int = typer.Option(1024, min=1, help="Rows that may wait; more are answered 429."),
     max_body_mb: float = typer.Option(8.0, min=0.001, help="Largest request body, in megabytes."),
     read_timeout: float = typer.Option(60.0, min=0.1, help="Seconds in which a request's head must have come, and then its body."),
@@ -68,11 +76,14 @@ def serve(
         cors_origins=tuple(cors_origin),
         log_prompts=log_prompts,
     )
-    command = vllm_command(folder, program=vllm, device=device, more=shlex.split(vllm_options)) if engine == "vllm" else []
+    length = model_length(max_model_len)
+    command = []
+    if engine == "vllm":
+        command = vllm_command(folder, program=vllm, device=device, max_model_len=length, more=shlex.split(vllm_options))
     if print_command and command:
         print(shlex.join([*command, "--port", "PORT"]))
         return
-    options = EngineOptions(max_rows=max_rows, device=device or None)
+    options = EngineOptions(max_rows=max_rows, max_model_len=length, device=device or None)
     add_reader = None
     if page or reader:
         beside = WorkDirectory(model).model("value") if folder != model else None
@@ -81,7 +92,16 @@ def serve(
     with contextlib.ExitStack() as stack:
         if ENGINES[engine].remote:
             url = stack.enter_context(vllm_server(command)) if command else upstream
-            load = functools.partial(remote_model, folder, url, max_waiting=max_waiting)
+            load = functools.partial(remote_model, folder, url, max_waiting=max_waiting, max_model_len=length)
         else:
             load = functools.partial(local_model, folder, options, engine=engine, max_waiting=max_waiting)
         run_server(load, settings, listener, drain_seconds=drain_seconds, prepare=add_reader, page=page)
+
+
+def model_length(text: str) -> int | None:
+    """What ``--max-model-len`` says, as ``ModelInfo.served_length`` takes it. Raises UsageError."""
+    if text in ("", "base"):
+        return BASE_LENGTH if text else None
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise UsageError(f"--max-model-len {text}: write a number of tokens, or base")
+    return int(text)

@@ -13,6 +13,8 @@ from nemo_steerlm.core.errors import UnavailableError
 from nemo_steerlm.core.processes import GRACE_SECONDS, ChildProcess
 
 POLL_SECONDS = 0.5
+ALL_POSITIONS = ("--max-model-len", "base")
+"""Options of a server for a stage: records may be longer than those that its model was taught."""
 
 
 def serve_command(model: Path, *options: str) -> list[str]:

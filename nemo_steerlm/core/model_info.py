@@ -15,6 +15,8 @@ from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.template import ChatTokens, Layout, Template, Vocabulary
 
 FILE_NAME = "steerlm.json"
+BASE_LENGTH = 0
+"""As a wanted length: as many tokens as the model has positions for."""
 
 ModelKind = Literal["value", "steer"]
 """A value model reads attributes (T2V); a steer model writes under them (V2T)."""
@@ -35,6 +37,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Under which labels a steer model was taught, and how often; absent where nobody counted."""
     fingerprint: str = ""
     """Digest of the weights and this description; annotated records name it as ``label_source``."""
+    max_seq_length: int | msgspec.UnsetType = msgspec.UNSET
+    """Tokens to which its training cut records; longer prompts are nothing that it was taught to read."""
+    labelled: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """The speakers most of whose turns had labels in its training records."""
     chat_template: int | msgspec.UnsetType = msgspec.UNSET
     """Version of the chat template beside it, in an exported folder (``formats.chat_template.VERSION``)."""
 
@@ -43,6 +49,22 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if vocabulary is None:
             return Template(tokens=self.tokens, layout=self.layout)
         return Template.of(vocabulary, self.tokens, self.layout)
+
+    def served_length(self, base: int, wanted: int | None = None) -> int:
+        """Tokens that a prompt and its answer may have together.
+
+        Args:
+            base: As many as the model has positions for.
+            wanted: As many as somebody asks for; ``BASE_LENGTH`` for ``base``, None for what the model was taught.
+
+        Raises:
+            UsageError: If more are wanted than there are positions.
+        """
+        if wanted is None:
+            return base if self.max_seq_length is msgspec.UNSET else min(base, self.max_seq_length)
+        if wanted > base:
+            raise UsageError(f"--max-model-len {wanted}: this model has positions for {base} tokens")
+        return base if wanted == BASE_LENGTH else wanted
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON and YAML; ``from_dict`` reads it back."""

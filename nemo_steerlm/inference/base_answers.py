@@ -32,6 +32,7 @@ from nemo_steerlm.inference.blocks import Block, BlockModel
 from nemo_steerlm.inference.causal_model import CausalModel
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.offline import generate
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.megatron.weights import open_weights
 
 ROWS = 32
@@ -82,7 +83,7 @@ class BaseModel:
 
     def answers(self, job: BaseJob, progress: Callable[[int], None]) -> list[BaseAnswer]:
         """The answers to ``job.requests``, in order. ``progress`` gets the number of answers so far."""
-        engine = BatchedEngine(None, self.tokenizer, self.model, max_rows=ROWS)
+        engine = BatchedEngine(None, self.tokenizer, self.model, EngineOptions(max_rows=ROWS))
         requests = []
         for request in job.requests:
             sampling = Sampling(greedy=job.temperature == 0, temperature=job.temperature or 1.0, top_k=job.top_k, seed=request.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -12,8 +13,11 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.inference.sampling import adjust, draw, generator, guide
 from nemo_steerlm.inference.scoring import AttributeScorer
+
+logger = logging.getLogger(__name__)
 
 _PIECE = 128
 """Prompt tokens per forward if their log-probabilities are requested."""
@@ -41,18 +45,23 @@ class BatchedEngine:
 
     info: ModelInfo
 
-    def __init__(self, info: ModelInfo | None, tokenizer: TextTokenizer, model: BlockModel, *, max_rows: int = 32) -> None:
+    def __init__(self, info: ModelInfo | None, tokenizer: TextTokenizer, model: BlockModel, options: EngineOptions) -> None:
         """Wrap a loaded model. One of no ``info``, such as a base model, only generates.
 
         Raises:
             ConfigError: If it is a value model whose labels cannot be scored.
+            UsageError: If ``options`` want it to take more tokens than it has positions for.
         """
         if info is not None:
             self.info = info
         self.tokenizer = tokenizer
-        self.max_rows = max_rows
+        self.max_rows = options.max_rows
         self._model = model
-        self.max_length = model.max_length
+        self.max_length = model.max_length if info is None else info.served_length(model.max_length, options.max_model_len)
+        if self.max_length < model.max_length:
+            logger.info(
+                "takes %d tokens of prompt and answer together; --max-model-len raises it, to %d at most", self.max_length, model.max_length
+            )
         self._scorer = AttributeScorer(model, tokenizer, info) if info is not None and info.kind == "value" else None
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []

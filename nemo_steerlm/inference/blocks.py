@@ -159,7 +159,7 @@ class BlockModel(Protocol):
     """What runs the layers. Only one thread calls it."""
 
     max_length: int
-    """Tokens of prompt and answer together."""
+    """Tokens that it has positions for."""
     forward_cost: int
     """Fixed cost of one forward, in tokens; decides how much of a label is worth guessing."""
 

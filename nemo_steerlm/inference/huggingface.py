@@ -15,15 +15,15 @@ from nemo_steerlm.inference.registry import EngineOptions
 class HuggingFaceEngine(BatchedEngine):
     """See ``Engine``."""
 
-    def __init__(self, folder: Path, *, device: str | None = None, max_rows: int = 32) -> None:
+    def __init__(self, folder: Path, options: EngineOptions | None = None) -> None:
         """Load an exported model.
 
         Raises:
-            UsageError: If ``folder`` is no exported model.
+            UsageError: If ``folder`` is no exported model, or has positions for fewer tokens than ``options`` want.
             ConfigError: If it is a value model whose labels cannot be scored.
         """
-        info = ModelInfo.load(folder)
-        super().__init__(info, load_tokenizer(folder), CausalModel(folder, device=device), max_rows=max_rows)
+        options = options or EngineOptions()
+        super().__init__(ModelInfo.load(folder), load_tokenizer(folder), CausalModel(folder, device=options.device), options)
 
 
 def load_engine(path: Path, options: EngineOptions) -> HuggingFaceEngine:
@@ -34,4 +34,4 @@ def load_engine(path: Path, options: EngineOptions) -> HuggingFaceEngine:
     """
     if max(options.tensor, options.pipeline, options.devices, options.nodes) > 1:
         raise ConfigError(f"{path}: a model folder is served by one process; give the .nemo for tensor and pipeline parallelism")
-    return HuggingFaceEngine(path, device=options.device, max_rows=options.max_rows)
+    return HuggingFaceEngine(path, options)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 class MegatronEngine(BatchedEngine):
     """See ``Engine``. Runs on rank 0, which tells the other ranks what to do."""
 
-    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: ServingModel, ranks: Ranks, *, max_rows: int = 32) -> None:
-        """Raises ConfigError if the labels of a value model cannot be scored."""
-        super().__init__(info, tokenizer, model, max_rows=max_rows)
+    def __init__(self, info: ModelInfo, tokenizer: TextTokenizer, model: ServingModel, ranks: Ranks, options: EngineOptions) -> None:
+        """Raises what BatchedEngine does."""
+        super().__init__(info, tokenizer, model, options)
         self._megatron = model
         self._ranks = ranks
 
@@ -57,31 +57,32 @@ def load_engine(path: Path, options: EngineOptions) -> BatchedEngine:
         pipeline = pipeline if pipeline > 0 else cfg.get("pipeline_model_parallel_size", 1)
     require_devices(devices, nodes, tensor, pipeline)
     if devices * nodes == 1:
-        return _converted(path, max_rows=options.max_rows, device=options.device)
+        return _converted(path, options)
     layout = Parallelism(world_size=devices * nodes, tensor=tensor, pipeline=pipeline)
-    return restore_megatron_engine(path, layout, nodes=nodes, max_rows=options.max_rows)
+    return restore_megatron_engine(path, layout, options)
 
 
-def restore_megatron_engine(path: Path, layout: Parallelism, *, nodes: int = 1, max_rows: int = 32) -> MegatronEngine:
+def restore_megatron_engine(path: Path, layout: Parallelism, options: EngineOptions | None = None) -> MegatronEngine:
     """As ``load_engine``, always with Megatron's layers."""
+    options = options or EngineOptions()
     cfg, tokenizer = nemo_archive(path)
     if cfg.get("steerlm") is None:
         raise UsageError(f"{path}: its config has no steerlm section; is this a model that nemo_steerlm trained?")
     info = ModelInfo.from_dict(OmegaConf.to_container(cfg.steerlm, resolve=True), str(path))
     check_architecture(cfg, layout)
-    ranks = Ranks(devices=layout.world_size // nodes, nodes=nodes)
+    ranks = Ranks(devices=layout.world_size // options.nodes, nodes=options.nodes)
     # NeMo takes seconds to import: the other ranks start first.
     with compat.importing_nemo():
         from nemo_steerlm.inference.megatron_model import load_serving_model
 
-    model = load_serving_model(path, layout, nodes=nodes, failed=ranks.fail)
+    model = load_serving_model(path, layout, nodes=options.nodes, failed=ranks.fail)
     if ranks.rank:
         model.follow()
         raise SystemExit(0)
-    return MegatronEngine(info, tokenizer, model, ranks, max_rows=max_rows)
+    return MegatronEngine(info, tokenizer, model, ranks, options)
 
 
-def _converted(path: Path, *, max_rows: int, device: str | None) -> BatchedEngine:
+def _converted(path: Path, options: EngineOptions) -> BatchedEngine:
     """The embedded engine on ``path``, which a process of its own writes out as a Hugging Face folder."""
     with tempfile.TemporaryDirectory(prefix="steerlm-serve-") as scratch:
         folder = Path(scratch) / path.stem
@@ -92,4 +93,4 @@ def _converted(path: Path, *, max_rows: int, device: str | None) -> BatchedEngin
             if done.returncode == DataError.exit_code:
                 raise DataError(reason)
             raise UsageError(f"{path}: cannot be converted: {reason}")
-        return HuggingFaceEngine(folder, device=device, max_rows=max_rows)
+        return HuggingFaceEngine(folder, options)

@@ -29,19 +29,19 @@ from nemo_steerlm.inference.registry import EngineOptions  # noqa: E402
 class OpenVINOEngine(BatchedEngine):
     """See ``Engine``."""
 
-    def __init__(self, folder: Path, *, max_rows: int = 32) -> None:
+    def __init__(self, folder: Path, options: EngineOptions) -> None:
         """Load and compile an exported model.
 
         Raises:
-            UsageError: If ``folder`` is no exported model.
+            UsageError: If ``folder`` is no exported model, or has positions for fewer tokens than ``options`` want.
             ConfigError: If it is a value model whose labels cannot be scored.
         """
-        super().__init__(ModelInfo.load(folder), load_tokenizer(folder), OpenVINOModel(folder), max_rows=max_rows)
+        super().__init__(ModelInfo.load(folder), load_tokenizer(folder), OpenVINOModel(folder), options)
 
 
 def load_engine(path: Path, options: EngineOptions) -> OpenVINOEngine:
     """See ``registry.Loader``."""
-    return OpenVINOEngine(path, max_rows=options.max_rows)
+    return OpenVINOEngine(path, options)
 
 
 class OpenVINOModel(CausalModel):

@@ -13,6 +13,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
 
     max_rows: int = 32
     """Rows that generate, or conversations that are scored, at once."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together; see ``ModelInfo.served_length``."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:1``; None: CUDA if there is any."""
     tensor: int = 1

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from nemo_steerlm.client.launch import LaunchedServer, serve_command
+from nemo_steerlm.client.launch import ALL_POSITIONS, LaunchedServer, serve_command
 from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UsageError
 from nemo_steerlm.core.processes import ChildProcess, Message
 from nemo_steerlm.pipeline import manifest as manifests
@@ -126,7 +126,10 @@ def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
             for number in range(need.replicas):
                 log = work.log(f"{stage.name}.server-{need.role}-{number}")
                 server = LaunchedServer(
-                    serve_command(model, *threads), name=f"server of {need.stage} (log: {log})", log=log, grace=SERVER_GRACE_SECONDS
+                    serve_command(model, *ALL_POSITIONS, *threads),
+                    name=f"server of {need.stage} (log: {log})",
+                    log=log,
+                    grace=SERVER_GRACE_SECONDS,
                 )
                 started.append((need, stack.enter_context(server)))
         yield [f"{need.role}={server.await_url(need.startup_timeout_seconds)}" for need, server in started]

@@ -44,7 +44,16 @@ class RemoteError(SteerLMError):
 class RemoteModel:
     """See ``Model``."""
 
-    def __init__(self, folder: Path, url: str, *, api_key: str | None = None, max_rows: int = 256, max_waiting: int = 1024) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        url: str,
+        *,
+        api_key: str | None = None,
+        max_rows: int = 256,
+        max_waiting: int = 1024,
+        max_model_len: int | None = None,
+    ) -> None:
         """Connect to the remote server and find out what it can do.
 
         Args:
@@ -53,9 +62,10 @@ class RemoteModel:
             api_key: The remote server's bearer token.
             max_rows: Requests sent at once.
             max_waiting: Requests that may wait before new ones are refused.
+            max_model_len: Tokens of prompt and answer together; see ``ModelInfo.served_length``.
 
         Raises:
-            UsageError: If ``url`` is no address.
+            UsageError: If ``url`` is no address, or the server takes fewer tokens.
             UnavailableError: If nothing answers there.
             ConfigError: If the server refuses the key, or does not answer with token ids.
         """
@@ -79,7 +89,7 @@ class RemoteModel:
         lengths = [length for length in (announced, own) if length]
         if not lengths:
             raise ConfigError(f"{self.url} does not say how long a prompt may be, and neither does {folder / 'config.json'}")
-        self.max_length: int = min(lengths)
+        self.max_length: int = self.info.served_length(min(lengths), max_model_len)
 
     def _check(self, client: httpx.Client) -> bool:
         """Whether the remote server gives log-probabilities of chosen tokens. Raises ConfigError if it gives no token ids."""

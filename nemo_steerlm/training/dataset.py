@@ -35,6 +35,8 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     labels: dict[str, set[int]] = msgspec.field(default_factory=dict)
     """Attribute names with the values seen in learned labels."""
     languages: set[str] = msgspec.field(default_factory=set)
+    speakers: dict[str, list[int]] = msgspec.field(default_factory=dict)
+    """Of each speaker: the turns, and those of them that have labels."""
     spelled: dict[str, dict[int, set[int]]] = msgspec.field(default_factory=dict)
     """Of each attribute: the tokens that its values start with, and the values that start so."""
     attributes: list[str] = msgspec.field(default_factory=list)
@@ -48,6 +50,11 @@ class DatasetInfo(msgspec.Struct, kw_only=True):
     """Records that lost their end to ``max_seq_length``."""
     left_out: int = 0
     """Records of which nothing learned is within ``max_seq_length``."""
+
+    @property
+    def labelled(self) -> tuple[str, ...]:
+        """The speakers most of whose turns have labels."""
+        return tuple(sorted(speaker for speaker, (turns, labels) in self.speakers.items() if 2 * labels > turns))
 
     @property
     def system(self) -> str:
@@ -108,6 +115,8 @@ class Tokenized(NamedTuple):
     system: str
     labels: tuple[tuple[str, int], ...]
     languages: tuple[str, ...]
+    speakers: tuple[tuple[str, bool], ...]
+    """Of each turn: who speaks, and whether it has a label."""
     ids: npt.NDArray[np.int32]
     learned: npt.NDArray[np.bool_]
     values: tuple[ValueToken, ...]
@@ -142,6 +151,7 @@ def tokenize(record: dict[str, Any], where: Where, template: Template, tokenizer
         system=conversation.system,
         labels=labels,
         languages=languages,
+        speakers=tuple((turn.speaker, bool(turn.label)) for turn in conversation.turns),
         ids=np.array(ids[:kept], dtype=np.int32),
         learned=np.array(mask[:kept], dtype=np.bool_),
         values=tuple(values),

@@ -32,7 +32,7 @@ from nemo_steerlm.training.dataset import ChatDataset, DatasetInfo, Tokenized, t
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Raised by hand when the files change."""
 ARRAYS: dict[str, Any] = {
     "ids": np.int32,
@@ -209,6 +209,10 @@ class _Writer:
         info.longest, info.most_learned = max(info.longest, len(record.ids) - 1), max(info.most_learned, learned)
         info.systems[record.system] = info.systems.get(record.system, 0) + 1
         info.languages.update(record.languages)
+        for speaker, has_label in record.speakers:
+            counts = info.speakers.setdefault(speaker, [0, 0])
+            counts[0] += 1
+            counts[1] += has_label
         for name, value in record.labels:
             info.labels.setdefault(name, set()).add(value)
         self._add_values(record)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.serving.model import Delta, Generation
 from nemo_steerlm.serving.scheduler import Scheduler
 from nemo_steerlm.serving.text_stream import AnswerText
@@ -22,7 +23,7 @@ TEXTS = ["Once upon a time", "a", "The little dog was very happy because " * 12,
 
 @pytest.fixture(scope="module")
 def engine(steer_folder):
-    return HuggingFaceEngine(steer_folder, device="cpu")
+    return HuggingFaceEngine(steer_folder, EngineOptions(device="cpu"))
 
 
 def prompts(engine) -> list[tuple[int, ...]]:
@@ -80,7 +81,7 @@ def test_rows_of_a_padded_vocabulary_are_no_tokens(engine, steer_folder, tmp_pat
     config = json.loads((padded / "config.json").read_text())
     (padded / "config.json").write_text(json.dumps(config | {"vocab_size": config["vocab_size"] + 40}))
     requests = [asked(prompt, prompt_logprobs=True, full_logprobs=True) for prompt in prompts(engine)]
-    results = (together(model, requests) for model in (engine, HuggingFaceEngine(padded, device="cpu")))
+    results = (together(model, requests) for model in (engine, HuggingFaceEngine(padded, EngineOptions(device="cpu"))))
     for expected, found in zip(*results, strict=True):
         assert [token.token for token in found] == [token.token for token in expected]
         for one, other in zip(found, expected, strict=True):
@@ -147,7 +148,7 @@ def answered(engine: HuggingFaceEngine, lengths: list[int], first: int = 0) -> l
 
 def test_places_in_a_full_batch_are_given_out_together(steer_folder):
     lengths = [8 + i * 7 % 23 for i in range(64)]
-    engine = WatchedEngine(steer_folder, device="cpu", max_rows=8)
+    engine = WatchedEngine(steer_folder, EngineOptions(device="cpu", max_rows=8))
     assert [len(answer) for answer in answered(engine, lengths)] == lengths
     joins = [joined for joined, _ in engine.steps if joined]
     assert sum(joins) == len(lengths)
@@ -157,6 +158,6 @@ def test_places_in_a_full_batch_are_given_out_together(steer_folder):
 
 
 def test_who_finds_room_joins_those_that_run(steer_folder):
-    engine = WatchedEngine(steer_folder, device="cpu", max_rows=8)
+    engine = WatchedEngine(steer_folder, EngineOptions(device="cpu", max_rows=8))
     answered(engine, [5], first=400)
     assert max(ran for _, ran in engine.steps) == 2

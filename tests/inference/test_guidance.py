@@ -10,6 +10,7 @@ import torch
 from nemo_steerlm.inference.blocks import Block
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.inference.sampling import PLAUSIBLE, guide
 
 STEPS = 8
@@ -17,7 +18,7 @@ STEPS = 8
 
 @pytest.fixture(scope="module")
 def engine(steer_folder):
-    return HuggingFaceEngine(steer_folder, device="cpu")
+    return HuggingFaceEngine(steer_folder, EngineOptions(device="cpu"))
 
 
 def ids(engine, text):

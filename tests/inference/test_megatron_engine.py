@@ -21,6 +21,7 @@ import pytest
 
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.registry import EngineOptions
 from tests.inference.test_scoring import requests
 from tests.inputs import STORIES
 from tests.serving.tiny_models import model_folder, nemo_file, teach_labels
@@ -101,7 +102,7 @@ def value_nemo(folder, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def embedded(folder) -> HuggingFaceEngine:
-    return HuggingFaceEngine(folder, device="cpu")
+    return HuggingFaceEngine(folder, EngineOptions(device="cpu"))
 
 
 SENTENCES = ["Once upon a time", "The little dog was very happy because", "a", "<extra_id_1>User\nHi", "One day, Tim", "She said"]

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, RepetitionPenaltyLogitsProcessor
 
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.inference.sampling import draw, generator, penalize
 
 DRAWS = 1200
@@ -107,7 +108,7 @@ def generated(engine: HuggingFaceEngine, request: GenerationRequest, count: int)
 
 
 def test_penalty_and_least_length_give_what_transformers_generates(steer_folder) -> None:
-    engine = HuggingFaceEngine(steer_folder, device="cpu")
+    engine = HuggingFaceEngine(steer_folder, EngineOptions(device="cpu"))
     model = AutoModelForCausalLM.from_pretrained(steer_folder, torch_dtype=torch.float32).eval()
     prompt = tuple(engine.tokenizer.encode("Once upon a time there was a dog. The dog"))
 

@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.model import Model
 from nemo_steerlm.serving.scheduler import Scheduler
@@ -21,7 +22,7 @@ from nemo_steerlm.serving.service import Service, Settings
 
 def local(folder: Path, **options: int) -> Model:
     """The model in ``folder`` behind its scheduler."""
-    return Scheduler(HuggingFaceEngine(folder, device="cpu", **options))
+    return Scheduler(HuggingFaceEngine(folder, EngineOptions(device="cpu", **options)))
 
 
 @contextlib.contextmanager

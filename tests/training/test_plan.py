@@ -60,6 +60,7 @@ def test_a_plan_knows_steps_intervals_and_what_the_model_will_be(tmp_path: Path,
     assert (found.steps, found.validate_every, found.save_every) == (10, 2, 2)
     assert found.info is not None
     assert (found.info.kind, found.info.attributes.name, found.info.system) == ("value", "oasst", "A chat.\n\n")
+    assert (found.info.max_seq_length, found.info.labelled) == (512, ("Assistant", "User"))
     assert found.stage == "train-value"
     assert found.model_config.num_layers == 5  # the base model's, not the default
 

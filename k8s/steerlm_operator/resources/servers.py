@@ -48,6 +48,8 @@ def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> l
         labels(pipeline, stage, need, attempt),
         need,
         token=pipeline.secrets.servers,
+        # By the environment, which an image of an older version can do without. Records may be longer than those that the model was taught.
+        env={environment.MAX_MODEL_LEN: "base"},
     )
 
 
@@ -97,6 +99,7 @@ def _server(
     token: SecretKeySpec | None,
     page: bool = False,
     upstream: UpstreamSpec | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> list[Object]:
     metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
     args = ["serve", f"{pods.workdir(pipeline)}/{need.stage}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)]  # noqa: S104
@@ -110,6 +113,7 @@ def _server(
         secrets |= {environment.UPSTREAM_KEY: upstream.token} if upstream.token else {}
     process = pods.Process(
         args=args,
+        env=env or {},
         secrets=secrets,
         image=pipeline.images.serve,
         amount=pipeline.amount("servers"),
