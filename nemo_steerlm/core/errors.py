@@ -103,6 +103,8 @@ class ConfigError(SteerLMError):
 
 def shown(value: object, limit: int = 60) -> str:
     """``value`` as an error message quotes it: repr, cut to ``limit`` characters."""
+    if isinstance(value, (str, bytes, list, tuple)):
+        value = value[: limit + 1]  # what is behind would be cut anyway, and may be much
     try:
         text = repr(value)
     except RecursionError:

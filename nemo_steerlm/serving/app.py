@@ -81,6 +81,8 @@ def _add_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         if isinstance(error.__cause__, SteerLMError):
             return await known(request, error.__cause__)
+        if isinstance(error.__cause__, RequestValidationError):
+            return await invalid(request, error.__cause__)
         code = HTTP_CODES.get(error.status_code, "invalid_request")
         return _error(error.status_code, code, str(error.detail), dict(error.headers or {}))
 

@@ -17,6 +17,7 @@ from nemo_steerlm.core.labels import LANGUAGE_KEY
 from nemo_steerlm.core.tokenization import prompt_ids
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.inference.label_plan import LabelPlan, compile_label
+from nemo_steerlm.serving.bodies import BodyRoute
 from nemo_steerlm.serving.errors import ContextLengthError
 from nemo_steerlm.serving.schemas import AttributesBody
 from nemo_steerlm.serving.service import Service
@@ -27,7 +28,7 @@ LEAST = 1e-30
 
 def router(service: Service) -> APIRouter:
     """The route, bound to ``service``."""
-    routes = APIRouter(prefix="/v1", tags=["SteerLM"])
+    routes = APIRouter(prefix="/v1", tags=["SteerLM"], route_class=BodyRoute)
     reader = service if service.scores else service.reader
     scoring = None if reader is None else Scoring(reader)
 

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling
+from nemo_steerlm.serving.bodies import parsed, read_beside
 from nemo_steerlm.serving.model import Generation
 from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.schemas import MOST_STOPS, STOP_CHARACTERS
@@ -97,7 +98,9 @@ def router(service: Service) -> APIRouter:
     @routes.put("/generate", summary="NeMo's own protocol: sentences in, sentences with their continuation out")
     async def generate(request: Request) -> Response:
         try:
-            body = json.loads(await request.body())
+            body = await read_beside(service, parsed, await request.body())
+        except DataError as error:
+            return _reply({"message": str(error)}, 400)
         except (ValueError, RecursionError):
             return _reply({"message": "Failed to decode JSON object"}, 400)
         if not isinstance(body, dict):

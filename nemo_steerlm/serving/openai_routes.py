@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.serving.answer_reading import AnswerReader
+from nemo_steerlm.serving.bodies import BodyRoute
 from nemo_steerlm.serving.chat_completions import ChatCompletions
 from nemo_steerlm.serving.openai import Completions
 from nemo_steerlm.serving.schemas import ChatBody, CompletionBody
@@ -17,7 +18,7 @@ from nemo_steerlm.serving.service import Service
 
 def router(service: Service) -> APIRouter:
     """The routes, bound to ``service``."""
-    routes = APIRouter(prefix="/v1", tags=["OpenAI"])
+    routes = APIRouter(prefix="/v1", tags=["OpenAI"], route_class=BodyRoute)
     reader = AnswerReader(service)
 
     @routes.get("/models", summary="The model, its attribute schema and whether it scores")

@@ -116,7 +116,7 @@ _PART = {
 
 Text = Annotated[str, AfterValidator(_encodable)]
 Stop = Annotated[Text, AfterValidator(_short)]
-StopList = Annotated[list[Stop], BeforeValidator(_stops), Field(max_length=MOST_STOPS)]
+StopList = Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True), BeforeValidator(_stops)]
 # Strict: True is no number, and "2" is none. JSON Schema's whole numbers include 2.0.
 Whole = Annotated[int, BeforeValidator(whole), Strict()]
 Finite = Annotated[float, Strict(), Field(allow_inf_nan=False)]
@@ -138,7 +138,7 @@ Prompt = Annotated[
     WithJsonSchema({"anyOf": [*_TEXTS["anyOf"], {"type": "array", "items": _TEXTS, "minItems": 1, "maxItems": 64}]}),
 ]
 Content = Annotated[str, BeforeValidator(_content), WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": _PART}]})]
-Tokens = Annotated[list[Whole], Field(max_length=128)]
+Tokens = Annotated[list[Whole], Field(max_length=128, fail_fast=True)]
 
 
 class _Body(BaseModel):
@@ -237,7 +237,7 @@ class TemplateArguments(_Body):
 class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1, max_length=10_000)
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
     attributes: LevelsOrNone | None = Field(
         None, description='What to write like, as {"quality": 4, "lang": "en"}; "none": write under no label'
     )
@@ -275,8 +275,8 @@ class AttributesBody(_Body):
     """``POST /v1/attributes``: conversations as JSONL records, or one as chat messages."""
 
     model: Text | None = Field(None, description="A name from GET /v1/models; by default the model that reads")
-    conversations: list[dict[str, Any]] | None = Field(None, min_length=1, max_length=1024)
-    messages: list[Message] | None = Field(None, min_length=1, max_length=10_000)
+    conversations: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)] | None = None
     turns: Literal["unmasked", "all"] = "unmasked"
     labels: list[list[Levels | None]] | None = Field(
         None,

@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
+import anyio
 import msgspec
 from starlette.requests import Request
 
@@ -62,6 +63,8 @@ class Service:
         self.draining = False
         self.in_flight = 0
         """Requests being answered."""
+        self.large_bodies = anyio.CapacityLimiter(1)
+        """Whose turn it is to have a large body read."""
         self.ending = False
         """Whether those that are still being answered are to end now."""
         self._enders: dict[object, Callable[[], None]] = {}
