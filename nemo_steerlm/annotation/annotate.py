@@ -20,7 +20,7 @@ from nemo_steerlm.annotation.progress import Progress
 from nemo_steerlm.annotation.results import ResultWriter, Summary, disk_errors, labelled, require_confidence
 from nemo_steerlm.client.announcement import Announcement
 from nemo_steerlm.client.http import async_client, client_key
-from nemo_steerlm.client.labelling import LabelFormat, Labelling, Turns, advance
+from nemo_steerlm.client.labelling import LabelFormat, Labelling, Turns, advance, taught_turns
 from nemo_steerlm.client.retry import RequestFailed, RetryPolicy
 from nemo_steerlm.client.servers import ServerPool
 from nemo_steerlm.client.signals import run_until_signal
@@ -38,7 +38,10 @@ from nemo_steerlm.data.shard import Shard
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a file is labelled."""
 
-    turns: Turns = "unmasked"
+    turns: Turns | None = None
+    """None: all if the model was taught labels of the user's turns too, else those that are not masked."""
+    turns_unknown: Turns = "unmasked"
+    """What None stands for with a model that does not say which turns had labels."""
     languages: bool = True
     """Whether the language is labelled too, if the schema has languages (upstream: process_lang)."""
     batch_size: int = 1
@@ -177,7 +180,7 @@ class _Run:
             schema=schema if options.languages else msgspec.structs.replace(schema, languages=()),
             # A server that announces nothing is upstream's, and so is its prompt.
             template=info.template() if info else Template(layout="nemo-annotate"),
-            turns=options.turns,
+            turns=options.turns or (info and taught_turns(info)) or options.turns_unknown,
             fingerprint=announced.fingerprint,
             confidence=wants_confidence,
         )

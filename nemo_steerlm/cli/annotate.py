@@ -14,13 +14,22 @@ from nemo_steerlm.cli.preprocess import OnErrorChoice
 if TYPE_CHECKING:
     from nemo_steerlm.annotation.annotate import Options
     from nemo_steerlm.annotation.results import Summary
+    from nemo_steerlm.client.labelling import Turns
 
 
 class TurnsChoice(str, enum.Enum):
     """Which turns are labelled."""
 
+    TAUGHT = "taught"
     UNMASKED = "unmasked"
     ALL = "all"
+
+
+_TURNS = "Turns to label: those whose speaker had labels when the model was trained, those that are not masked, or all."
+
+
+def _turns(choice: TurnsChoice) -> Turns | None:
+    return None if choice is TurnsChoice.TAUGHT else choice.value
 
 
 class ProgressChoice(str, enum.Enum):
@@ -35,7 +44,7 @@ def annotate(
     input_file: Path = typer.Argument(help="Conversations, .jsonl or .jsonl.gz."),
     output_file: Path = typer.Argument(help="The same with predicted labels; rejects are in OUTPUT_FILE.rejected.jsonl."),
     server: list[str] = typer.Option([], help="http://HOST:PORT of a server; give it several times for several."),
-    turns: TurnsChoice = typer.Option(TurnsChoice.UNMASKED, help="Turns to label: those the model learned on, or all."),
+    turns: TurnsChoice = typer.Option(TurnsChoice.TAUGHT, help=_TURNS),
     lang: bool = typer.Option(True, help="Label the language too, if the model has languages."),
     batch_size: int = typer.Option(1, help="Conversations per request."),
     max_in_flight: int = typer.Option(32, help="Requests at once to one server, at most."),
@@ -69,7 +78,7 @@ def annotate(
         finish(merge_shards(input_file, output_file, merge), summary, confusion, attributes)
         return
     options = Options(
-        turns=turns.value,
+        turns=_turns(turns),
         languages=lang,
         batch_size=batch_size,
         max_in_flight=max_in_flight,
@@ -96,7 +105,7 @@ def attribute_annotate(
     port_num: int = typer.Option(1424, "--port_num", "--port-num"),
     process_lang: str = typer.Option("True", "--process_lang", "--process-lang", help="True or False: label the language too."),
     server: list[str] = typer.Option([], help="http://HOST:PORT, instead of host and port; several times for several servers."),
-    turns: TurnsChoice = typer.Option(TurnsChoice.ALL, help="Turns to label: all, as upstream, or those the model learned on."),
+    turns: TurnsChoice = typer.Option(TurnsChoice.TAUGHT, help=f"{_TURNS} Models that do not say it get all labelled, as upstream."),
 ) -> None:
     """Label conversations through inference servers, with the flags and defaults of upstream's attribute_annotate.py.
 
@@ -107,7 +116,7 @@ def attribute_annotate(
 
     if process_lang.lower() not in _WORDS:
         raise UsageError(f"--process_lang {process_lang}: write True or False")
-    options = Options(batch_size=batch_size, languages=_WORDS[process_lang.lower()], turns=turns.value)
+    options = Options(batch_size=batch_size, languages=_WORDS[process_lang.lower()], turns=_turns(turns), turns_unknown="all")
     finish(label_file(input_file_name, output_file_name, server or [f"http://{host}:{port_num}"], options))
 
 

@@ -14,10 +14,19 @@ from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, shown
 from nemo_steerlm.core.labels import LANGUAGE_KEY, Label, join, split
+from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
 
 Turns = Literal["unmasked", "all"]
-"""Which turns are labelled: those of the roles the model learned on, or all (as upstream, masked turns included)."""
+"""Which turns are labelled: those that are not masked, or all (as upstream, masked turns included)."""
+
+
+def taught_turns(info: ModelInfo) -> Turns | None:
+    """The turns that a model expects to have labels: all if the user's had some when it was trained. None where nobody wrote it down."""
+    if info.labelled is msgspec.UNSET:
+        return None
+    return "all" if info.user in info.labelled else "unmasked"
+
 
 UPSTREAM_SAMPLING = {
     "tokens_to_generate": 1,

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from nemo_steerlm.annotation import shards
@@ -62,6 +63,20 @@ def test_a_server_that_announces_nothing_is_spoken_to_as_upstream_does(tmp_path:
     assert text(output) == expected(source, schema="oasst", fingerprint="unknown", every=True)
     assert len(prompts) == 8 * 2 * 13
     assert all(prompt.startswith("<extra_id_0>System\nBe kind.\n\n<extra_id_1>User\n") for prompt in prompts)
+
+
+@pytest.mark.parametrize(
+    ("labelled", "chosen", "every"),
+    [(("Assistant",), {}, False), (("Assistant", "User"), {}, True), (("Assistant", "User"), {"turns": "unmasked"}, False)],
+)
+def test_the_turns_that_had_labels_when_the_model_was_trained_are_labelled(tmp_path: Path, labelled, chosen, every) -> None:
+    """Also by upstream's flags, whose own default is all turns."""
+    source = write_conversations(tmp_path / "in.jsonl", 8)
+    info = msgspec.structs.replace(model_info(), labelled=labelled)
+    with served(Handler, info=info, scores=True) as url:
+        annotate(source, tmp_path / "ours.jsonl", [url], options(**chosen))
+        annotate(source, tmp_path / "upstream.jsonl", [url], options(turns_unknown="all", **chosen))
+    assert text(tmp_path / "ours.jsonl") == text(tmp_path / "upstream.jsonl") == expected(source, every=every)
 
 
 class Faulty(Handler):
