@@ -17,6 +17,7 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, Sampling
 from nemo_steerlm.serving.bodies import parsed, read_beside
 from nemo_steerlm.serving.model import Generation
@@ -128,6 +129,7 @@ async def _generate(service: Service, request: Request, body: Mapping[str, Any])
     if not isinstance(sentences, list) or not sentences or not all(isinstance(s, str) and _encodable(s) for s in sentences):
         return _reply("sentences must be a list of strings", 400)
     try:
+        service = _reached(service, sentences)
         generations = await run_in_threadpool(_generations, service, sentences, options)
     except DataError as error:
         return _reply(str(error), 400)
@@ -142,6 +144,30 @@ async def _generate(service: Service, request: Request, body: Mapping[str, Any])
     await service.within(request, complete())
     # In a thread, and in pieces: a long answer takes a while to write.
     return await run_in_threadpool(lambda: _reply(_answer(service.prompts, [g.request.prompt for g in generations], tokens, options)))
+
+
+def _reached(service: Service, sentences: Sequence[str]) -> Service:
+    """The model that can go on: where a label is to be written, as upstream's annotator asks for, it is the one that reads.
+
+    Raises:
+        DataError: If this server has none, or a request asks for both.
+    """
+    if service.scores:
+        return service
+    asks = {_within_label(sentence, service.model.info.tokens) for sentence in sentences}
+    if asks == {False}:
+        return service
+    if len(asks) > 1:
+        raise DataError("some sentences end within a label and some do not", instead="two models answer them: send two requests")
+    if service.reader is None:
+        where = "ask the server that reads for it" if service.remote_reader else "serve the value model"
+        raise DataError(f"{service.settings.name} writes under labels and does not write labels", instead=where)
+    return service.reader
+
+
+def _within_label(prompt: str, tokens: ChatTokens) -> bool:
+    _, found, label = prompt.rpartition(tokens.label_start)
+    return bool(found) and tokens.end_of_name not in label and tokens.turn_start not in label
 
 
 def _generations(service: Service, sentences: Sequence[str], options: Mapping[str, Any]) -> list[Generation]:

@@ -2,10 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM
 
 from nemo_steerlm.core.tokenization import load_tokenizer
+from nemo_steerlm.inference.registry import EngineOptions
+from nemo_steerlm.serving.app import create_app
+from nemo_steerlm.serving.remote_reader import RemoteReader
+from nemo_steerlm.serving.service import Service, Settings
+from nemo_steerlm.serving.startup import local_model
 
 TEMPERATURE = "temperature must be a positive number less than or equal to 100.0"
 
@@ -118,3 +124,32 @@ def test_full_logprob_only_when_asked_for(put, steer_folder):
     answer = put({"sentences": ["Once"], "tokens_to_generate": 2, "all_probs": True}).json()
     assert len(answer["full_logprob"][0]) == len(answer["token_ids"][0]) - 1
     assert len(answer["full_logprob"][0][0]) == load_tokenizer(steer_folder).vocab_size
+
+
+READ = "<extra_id_0>System\nBe kind.\n<extra_id_1>User\nSay it\n<extra_id_1>Assistant\nthe cat sat\n<extra_id_2>quality:"
+WRITE = "<extra_id_0>System\nBe kind.\n<extra_id_1>User\nSay it\n<extra_id_1>Assistant\n<extra_id_2>quality:4,toxicity:0,humor:3,lang:en\n"
+
+
+def test_a_prompt_is_answered_by_the_model_that_can_go_on(steer_folder, value_folder, value_server):
+    """A server of a pipeline has both; upstream's annotator names none, but ends its prompts where a value is to come."""
+    writer, reader = (Service(local_model(folder, EngineOptions(device="cpu")), Settings()) for folder in (steer_folder, value_folder))
+    options = {"tokens_to_generate": 1, "greedy": True, "compute_logprob": True}
+    with TestClient(create_app(writer)) as client, value_server.client() as value_client:
+
+        def answer(*sentences: str, of=client):
+            return of.put("/generate", json={"sentences": list(sentences), **options})
+
+        refused = answer(READ)
+        assert (refused.status_code, refused.json()) == (
+            400,
+            "steerlm writes under labels and does not write labels; serve the value model",
+        )
+        writer.remote_reader = RemoteReader("http://127.0.0.1:1")
+        assert answer(READ).json().endswith("ask the server that reads for it")
+        writer.reader = reader
+        found, expected = answer(READ).json(), answer(READ, of=value_client).json()
+        assert found["token_ids"] == expected["token_ids"]
+        assert found["logprob"][0] == pytest.approx(expected["logprob"][0], abs=1e-3)
+        assert answer(WRITE).json()["logprob"][0] != pytest.approx(answer(WRITE, of=value_client).json()["logprob"][0], abs=1e-3)
+        both = answer(READ, WRITE)
+        assert (both.status_code, "send two requests" in both.json()) == (400, True)
