@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from nemo_steerlm import __version__
 from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.serving import attributes, generate, openai_routes
-from nemo_steerlm.serving.docs_page import docs_page
+from nemo_steerlm.serving.docs_page import HEADERS, docs_page
 from nemo_steerlm.serving.errors import HTTP_CODES, RETRY_AFTER, error_body, invalid_body, param_of, status_of
 from nemo_steerlm.serving.middleware import FramingMiddleware, RequestMiddleware
 from nemo_steerlm.serving.page import routes as page_routes
@@ -64,7 +64,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
-        return HTMLResponse(docs_page(app.openapi()))
+        return HTMLResponse(docs_page(app.openapi()), headers=HEADERS)
 
 
 def _add_errors(app: FastAPI) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 from typing import Any
@@ -12,6 +14,15 @@ h2 { font-size: 1.1rem; margin: 2rem 0 .3rem } code, pre { font: .85rem/1.5 ui-m
 pre { background: #f4f4f4; padding: .8rem; overflow: auto } .method { color: #06c; font-weight: 600 }
 @media (prefers-color-scheme: dark) { body { color: #ddd; background: #181818 } pre { background: #242424 } .method { color: #7bf } }
 """
+
+_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+HEADERS = {
+    # Nothing but the page's own style: what a description says is shown, whatever it is.
+    "Content-Security-Policy": f"default-src 'none'; style-src 'sha256-{_DIGEST}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def docs_page(schema: dict[str, Any]) -> str:

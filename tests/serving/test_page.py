@@ -302,7 +302,11 @@ def test_on_a_phone_twelve_sliders_come_first_and_stay_in_reach(browser, dozen):
         expect(page.locator("#conversation .assistant .text")).to_be_in_viewport()
         assert page.locator("#conversation .chips li").count() == len(names) + 1
         settings = page.locator("#chat-settings summary").first
+        page.set_viewport_size({"width": 390, "height": 420})  # as with a keyboard on the screen: the conversation scrolls
+        page.evaluate("scrollTo(0, document.body.scrollHeight)")
+        assert page.evaluate("scrollY") > 100
         expect(settings).to_be_in_viewport()
+        expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
         settings.click()
         expect(slider(page, "quality")).to_be_in_viewport()
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

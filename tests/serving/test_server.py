@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import signal
 import socket
@@ -25,7 +27,10 @@ LONG = {"prompt": "Once upon a time", "max_tokens": 400, "min_tokens": 400}
 def test_health_docs_and_metrics(steer_server):
     with steer_server.client() as client:
         assert client.get("/health/live").status_code == client.get("/health/ready").status_code == 200
-        page = client.get("/docs").text
+        docs = client.get("/docs")
+        page, policy = docs.text, docs.headers["content-security-policy"]
+        style = hashlib.sha256(page.partition("<style>")[2].partition("</style>")[0].encode()).digest()
+        assert f"default-src 'none'; style-src 'sha256-{base64.b64encode(style).decode()}';" in policy
         assert "/v1/chat/completions" in page
         assert "http" not in page.replace("http-equiv", ""), "the page loads nothing"
         assert client.get("/nowhere").json()["error"]["code"] == "not_found"
@@ -191,6 +196,7 @@ def brief(case: schemathesis.Case) -> None:
                 case.body = {**case.body, name: 4}
 
 
+@pytest.mark.timeout(900)  # three servers may have to start for it
 def test_malformed_requests_get_no_5xx_and_touch_no_other(steer_server, value_server, front_server, undisturbed):
     """What the document of the API, which all servers have, allows and forbids."""
     document = httpx.get(f"{steer_server.url}/openapi.json", timeout=WAIT).json()
