@@ -2,7 +2,7 @@
 # make test           everything that is checked, as .ci/run does
 # make test-fast      the same without a Kubernetes cluster
 # make test-cluster   the operator on a real control plane and node only
-# make test-engines   every engine on SmolLM2-135M, and a real vLLM
+# make test-engines   every engine on SmolLM2-135M, a real vLLM, and other clients against our server
 # make test-gpu       what only CUDA can show, where there is CUDA; make bench-gpu: speed and memory there
 # make bench          speed, as ratios against a baseline in the same run
 # make mutants        how many small faults in the code the tests notice; see CONTRIBUTING.md
@@ -67,7 +67,7 @@ test-cluster: $(INSTALLED)
 
 # Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache.
 test-engines: $(INSTALLED)
-	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py tests/inference/test_newest_transformers.py
+	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py tests/inference/test_newest_transformers.py tests/serving/test_clients.py
 
 # On a machine with CUDA (tests.gpu.carry fetches what one without network needs); elsewhere they skip.
 test-gpu: $(INSTALLED)
