@@ -11,8 +11,9 @@ import torch
 
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
+from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache, pieces
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
+from nemo_steerlm.inference.memory import free_bytes
 from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.inference.sampling import adjust, draw, generator, guide
 from nemo_steerlm.inference.scoring import AttributeScorer
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 
 _PIECE = 128
 """Prompt tokens per forward if their log-probabilities are requested."""
+_MARGIN = 64
+"""Tokens for which there must be room beside a row's own when it joins, so that rows are not sent back as soon as they have joined."""
 
 
 class _Running:
@@ -38,6 +41,16 @@ class _Running:
         penalty = request.sampling.repetition_penalty
         self.seen = set(request.prompt) if penalty != 1.0 else set()
         self.counts: Counter[int] = Counter()
+
+    @property
+    def rows(self) -> list[_Running]:
+        """Itself and its reference: they choose their tokens together."""
+        return [self] if self.reference is None else [self, self.reference]
+
+    @property
+    def wants_prompt(self) -> bool:
+        """Whether the log-probabilities of its prompt are still to be told."""
+        return self.request.prompt_logprobs and not self.generated
 
 
 class BatchedEngine:
@@ -57,11 +70,13 @@ class BatchedEngine:
         self.tokenizer = tokenizer
         self.max_rows = options.max_rows
         self._model = model
-        self.max_length = model.max_length if info is None else info.served_length(model.max_length, options.max_model_len)
-        if self.max_length < model.max_length:
-            logger.info(
-                "takes %d tokens of prompt and answer together; --max-model-len raises it, to %d at most", self.max_length, model.max_length
-            )
+        self._cache_tokens = options.cache_tokens or free_bytes(options.device) // 2 // model.token_bytes
+        length = model.max_length if info is None else info.served_length(model.max_length, options.max_model_len)
+        self.max_length = min(length, self._cache_tokens)
+        if self.max_length < length:
+            logger.warning("takes %d tokens of prompt and answer together: there is no memory for more", self.max_length)
+        elif length < model.max_length:
+            logger.info("takes %d tokens of prompt and answer together; --max-model-len raises it, to %d at most", length, model.max_length)
         self._scorer = AttributeScorer(model, tokenizer, info) if info is not None and info.kind == "value" else None
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []
@@ -110,12 +125,13 @@ class BatchedEngine:
     def step(self) -> dict[int, NextToken]:
         """See Engine. New rows get their prompts read and their first token in the same step."""
         self._remove()
+        self._send_back()
         tokens: dict[int, NextToken] = {}
         running = self._running
         if running and self._cache is not None:
             block = Block([[r.ids[-1]] for r in running], [len(r.ids) - 1 for r in running])
             tokens |= self._choose(running, self._model.forward(self._cache, block, reads=_last(block)))
-        for group in self._groups():
+        for group in self._groups(self._admitted()):
             cache, scores = self._prefill(group)
             tokens |= self._choose(group, scores)
             if self._cache is None:
@@ -125,37 +141,64 @@ class BatchedEngine:
             self._running = self._running + group
         return tokens
 
-    def _groups(self) -> list[list[_Running]]:
-        """Waiting rows in groups of similar length; rows that request prompt log-probabilities form groups of one."""
-        waiting, self._waiting = sorted(self._waiting, key=lambda r: len(r.ids)), []
+    def _send_back(self) -> None:
+        """Let the rows that came last wait, with what they have generated, where there is no room for one more token of each."""
+        keep = len(self._running)
+        while keep > 1 and keep * (1 + max(len(r.ids) for r in self._running[:keep])) > self._cache_tokens:
+            keep -= 1
+        if keep and self._running[keep - 1].reference is not None:
+            keep += 1 if keep == 1 else -1  # it stays or goes with its reference, which is the next row
+        if keep < len(self._running) and self._cache is not None:
+            back, self._running = self._running[keep:], self._running[:keep]
+            references = {id(row.reference) for row in back}
+            self._waiting = [row for row in back if id(row) not in references] + self._waiting
+            self._cache.select(range(keep))
+
+    def _admitted(self) -> list[_Running]:
+        """The waiting rows, first come, first served, for which there is room beside those that run; one if none runs."""
+        rows, longest = len(self._running), max((len(r.ids) for r in self._running), default=0)
+        count = 0
+        for row in self._waiting:
+            longest = max(longest, *(len(r.ids) for r in row.rows))
+            if rows and (rows + len(row.rows)) * (longest + _MARGIN) > self._cache_tokens:
+                break
+            rows += len(row.rows)
+            count += 1
+        admitted, self._waiting = self._waiting[:count], self._waiting[count:]
+        return admitted
+
+    def _groups(self, admitted: list[_Running]) -> list[list[_Running]]:
+        """Rows in groups of similar length; rows that request prompt log-probabilities form groups of one."""
         groups: list[list[_Running]] = []
         alone: list[list[_Running]] = []
-        for row in waiting:
-            # A row and its reference choose their tokens together.
-            rows = [row] if row.reference is None else [row, row.reference]
-            if row.request.prompt_logprobs:
-                alone.append(rows)
+        for row in sorted(admitted, key=lambda r: len(r.ids)):
+            if row.wants_prompt:
+                alone.append(row.rows)
             elif groups and len(row.ids) <= 1.3 * len(groups[-1][0].ids) + 16:
-                groups[-1] += rows
+                groups[-1] += row.rows
             else:
-                groups.append(rows)
+                groups.append(row.rows)
         return groups + alone
 
     def _prefill(self, rows: list[_Running]) -> tuple[RowCache, torch.Tensor]:
         """Read the prompts. Returns their cache, and the scores of each row's next token [rows, vocabulary]."""
-        if rows[0].request.prompt_logprobs and len(rows) == 1:
+        if rows[0].wants_prompt and len(rows) == 1:
             return self._prefill_with_logprobs(rows[0])
         same = _common_prefix([r.request.prompt for r in rows]) if len(rows) > 1 else 0
-        cache = self._model.cache(1 if same else len(rows))
+        longest = max(len(r.ids) for r in rows)
+        cache = self._model.cache(1 if same else len(rows), same or longest)
         if same:
-            self._model.forward(cache, Block([rows[0].ids[:same]], [0]))
+            for block in pieces([rows[0].ids[:same]], [0]):
+                self._model.forward(cache, block)
             cache.select([0] * len(rows))
-        block = Block([r.ids[same:] for r in rows], [same] * len(rows))
-        return cache, self._model.forward(cache, block, reads=_last(block))
+        scores = torch.empty(0)
+        for block in pieces([r.ids[same:] for r in rows], [same] * len(rows), same):
+            scores = self._model.forward(cache, block, reads=_last(block))
+        return cache, scores
 
     def _prefill_with_logprobs(self, row: _Running) -> tuple[RowCache, torch.Tensor]:
         """In pieces: the scores of all prompt tokens over the whole vocabulary take much memory."""
-        cache = self._model.cache(1)
+        cache = self._model.cache(1, len(row.ids))
         logprobs: list[TokenLogprob] = []
         scores = torch.empty(0)
         for start in range(0, len(row.ids), _PIECE):

@@ -13,6 +13,10 @@ from transformers.cache_utils import Cache
 
 _GROW = 64
 """Columns a cache grows by at least."""
+PIECE_TOKENS = 16_384
+"""Of one forward: more are not read faster."""
+PIECE_MASK = 1 << 25
+"""Elements of one forward's attention mask, which grows with its tokens and with all that they see."""
 
 
 NO_LAYERS: dict[str, Any] = {"layers": []} if "layers" in inspect.signature(Cache.__init__).parameters else {}
@@ -41,8 +45,10 @@ class RowCache(Cache):
     A row's columns are in time order and its positions are its own (the caller gives them), so rows of any length share a batch.
     """
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, columns: int = 0) -> None:
+        """``columns``: as many as it will have, as far as that is known."""
         super().__init__(**NO_LAYERS)
+        self._columns = columns
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         self.visible = torch.zeros(rows, 0, dtype=torch.bool)
@@ -77,7 +83,7 @@ class RowCache(Cache):
         """Write a block at ``start`` and return everything so far, of the active rows."""
         end = self.start + key_states.shape[2]
         if layer_idx == len(self.keys):
-            shape = (self.rows, key_states.shape[1], end + _GROW, key_states.shape[3])
+            shape = (self.rows, key_states.shape[1], max(end, self._columns) + _GROW, key_states.shape[3])
             self.keys.append(key_states.new_zeros(shape))
             self.values.append(value_states.new_zeros(shape))
         elif self.keys[layer_idx].shape[2] < end:
@@ -102,15 +108,18 @@ class RowCache(Cache):
         index = torch.tensor(rows, dtype=torch.long)
         self.visible = self.visible[index][:, start:]
         index = index.to(self.keys[0].device) if self.keys else index
-        self.keys = [k[index, :, start : self.length] for k in self.keys]
-        self.values = [v[index, :, start : self.length] for v in self.values]
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):  # in place, so that only one layer is there twice
+                tensors[layer] = tensor[index, :, start : self.length]
         self.length -= start
 
     def append(self, other: RowCache) -> None:
-        """Add the rows of ``other`` below. The shorter cache is padded on the left."""
+        """Move the rows of ``other`` below these. The shorter cache is padded on the left."""
         length = max(self.length, other.length)
-        self.keys = [_stacked(a, self.length, b, other.length) for a, b in zip(self.keys, other.keys, strict=True)]
-        self.values = [_stacked(a, self.length, b, other.length) for a, b in zip(self.values, other.values, strict=True)]
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            for layer, tensor in enumerate(mine):
+                mine[layer] = _stacked(tensor, self.length, theirs[layer], other.length)
+                theirs[layer] = theirs[layer].new_empty(0)
         self.visible = torch.cat([torch.nn.functional.pad(c.visible, (length - c.length, 0)) for c in (self, other)])
         self.length = length
 
@@ -155,6 +164,28 @@ class Block:
         return self.tokens.shape[1] - self.widths[row]
 
 
+def piece_columns(rows: int, columns: int) -> int:
+    """Columns of a forward that takes a bounded amount of memory, for rows that see ``columns`` in the end."""
+    return max(1, min(PIECE_TOKENS // rows, PIECE_MASK // (rows * columns)))
+
+
+def pieces(tokens: Sequence[Sequence[int]], starts: Sequence[int], seen: int = 0) -> Iterator[Block]:
+    """One block, cut from left to right into blocks whose forwards take a bounded amount of memory.
+
+    Args:
+        tokens: Of each row.
+        starts: The position of each row's first token.
+        seen: Columns that are in the cache already.
+    """
+    width = max(map(len, tokens))
+    most = piece_columns(len(tokens), seen + width)
+    for begin in range(0, width, most):
+        skipped = [max(0, begin - (width - len(row))) for row in tokens]
+        ends = [max(0, begin + most - (width - len(row))) for row in tokens]
+        parts = [row[first:last] for row, first, last in zip(tokens, skipped, ends, strict=True)]
+        yield Block(parts, [start + first for start, first in zip(starts, skipped, strict=True)])
+
+
 class BlockModel(Protocol):
     """What runs the layers. Only one thread calls it."""
 
@@ -163,8 +194,11 @@ class BlockModel(Protocol):
     forward_cost: int
     """Fixed cost of one forward, in tokens; decides how much of a label is worth guessing."""
 
-    def cache(self, rows: int) -> RowCache:
-        """An empty cache for this model."""
+    token_bytes: int
+    """Of one token's keys and values, on one device."""
+
+    def cache(self, rows: int, columns: int = 0) -> RowCache:
+        """An empty cache for this model, which will have so many columns as far as that is known."""
 
     def forward(
         self,

@@ -48,10 +48,14 @@ class CausalModel:
         """Granite's; its class divides by it outside of what is called here."""
         self.max_length = int(config.max_position_embeddings)
         self.forward_cost = FORWARD_COST[self.device.type]
+        heads = config.num_attention_heads
+        self.kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
+        self.head_size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self.token_bytes = 2 * config.num_hidden_layers * self.kv_heads * self.head_size * dtype.itemsize
 
-    def cache(self, rows: int) -> RowCache:
+    def cache(self, rows: int, columns: int = 0) -> RowCache:
         """See BlockModel."""
-        return RowCache(rows)
+        return RowCache(rows, columns)
 
     @torch.inference_mode()
     def forward(

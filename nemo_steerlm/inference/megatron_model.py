@@ -82,6 +82,9 @@ class ServingModel:
             layer.self_attention.core_attention = core
         self.max_length = int(model.cfg.encoder_seq_length)
         self.forward_cost = FORWARD_COST[self.device.type]
+        config = self._gpt.config
+        groups = config.num_query_groups // parallel_state.get_tensor_model_parallel_world_size()
+        self.token_bytes = 2 * len(self._cores) * groups * config.kv_channels * self.dtype.itemsize
         # Rotary angles [positions, dim]; the module's own come for rows that all begin at 0.
         self._angles = self._gpt.rotary_pos_emb(self.max_length)[:, 0, 0].to(self.device)
         self._rank, self._ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -91,12 +94,12 @@ class ServingModel:
         self._caches: dict[int, RowCache] = {}
         self._made = 0
 
-    def cache(self, rows: int) -> RowCache:
+    def cache(self, rows: int, columns: int = 0) -> RowCache:
         """See BlockModel."""
         if self._control is None:
-            return RowCache(rows)
+            return RowCache(rows, columns)
         self._made += 1
-        return _OrderedCache(self._made, rows, self._orders)
+        return _OrderedCache(self._made, rows, columns, self._orders)
 
     @torch.inference_mode()
     def forward(
@@ -210,11 +213,11 @@ class ServingModel:
 class _OrderedCache(RowCache):
     """Rank 0's part of a cache; what is done to it is done to the other ranks' before the next block is read."""
 
-    def __init__(self, number: int, rows: int, orders: list[tuple[Any, ...]]) -> None:
-        super().__init__(rows)
+    def __init__(self, number: int, rows: int, columns: int, orders: list[tuple[Any, ...]]) -> None:
+        super().__init__(rows, columns)
         self.number = number
         self._orders = orders
-        orders.append(("new", number, rows))
+        orders.append(("new", number, rows, columns))
         weakref.finalize(self, orders.append, ("forget", number))
 
     def take(self, rows: Sequence[int], start: int) -> None:

@@ -49,11 +49,7 @@ class OpenVINOModel(CausalModel):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder, device="cpu")
-        config = self.model.config
-        heads = config.num_attention_heads
-        self._layers: int = config.num_hidden_layers
-        self._kv_heads: int = getattr(config, "num_key_value_heads", None) or heads
-        self._head_size: int = getattr(config, "head_dim", None) or config.hidden_size // heads
+        self._layers: int = self.model.config.num_hidden_layers
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the CPU has it
             "PERFORMANCE_HINT": "LATENCY",
@@ -66,7 +62,7 @@ class OpenVINOModel(CausalModel):
     @torch.inference_mode()
     def _traced(self) -> Any:
         """The layers as a graph of any number of rows, new tokens and columns: (hidden states read, then keys and values of each layer)."""
-        past = [torch.zeros(2, self._kv_heads, 5, self._head_size) for _ in range(2 * self._layers)]
+        past = [torch.zeros(2, self.kv_heads, 5, self.head_size) for _ in range(2 * self._layers)]
         ids = torch.zeros(2, 3, dtype=torch.long)
         example = (ids, ids, torch.zeros(2, 1, 3, 8), torch.tensor([0]), *past)
         with warnings.catch_warnings():
@@ -74,7 +70,7 @@ class OpenVINOModel(CausalModel):
             graph = openvino.convert_model(_Layers(self.body), example_input=example)
         tokens, positions, mask, reads, *rest = graph.inputs
         shapes = {tokens: [-1, -1], positions: [-1, -1], mask: [-1, 1, -1, -1], reads: [-1]}
-        graph.reshape(shapes | {part: [-1, self._kv_heads, -1, self._head_size] for part in rest})
+        graph.reshape(shapes | {part: [-1, self.kv_heads, -1, self.head_size] for part in rest})
         return graph
 
     def _hidden(self, cache: RowCache, block: Block, mask: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
@@ -94,7 +90,7 @@ class OpenVINOModel(CausalModel):
     def _past(self, cache: RowCache, rows: int) -> list[torch.Tensor]:
         """Keys and values of the active rows, layer after layer; one column at least, since empty tensors have no defined product."""
         if not cache.start:
-            return [torch.zeros(rows, self._kv_heads, 1, self._head_size)] * (2 * self._layers)
+            return [torch.zeros(rows, self.kv_heads, 1, self.head_size)] * (2 * self._layers)
         found = [tensor for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
         return found if cache.active is None else [tensor[cache.active] for tensor in found]
 

@@ -15,6 +15,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Rows that generate, or conversations that are scored, at once."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; see ``ModelInfo.served_length``."""
+    cache_tokens: int | None = None
+    """Tokens whose keys and values are kept at once, the padding of shorter rows included; None: half of the free memory."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:1``; None: CUDA if there is any."""
     tensor: int = 1

@@ -17,7 +17,7 @@ from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache
+from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache, piece_columns, pieces
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.inference.label_plan import LabelPlan, TreeNode, compile_label
 
@@ -128,7 +128,8 @@ class AttributeScorer:
             same += 1
         cache = self._model.cache(1)
         if len(rows) > 1 and same:
-            self._model.forward(cache, Block([first[:same]], [0]))
+            for block in pieces([first[:same]], [0]):
+                self._model.forward(cache, block)
             cache.select([0] * len(rows))
             for row in rows:
                 row.ids, row.columns = row.pending[:same], list(range(same))
@@ -141,6 +142,7 @@ class AttributeScorer:
         active = list(range(len(rows)))
         while active:
             for group in self._groups(rows, active):
+                self._read_ahead(cache, rows, group)
                 self._verify(cache, rows, group)
             active = [i for i in active if len(rows[i].values) < len(self.plan.slots)]
         for row in rows:
@@ -160,6 +162,22 @@ class AttributeScorer:
             groups.append(sorted(active[starts[end] : end]))
             end = starts[end]
         return groups
+
+    def _read_ahead(self, cache: RowCache, rows: list[_Row], active: list[int]) -> None:
+        """Put what is pending, but for its end, into the cache where it is more than one forward takes."""
+        read = [rows[i].pending for i in active]
+        width = max(map(len, read))
+        if width <= piece_columns(len(read), cache.length + width):
+            return
+        *blocks, _ = pieces(read, [len(rows[i].ids) for i in active], cache.length)
+        for block in blocks:
+            self._model.forward(cache, block, active)
+            for n, i in enumerate(active):
+                row, width = rows[i], block.widths[n]
+                first = cache.start + block.padding(n)
+                row.ids += row.pending[:width]
+                row.columns += range(first, first + width)
+                del row.pending[:width]
 
     def _finish(self, row: _Row) -> None:
         index = row.turns[len(row.results)]

@@ -107,8 +107,8 @@ def test_a_row_that_is_removed_leaves_the_others_as_they_are(engine):
 class WatchedEngine(HuggingFaceEngine):
     """Notes of each step how many rows joined with it, and how many ran."""
 
-    def __init__(self, folder, **settings):
-        super().__init__(folder, **settings)
+    def __init__(self, folder, options):
+        super().__init__(folder, options)
         self.new = 0
         self.steps: list[tuple[int, int]] = []
 
