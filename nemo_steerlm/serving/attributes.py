@@ -87,10 +87,11 @@ def _requests(service: Service, plan: LabelPlan, body: AttributesBody) -> list[t
     if (body.conversations is None) == (body.messages is None):
         raise DataError("the body needs one of conversations and messages")
     if body.messages is not None:
-        conversations = [service.prompts.conversation(body.messages, None)]
+        named = {"messages": service.prompts.conversation(body.messages, None)}
     else:
-        conversations = [_conversation(record, Where(field=f"conversations[{i}]")) for i, record in enumerate(body.conversations or ())]
-    requests = [_request(service, plan, c, body.turns, f"conversations[{i}]") for i, c in enumerate(conversations)]
+        records = {f"conversations[{i}]": record for i, record in enumerate(body.conversations or ())}
+        named = {field: _conversation(record, Where(field=field)) for field, record in records.items()}
+    requests = [_request(service, plan, conversation, body.turns, field) for field, conversation in named.items()]
     if body.labels is None:
         return requests
     if len(body.labels) != len(requests):

@@ -314,6 +314,10 @@ def test_on_a_phone_twelve_sliders_come_first_and_stay_in_reach(browser, dozen):
         for name in names:
             expect(slider(page, name)).to_be_in_viewport()
         expect(page.locator("#no-reader")).to_be_visible()
+        page.locator("#chat-settings summary", has_text="Sampling in detail").click()
+        page.get_by_label("Your message").fill("as many lines as there are\n" * 40)
+        expect(page.get_by_role("button", name="Send")).to_be_in_viewport()
+        assert page.evaluate("document.documentElement.scrollHeight <= innerHeight"), "settings and conversation scroll, the page does not"
 
 
 def test_a_token_opens_the_page_and_the_reader_is_another_server(browser, locked):
