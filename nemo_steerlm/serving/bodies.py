@@ -57,7 +57,7 @@ class BodyRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See APIRoute."""
         handle = super().get_route_handler()
-        model = self.body_field.field_info.annotation if self.body_field else None
+        model: Any = self.body_field.field_info.annotation if self.body_field else None
 
         async def handle_beside(request: Request) -> Response:
             return await handle(_Request(request, model))
