@@ -5,7 +5,7 @@ Belongs here: naming, building and watching Kubernetes objects, and deciding wha
 
     handlers    kopf: the process's life and credentials
     watches     what there is, kept up to date
-    controller  the queue, and the order of writes
+    controller  the order of writes       work_queue, memory: what it looks at and remembers
     cluster     requests to the API server
     reconcile   plan(resource, observed) -> decision, pure      progress, readings: its parts
     resources/  plain values in, Kubernetes objects out, pure

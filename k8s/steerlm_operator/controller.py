@@ -1,4 +1,4 @@
-"""The loop around ``plan``: a queue of pipelines, what is remembered between two looks, and the order of the writes.
+"""The loop around ``plan``: reading what there is, and the order of the writes.
 
 A status is written before anything is made or deleted for it, and only over the very version of the resource that was read. So a decision
 from a stale cache can do nothing: its status is refused, or, where it would write none, the resource is read again first.
@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import datetime
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
 from steerlm_operator import metrics, names
 from steerlm_operator.cluster import ApiError, Cluster
 from steerlm_operator.config import OperatorConfig
-from steerlm_operator.draft import Decision, Key, Observed, Refusal, find_condition, holds
+from steerlm_operator.draft import Decision, Observed, Refusal, find_condition, holds
+from steerlm_operator.memory import Caches, Memory
 from steerlm_operator.models import Object
 from steerlm_operator.readings import classify_refusal, last_progress
 from steerlm_operator.reconcile import plan
 from steerlm_operator.storage import MISSING_SECONDS, UNSETTLED, USABLE
+from steerlm_operator.work_queue import Name, WorkQueue
 
 logger = logging.getLogger(__name__)
-
-Name = tuple[str, str]
-"""Namespace and name of a pipeline."""
 
 LONGEST_BACKOFF_SECONDS = 120.0
 CONFLICT_TRIES = 5
@@ -39,42 +37,6 @@ UNBOUND_REASONS = ("ProvisioningFailed", "FailedBinding", "VolumeMismatch", "Pro
 LOGS_AT_ONCE = 16
 LOG_READS_PER_SECOND = 20
 """Of all pipelines together: with hundreds of them each is asked less often, and the API server is not kept busy by it."""
-
-
-class Caches(Protocol):
-    """What the watches brought. Reads only; ``handlers`` fills it."""
-
-    def pipelines(self) -> list[Name]:
-        """All pipelines."""
-
-    def pipeline(self, name: Name) -> Object | None:
-        """One pipeline's resource."""
-
-    def children(self, name: Name) -> list[Object]:
-        """Objects labelled with a pipeline's name, pods left out, each with ``kind``."""
-
-    def pods(self, name: Name) -> list[Object]:
-        """Pods labelled with a pipeline's name."""
-
-
-@dataclasses.dataclass(kw_only=True)
-class Memory:
-    """What is known about one pipeline beside the watches. Losing it costs a few requests, nothing else."""
-
-    refusals: dict[Key, Refusal] = dataclasses.field(default_factory=dict)
-    creation_failures: dict[str, str] = dataclasses.field(default_factory=dict)
-    progress: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    watch: tuple[str, ...] = ()
-    """Pods whose output is read."""
-    superseded: set[str] = dataclasses.field(default_factory=set)
-    """Versions of the resource that were written over."""
-    latest: Object | None = None
-    """What was written over them."""
-    look_at_claim: bool = True
-    claim_event: str = ""
-    claim_seen: float = 0.0
-    errors: int = 0
-    """In a row."""
 
 
 class Controller:
@@ -89,10 +51,7 @@ class Controller:
         """Whether another process leads."""
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
         self._memory: dict[Name, Memory] = {}
-        self._queue: asyncio.Queue[Name] = asyncio.Queue()
-        self._waiting: dict[Name, float] = {}
-        self._busy: dict[Name, float] = {}
-        self._timers: dict[Name, asyncio.TimerHandle] = {}
+        self.queue = WorkQueue()
         self._phases: dict[Name, str] = {}
         self._last_resync = time.monotonic()
         self._last_discovery = 0.0
@@ -101,47 +60,21 @@ class Controller:
         """This process acts from now on."""
         self.cluster, self.standby, self._last_resync = cluster, False, time.monotonic()
 
-    def enqueue(self, name: Name) -> None:
-        """Look at a pipeline soon. Asking twice is asking once; asking while it is looked at is asking for another look."""
-        if name not in self._waiting:
-            self._waiting[name] = time.monotonic()
-            metrics.QUEUE_LENGTH.set(len(self._waiting))
-            self._queue.put_nowait(name)
-
-    def enqueue_after(self, name: Name, seconds: float) -> None:
-        """Look at a pipeline after so long at the latest."""
-        loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        timer = self._timers.get(name)
-        if timer and not timer.cancelled() and loop.time() < timer.when() <= due:
-            return
-        if timer:
-            timer.cancel()
-        self._timers[name] = loop.call_later(seconds, self.enqueue, name)
-
     def problem(self) -> str | None:
         """Why the operator should be restarted, or None."""
         if self.standby:
             return None
-        now, limit = time.monotonic(), self.config.stuck_seconds
-        late = [f"{namespace}/{name}" for (namespace, name), since in {**self._waiting, **self._busy}.items() if now - since > limit]
-        if late:
-            return f"{len(late)} pipelines wait for more than {limit:.0f} s, {late[0]} among them"
-        if now - self._last_resync > 2 * self.config.resync_seconds + limit:
+        limit = self.config.stuck_seconds
+        if late := self.queue.older_than(limit):
+            return f"{len(late)} pipelines wait for more than {limit:.0f} s, {'/'.join(late[0])} among them"
+        if time.monotonic() - self._last_resync > 2 * self.config.resync_seconds + limit:
             return "the regular look at every pipeline has stopped"
         return None
 
     async def work(self) -> None:
         """Take pipelines from the queue forever."""
         while True:
-            name = await self._queue.get()
-            if name in self._busy:  # another worker has it: let that one finish first
-                self._waiting.pop(name, None)
-                self.enqueue_after(name, 0.2)
-                continue
-            self._waiting.pop(name, None)
-            self._busy[name] = time.monotonic()
-            metrics.QUEUE_LENGTH.set(len(self._waiting))
+            name = await self.queue.take()
             try:
                 with metrics.RECONCILE_SECONDS.time():
                     await self._look(name)
@@ -149,7 +82,7 @@ class Controller:
             except Exception as error:  # noqa: BLE001 - one pipeline's trouble must not stop the others
                 self._note_error(name, error)
             finally:
-                self._busy.pop(name, None)
+                self.queue.done(name)
                 metrics.LAST_RECONCILE.set_to_current_time()
 
     def _note_error(self, name: Name, error: Exception) -> None:
@@ -160,7 +93,7 @@ class Controller:
         metrics.RECONCILE_ERRORS.labels(f"http-{error.status}" if isinstance(error, ApiError) else type(error).__name__).inc()
         said = None if known else error
         logger.warning("%s/%s: %s; again in %.0f s", *name, error, delay, exc_info=said, extra=_fields(name, reason=type(error).__name__))
-        self.enqueue_after(name, delay)
+        self.queue.add_after(name, delay)
 
     async def resync(self) -> None:
         """Look at everything now and then: at what no watch tells, such as a claim or a newly installed API."""
@@ -168,7 +101,7 @@ class Controller:
             await self._discover()
             for name in self.caches.pipelines():
                 self._memory.setdefault(name, Memory()).look_at_claim = True
-                self.enqueue(name)
+                self.queue.add(name)
             self._last_resync = time.monotonic()
             # Until the first API groups are known, look again soon.
             await asyncio.sleep(self.config.resync_seconds if self.apis is not None else 1)
@@ -203,11 +136,11 @@ class Controller:
             return
         if found and memory.progress.get(pod) != found:
             memory.progress = {pod: found}
-            self.enqueue(name)
+            self.queue.add(name)
 
     async def _look(self, name: Name) -> None:
         if self.cluster is None:
-            self.enqueue_after(name, 1)
+            self.queue.add_after(name, 1)
             return
         memory = self._memory.setdefault(name, Memory())
         resource = self._newest(name, memory)
@@ -235,7 +168,7 @@ class Controller:
             self._gauge(name, decision.status)
             await self._act(name, fresh, decision, memory)
             return
-        self.enqueue_after(name, 1)
+        self.queue.add_after(name, 1)
 
     def _newest(self, name: Name, memory: Memory) -> Object | None:
         resource = self.caches.pipeline(name)
@@ -252,8 +185,7 @@ class Controller:
 
     def _forget(self, name: Name) -> None:
         self._memory.pop(name, None)
-        if timer := self._timers.pop(name, None):
-            timer.cancel()
+        self.queue.cancel_timer(name)
         if phase := self._phases.pop(name, None):
             metrics.PIPELINES.labels(name[0], phase).dec()
         with contextlib.suppress(KeyError):
@@ -352,9 +284,9 @@ class Controller:
             said = await cluster.last_event(name[0], "Job", job, "FailedCreate")
             if said and memory.creation_failures.get(job) != said:
                 memory.creation_failures = {job: said}
-                self.enqueue(name)
+                self.queue.add(name)
         if decision.again is not None:
-            self.enqueue_after(name, max(decision.again, 0.1))
+            self.queue.add_after(name, max(decision.again, 0.1))
 
     async def _apply(self, name: Name, decision: Decision, memory: Memory) -> bool:
         """Whether the API server took everything. Raises ApiError for trouble that is not about the objects."""
@@ -382,8 +314,8 @@ class Controller:
         decision = await self._decide(name, resource, memory)
         written = dump(decision.status)
         if written != normalized(resource.get("status")) and await self._write(resource, written, decision, memory) is None:
-            self.enqueue(name)
-        self.enqueue_after(name, decision.again or LONGEST_BACKOFF_SECONDS)
+            self.queue.add(name)
+        self.queue.add_after(name, decision.again or LONGEST_BACKOFF_SECONDS)
 
     def _gauge(self, name: Name, status: PipelineStatus) -> None:
         """Metrics of how things are: also of a pipeline whose status an earlier process wrote."""

@@ -28,7 +28,7 @@ def registry(config: OperatorConfig) -> kopf.OperatorRegistry:
     found = kopf.OperatorRegistry()
     watches = Watches(config.namespaces, selector=config.selector)
     controller = Controller(config, watches)
-    watches.changed = controller.enqueue
+    watches.changed = controller.queue.add
     _live(found, config, controller, watches)
     return found
 

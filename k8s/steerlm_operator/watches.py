@@ -19,8 +19,8 @@ import msgspec
 from nemo_steerlm.pipeline.manifest import API_VERSION, KIND
 from steerlm_operator import names
 from steerlm_operator.cluster import ApiError, Cluster
-from steerlm_operator.controller import Name
 from steerlm_operator.models import Object
+from steerlm_operator.work_queue import Name
 
 logger = logging.getLogger(__name__)
 

@@ -92,7 +92,7 @@ class Lifetime(RuleBasedStateMachine):
     def look_once(self):
         async def go():
             await self.controller._look(NAME)
-            for timer in self.controller._timers.values():
+            for timer in self.controller.queue._timers.values():
                 timer.cancel()
 
         self.loop.run_until_complete(go())
