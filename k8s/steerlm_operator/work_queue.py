@@ -33,13 +33,15 @@ class WorkQueue:
     def add_after(self, name: Name, seconds: float) -> None:
         """Look at a pipeline after so long at the latest."""
         loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
         timer = self._timers.get(name)
-        if timer and not timer.cancelled() and loop.time() < timer.when() <= due:
+        if timer and timer.when() <= loop.time() + seconds:
             return
-        if timer:
-            timer.cancel()
-        self._timers[name] = loop.call_later(seconds, self.add, name)
+        self.cancel_timer(name)
+        self._timers[name] = loop.call_later(seconds, self._due, name)
+
+    def _due(self, name: Name) -> None:
+        del self._timers[name]
+        self.add(name)
 
     async def take(self) -> Name:
         """The next pipeline that no worker has. Call ``done`` afterwards, whatever came of it."""

@@ -92,8 +92,7 @@ class Lifetime(RuleBasedStateMachine):
     def look_once(self):
         async def go():
             await self.controller._look(NAME)
-            for timer in self.controller.queue._timers.values():
-                timer.cancel()
+            self.controller.queue.cancel_timer(NAME)
 
         self.loop.run_until_complete(go())
 
