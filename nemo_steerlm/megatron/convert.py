@@ -13,7 +13,8 @@ from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.hf_config import nemo_config
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
-from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer, restore_nemo, save_nemo
+from nemo_steerlm.megatron.distributed import make_trainer
+from nemo_steerlm.megatron.gpt_sft import build_model, restore_nemo, save_nemo
 from nemo_steerlm.megatron.hf_export import export_hf
 from nemo_steerlm.megatron.hf_import import load_hf_weights
 

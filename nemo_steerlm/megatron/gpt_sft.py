@@ -7,27 +7,25 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Trainer
-from megatron.core import parallel_state, tensor_parallel
+from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_duplicate
 from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel, get_specs, mcore_model_customize
 from nemo.collections.nlp.models.language_modeling.megatron_gpt_sft_model import MegatronGPTSFTModel
 from nemo.collections.nlp.modules.common.megatron.clip_grads import clip_grad_norm_distributed_optimizer
-from nemo.collections.nlp.parts.nlp_overrides import NLPDDPStrategy, NLPSaveRestoreConnector
+from nemo.collections.nlp.parts.nlp_overrides import NLPSaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
@@ -36,6 +34,8 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.formats.hf_config import multipliers, named_family
 from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
+from nemo_steerlm.megatron.distributed import make_trainer, start_distributed
+from nemo_steerlm.megatron.forward_steps import learn_step, score_step, with_bf16_products
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
 from nemo_steerlm.megatron.machine import Machine, fitted, portable
 from nemo_steerlm.megatron.marker_rows import MarkerRows
@@ -174,7 +174,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         if not tuning:
             step: Callable[..., tuple[Tensor, Callable[..., Any]]] = super().get_forward_output_and_loss_func(validation_step, tuning)
             return step
-        return _score_step if validation_step else _learn_step
+        return score_step if validation_step else learn_step
 
     def run_micro_batches(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[dict[str, Any]]:
         """Forward, and unless ``forward_only`` backward, through Megatron's pipeline schedule.
@@ -185,7 +185,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         step = self.get_forward_output_and_loss_func(validation_step=forward_only, tuning=True)
         rows, width = batches[0]["tokens"].shape
         losses: list[dict[str, Any]] = get_forward_backward_func()(
-            forward_step_func=partial(_with_bf16_products, step) if self.bf16_products else step,
+            forward_step_func=partial(with_bf16_products, step) if self.bf16_products else step,
             data_iterator=iter(batches),
             model=self.model,
             num_microbatches=len(batches),
@@ -279,113 +279,6 @@ def _norm(gradients: Sequence[Tensor]) -> Tensor:
     if group.size() > 1:
         torch.distributed.all_reduce(squares, group=group)
     return squares.sqrt()
-
-
-def _with_bf16_products(step: Callable[..., Any], batches: Iterator[MicroBatch], model: torch.nn.Module) -> Any:
-    # Megatron's schedule asks for CUDA's autocast only.
-    with torch.autocast("cpu", torch.bfloat16):
-        return step(batches, model)
-
-
-def _learn_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
-    batch = next(batches)
-    inputs = _on_device(batch)
-    output = model(**inputs, attention_mask=None, labels=batch["labels"].cuda(non_blocking=True))
-
-    def loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        total = losses.float().sum()
-        return total * batch["loss_scale"].to(total.device), {"loss_sum": total.detach()}
-
-    return output, loss
-
-
-def _score_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
-    batch = next(batches)
-    inputs = _on_device(batch)
-    output = model(**inputs, attention_mask=None, labels=None)
-
-    def loss(logits: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """``logits`` are ``[learned, vocab / tp]``."""
-        result = {}
-        if "value_rows" in batch:
-            result["value_logits"] = _candidate_logits(logits, batch["value_rows"], batch["candidates"])
-        learned = batch["labels"].cuda(non_blocking=True)[inputs["loss_mask"]]
-        total = vocab_parallel_cross_entropy(logits.float().unsqueeze(1), learned.unsqueeze(1)).sum()
-        return total.clone(), {"loss_sum": total, **result}  # the schedule divides what it is given in place
-
-    return output, loss
-
-
-def _on_device(batch: MicroBatch) -> dict[str, Any]:
-    names = {"input_ids": "tokens", "position_ids": "position_ids", "loss_mask": "loss_mask"}
-    inputs: dict[str, Any] = {argument: batch[name].cuda(non_blocking=True) for argument, name in names.items()}
-    return inputs if batch.packing is None else {**inputs, "packed_seq_params": batch.packing.cuda()}
-
-
-def _candidate_logits(logits: Tensor, rows: Tensor, candidates: Tensor) -> Tensor:
-    """Logits ``[rows, candidates]`` of a vocabulary that is spread over the tensor-parallel ranks."""
-    part = logits.size(-1)
-    local = candidates.to(logits.device) - parallel_state.get_tensor_model_parallel_rank() * part
-    here = (local >= 0) & (local < part)
-    found = logits[rows.to(logits.device)][:, local.clamp(0, part - 1)].float().masked_fill(~here, float("-inf"))
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
-    return found
-
-
-RENDEZVOUS = frozenset({"MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE", "GROUP_RANK"})
-"""What a launcher tells a process of its place."""
-
-
-def start_distributed(cfg: DictConfig, trainer: Trainer) -> None:
-    """Start this process's ranks: Lightning's launcher, ``torch.distributed``, Megatron's groups. Idempotent.
-
-    Megatron-Core 0.13 takes its process groups while a model is built, NeMo 2.4 still starts them afterwards.
-    """
-    if parallel_state.model_parallel_is_initialized():
-        return
-    if not torch.distributed.is_initialized():
-        strategy = trainer.strategy
-        given = set(os.environ)
-        if strategy.launcher is not None:
-            strategy.launcher.launch(lambda: None, trainer=trainer)
-        strategy.setup_environment()
-        # Lightning leaves its rendezvous in the environment, where a process started later would take it for a launcher's.
-        for name in RENDEZVOUS - given:
-            os.environ.pop(name, None)
-    parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=cfg.get("tensor_model_parallel_size", 1),
-        pipeline_model_parallel_size=cfg.get("pipeline_model_parallel_size", 1),
-        context_parallel_size=cfg.get("context_parallel_size", 1),
-    )
-    tensor_parallel.model_parallel_cuda_manual_seed(cfg.get("seed", 1234))
-
-
-def share_cores() -> None:
-    """Share the cores out among the processes of this machine, where torchrun gave each one thread, or nobody gave it a number."""
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if not compat.HAVE_CUDA and local > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local))
-
-
-def make_trainer(*, devices: int = 1, num_nodes: int = 1, precision: str | int = "bf16", **settings: Any) -> Trainer:
-    """The Lightning trainer that NeMo models want: it carries the strategy and the sizes, the loop is ``train.py``'s own."""
-    compat.activate()
-    strategy = NLPDDPStrategy(
-        no_ddp_communication_hook=True, find_unused_parameters=False, process_group_backend=compat.process_group_backend()
-    )
-    return Trainer(
-        accelerator="gpu" if compat.HAVE_CUDA else "cpu",
-        devices=devices,
-        num_nodes=num_nodes,
-        strategy=strategy,
-        precision=precision if compat.HAVE_CUDA else "32-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **settings,
-    )
 
 
 def build_model(cfg: DictConfig | dict[str, Any], trainer: Trainer | None = None) -> SteerLMGPTSFTModel:

@@ -19,15 +19,8 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.megatron import compat, lora
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
-from nemo_steerlm.megatron.gpt_sft import (
-    SteerLMGPTSFTModel,
-    build_model,
-    make_trainer,
-    restore_nemo,
-    save_nemo,
-    share_cores,
-    start_distributed,
-)
+from nemo_steerlm.megatron.distributed import make_trainer, share_cores, start_distributed
+from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel, build_model, restore_nemo, save_nemo
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.training import checkpoints, optimizer
 from nemo_steerlm.training.arithmetic import precision_of

@@ -22,7 +22,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
-from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
+from nemo_steerlm.megatron.distributed import make_trainer
+from nemo_steerlm.megatron.gpt_sft import build_model
 from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
 from nemo_steerlm.megatron.packing import Packing
 from nemo_steerlm.training import optimizer

@@ -17,7 +17,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
-from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
+from nemo_steerlm.megatron.distributed import make_trainer
+from nemo_steerlm.megatron.gpt_sft import build_model
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.training import optimizer
 from nemo_steerlm.training.arithmetic import MCORE

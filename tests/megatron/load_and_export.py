@@ -10,7 +10,8 @@ from megatron.core import parallel_state
 
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
-from nemo_steerlm.megatron.gpt_sft import build_model, make_trainer
+from nemo_steerlm.megatron.distributed import make_trainer
+from nemo_steerlm.megatron.gpt_sft import build_model
 from nemo_steerlm.megatron.hf_export import export_hf
 from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemo_steerlm.megatron import compat
-from nemo_steerlm.megatron.gpt_sft import RENDEZVOUS
+from nemo_steerlm.megatron.distributed import RENDEZVOUS
 
 pytestmark = pytest.mark.megatron
 
