@@ -8,9 +8,11 @@ import sys
 import typer
 
 from nemo_steerlm.core.conversation import USER
+from nemo_steerlm.core.objectives import OBJECTIVES
 from nemo_steerlm.core.template import ChatTokens
 
 _TOKENS = ChatTokens()
+TYPES = " or ".join(f"{name} ({each.summary})" for name, each in OBJECTIVES.items())
 
 
 class OnErrorChoice(str, enum.Enum):
@@ -31,7 +33,7 @@ def preprocess(
         "oasst_output", "--output_file_prefix", "--output-file-prefix", help="PREFIX: writes PREFIX_train.jsonl and PREFIX_val.jsonl."
     ),
     mask_role: str = typer.Option(USER, "--mask_role", "--mask-role", help="The role that is not learned: User or Assistant."),
-    kind: str = typer.Option("TEXT_TO_VALUE", "--type", help="TEXT_TO_VALUE (value model) or VALUE_TO_TEXT (SteerLM model)."),
+    kind: str = typer.Option("TEXT_TO_VALUE", "--type", help=f"{TYPES}."),
     split_ratio: float = typer.Option(0.95, "--split_ratio", "--split-ratio", help="Share of trees that train; the rest validates."),
     seed: int = typer.Option(10, "--seed", help="Seed of the shuffle before the split."),
     limit: int = typer.Option(0, "--limit", help="Read only the first so many trees; 0 reads all."),

@@ -9,7 +9,8 @@ import msgspec
 
 from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy, classify_status, send
 from nemo_steerlm.core.errors import ConfigError, SteerLMError
-from nemo_steerlm.core.model_info import ModelInfo, ModelKind
+from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.objectives import ModelKind
 
 
 class Announcement(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ import httpx
 from nemo_steerlm.client.announcement import Announcement, read_announcement
 from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy
 from nemo_steerlm.core.errors import ConfigError, SteerLMError, UnavailableError, UsageError, shown
-from nemo_steerlm.core.model_info import ModelKind
+from nemo_steerlm.core.objectives import ModelKind
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

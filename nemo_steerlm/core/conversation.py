@@ -6,16 +6,15 @@ Upstream's keys in upstream's order (NeMo v2.4.1 sft/preprocessing.py, attribute
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any
 
 import msgspec
 
 from nemo_steerlm.core.errors import DataError, Where, shown
+from nemo_steerlm.core.objectives import OBJECTIVES
 
-Mode = Literal["TEXT_TO_VALUE", "VALUE_TO_TEXT"]
-"""What a record teaches: reading labels (value model) or writing under them (SteerLM model). None is plain chat."""
-
-MODES: tuple[Mode, ...] = get_args(Mode)
+Mode = str
+"""The type of a record, a key of ``OBJECTIVES``: what it teaches. None is plain chat."""
 
 SYSTEM_PROMPT = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -152,10 +151,9 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
 def _mode(value: object, where: Where) -> Mode | None:
     if value is None:
         return None
-    for mode in MODES:
-        if value == mode:
-            return mode
-    raise DataError(f"unknown type {shown(value)}", where=where.at("type"), instead=f"write {' or '.join(MODES)}")
+    if isinstance(value, str) and value in OBJECTIVES:
+        return value
+    raise DataError(f"unknown type {shown(value)}", where=where.at("type"), instead=f"write {' or '.join(OBJECTIVES)}")
 
 
 def _turn(raw: object, where: Where) -> Turn:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -12,14 +12,12 @@ from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.label_support import LabelSupport
+from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.core.template import ChatTokens, Layout, Template, Vocabulary
 
 FILE_NAME = "steerlm.json"
 BASE_LENGTH = 0
 """As a wanted length: as many tokens as the model has positions for."""
-
-ModelKind = Literal["value", "steer"]
-"""A value model reads attributes (T2V); a steer model writes under them (V2T)."""
 
 
 class ModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

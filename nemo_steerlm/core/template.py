@@ -33,6 +33,7 @@ import msgspec
 from nemo_steerlm.core.conversation import Conversation, Mode, Turn
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, Where, shown
 from nemo_steerlm.core.escape import Escape, Normalizer
+from nemo_steerlm.core.objectives import Objective, objective
 
 Layout = Literal["nemo-sft", "nemo-annotate"]
 
@@ -134,14 +135,15 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
 
     def render(self, conversation: Conversation, mode: Mode | None = None) -> list[Span]:
         """The whole conversation as spans, for training. ``mode`` defaults to the conversation's own."""
-        mode = mode or conversation.mode
+        aim = objective(mode or conversation.mode)
         spans = self._header(conversation)
         learned_before = False
         for i, turn in enumerate(conversation.turns):
             masked = turn.speaker == conversation.mask
-            learned = not masked and _teaches(turn, mode, first=i == 0)
-            spans += self._turn(turn, mode, learned=learned, stop=masked and learned_before)
-            learned_before = learned
+            learn_text = aim.learns_text and not masked and i > 0
+            learn_label = aim.learns_label and not masked and turn.label is not None
+            spans += self._turn(turn, aim, learn_text=learn_text, learn_label=learn_label, stop=masked and learned_before)
+            learned_before = learn_text or learn_label
         if conversation.turns[-1].speaker != conversation.mask:
             spans.append(Span(self.tokens.turn_start, Role.MARKER, learned_before))
         return spans
@@ -150,17 +152,17 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         """Everything up to where ``speaker``'s next text starts, under ``label`` (V2T). Generation stops at ``turn_start``."""
         spans = self._header(conversation)
         for turn in conversation.turns:
-            spans += self._turn(turn, "VALUE_TO_TEXT")
-        return spans + self._turn(Turn(speaker=speaker, text="", label=label), "VALUE_TO_TEXT")[:-2]
+            spans += self._turn(turn, _WRITE)
+        return spans + self._turn(Turn(speaker=speaker, text="", label=label), _WRITE)[:-2]
 
     def label_prompt(self, conversation: Conversation, turn: int) -> list[Span]:
         """Everything up to where the label of turn number ``turn`` starts (T2V), the marker ``label_start`` included."""
         spans = self._header(conversation)
         for earlier in conversation.turns[:turn]:
-            spans += self._turn(earlier, "TEXT_TO_VALUE")
+            spans += self._turn(earlier, _READ)
         scored = conversation.turns[turn]
         unlabelled = Turn(speaker=scored.speaker, text=scored.text)
-        return [*spans, *self._turn(unlabelled, "TEXT_TO_VALUE"), Span(self.tokens.label_start, Role.MARKER)]
+        return [*spans, *self._turn(unlabelled, _READ), Span(self.tokens.label_start, Role.MARKER)]
 
     def _header(self, conversation: Conversation) -> list[Span]:
         spans = [
@@ -171,24 +173,21 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
         ]
         return spans if self.layout == "nemo-annotate" else [*spans, Span(self.tokens.end_of_turn, Role.END)]
 
-    def _turn(self, turn: Turn, mode: Mode | None, *, learned: bool = False, stop: bool = False) -> list[Span]:
+    def _turn(self, turn: Turn, aim: Objective, *, learn_text: bool = False, learn_label: bool = False, stop: bool = False) -> list[Span]:
         tokens, quote = self.tokens, self.escape.apply
-        learn_label = learned and mode == "TEXT_TO_VALUE"
-        learn_text = learned and not learn_label
         head = [Span(tokens.turn_start, Role.MARKER, stop), Span(quote(turn.speaker), Role.NAME), Span(tokens.end_of_name, Role.END)]
         text = [Span(quote(turn.text), Role.TEXT, learn_text), Span(tokens.end_of_turn, Role.END, learn_text)]
         label: list[Span] = []
-        if mode is not None and turn.label is not None:
+        if aim.label != "absent" and turn.label is not None:
             label = [
                 Span(tokens.label_start, Role.MARKER),
                 Span(quote(turn.label), Role.LABEL, learn_label),
                 Span(tokens.end_of_name, Role.END, learn_label),
             ]
-        return [*head, *label, *text] if mode == "VALUE_TO_TEXT" else [*head, *text, *label]
+        return [*head, *label, *text] if aim.label == "before" else [*head, *text, *label]
 
 
-def _teaches(turn: Turn, mode: Mode | None, *, first: bool) -> bool:
-    return turn.label is not None if mode == "TEXT_TO_VALUE" else not first
+_READ, _WRITE = objective("TEXT_TO_VALUE"), objective("VALUE_TO_TEXT")
 
 
 @functools.lru_cache(maxsize=64)

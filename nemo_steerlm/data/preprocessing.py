@@ -16,9 +16,10 @@ from typing import IO, Any, NamedTuple, cast
 import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
-from nemo_steerlm.core.conversation import ASSISTANT, MODES, SYSTEM_PROMPT, USER, Conversation, Mode
+from nemo_steerlm.core.conversation import ASSISTANT, SYSTEM_PROMPT, USER, Conversation
 from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
 from nemo_steerlm.core.files import atomic_write, json_line
+from nemo_steerlm.core.objectives import OBJECTIVES
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.core.text_files import READ_ERRORS, open_text, packing, unreadable
 from nemo_steerlm.data.oasst import UPSTREAM, Rated, parse_tree
@@ -91,8 +92,8 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     """Whether a deleted message ends its branch though it has its text: upstream keeps it."""
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UsageError(f"--type {shown(self.mode)}: write {' or '.join(MODES)}")
+        if self.mode not in OBJECTIVES:
+            raise UsageError(f"--type {shown(self.mode)}: write {' or '.join(OBJECTIVES)}")
         if self.mask_role not in (USER, ASSISTANT):
             raise UsageError(f"--mask_role {shown(self.mask_role)}: the roles of OASST are {USER} and {ASSISTANT}")
         if not 0 <= self.split_ratio <= 1:
@@ -250,7 +251,7 @@ def _outcome(file: IO[bytes], place: _Place, how: _How) -> _Outcome:
         tree = parse_tree(parse_line(raw, where), where, mask=rules.mask_role, rated=rules.rated)
     except DataError as error:
         return _Outcome((), (), error=error, raw=raw)
-    conversations = tree.conversations(mask=rules.mask_role, mode=cast(Mode, rules.mode), system=rules.system)
+    conversations = tree.conversations(mask=rules.mask_role, mode=rules.mode, system=rules.system)
     lines = (json_line(conversation.to_record()) for conversation in conversations)
     if how.lazy:
         return _Outcome(conversations, lines, tree.languages, tree.left_out)

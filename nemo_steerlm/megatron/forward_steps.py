@@ -19,18 +19,25 @@ def with_bf16_products(step: Callable[..., Any], batches: Iterator[MicroBatch], 
         return step(batches, model)
 
 
-def learn_step(batches: Iterator[MicroBatch], model: torch.nn.Module) -> tuple[Tensor, Callable[..., Any]]:
+def summed(losses: Tensor) -> Tensor:
+    """The cross entropies ``[learned]`` added up: the loss of both of the paper's objectives."""
+    return losses.sum()
+
+
+def learn_step(
+    loss_of: Callable[[Tensor], Tensor], batches: Iterator[MicroBatch], model: torch.nn.Module
+) -> tuple[Tensor, Callable[..., Any]]:
     """The next micro batch for training: the model's output, and the function that makes its loss of it.
 
-    That function takes the cross entropies ``[learned]`` of the learned tokens, in nats, and returns their sum times ``loss_scale``, and
-    ``loss_sum`` without it.
+    That function takes the cross entropies ``[learned]`` of the learned tokens, in nats, and returns what ``loss_of`` makes of them times
+    ``loss_scale``, and ``loss_sum`` without it.
     """
     batch = next(batches)
     inputs = _on_device(batch)
     output = model(**inputs, attention_mask=None, labels=batch["labels"].cuda(non_blocking=True))
 
     def loss(losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        total = losses.float().sum()
+        total = loss_of(losses.float())
         return total * batch["loss_scale"].to(total.device), {"loss_sum": total.detach()}
 
     return output, loss

@@ -35,7 +35,7 @@ from nemo_steerlm.formats.hf_config import multipliers, named_family
 from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.distributed import make_trainer, start_distributed
-from nemo_steerlm.megatron.forward_steps import learn_step, score_step, with_bf16_products
+from nemo_steerlm.megatron.forward_steps import learn_step, score_step, summed, with_bf16_products
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
 from nemo_steerlm.megatron.machine import Machine, fitted, portable
 from nemo_steerlm.megatron.marker_rows import MarkerRows
@@ -55,6 +55,8 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
     """On a CPU: matrix products, and so what passes between layers, in bf16; weights and norms in fp32. On GPUs ``precision`` says it."""
     marker_rows: MarkerRows | None = None
     """What is learned of the embedding beside adapters."""
+    loss_of: Callable[[Tensor], Tensor] = staticmethod(summed)
+    """``core.objectives.Objective.loss``: from cross entropies ``[learned]`` to what is minimised."""
 
     def __init__(self, cfg: DictConfig, trainer: Trainer) -> None:
         compat.activate()
@@ -174,7 +176,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         if not tuning:
             step: Callable[..., tuple[Tensor, Callable[..., Any]]] = super().get_forward_output_and_loss_func(validation_step, tuning)
             return step
-        return score_step if validation_step else learn_step
+        return score_step if validation_step else partial(learn_step, self.loss_of)
 
     def run_micro_batches(self, batches: Sequence[MicroBatch], *, forward_only: bool) -> list[dict[str, Any]]:
         """Forward, and unless ``forward_only`` backward, through Megatron's pipeline schedule.

@@ -23,8 +23,9 @@ import msgspec
 
 from nemo_steerlm.core.errors import ConfigError, TryAgainError, UsageError
 from nemo_steerlm.core.files import atomic_write, file_digest
+from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.pipeline import names
-from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ModelRole, Stage
+from nemo_steerlm.pipeline.stages import MODEL_FOLDER, Stage
 
 SUCCESS = "_SUCCESS.json"
 RUNNING = "_RUNNING.json"
@@ -98,7 +99,7 @@ class WorkDirectory:
         """The folder of one stage."""
         return self.path / stage
 
-    def model(self, role: ModelRole) -> Path | None:
+    def model(self, role: ModelKind) -> Path | None:
         """The exported model that the evaluation found best; before there is one, that of the last round; or None."""
         evaluated = (names.EVALUATE,) if role == "steer" and self.success(names.EVALUATE) else ()
         folders = (self.folder(name) / MODEL_FOLDER for name in (*evaluated, *names.trainings(role)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-ModelRole = Literal["value", "steer"]
+from nemo_steerlm.core.objectives import ModelKind
 
 PREPARE = "prepare"
 ANNOTATE = "annotate"
@@ -12,10 +10,10 @@ EVALUATE = "evaluate"
 MAX_ROUNDS = 32
 """Most bootstrap rounds a pipeline may have."""
 
-_TRAINING: dict[ModelRole, str] = {"value": "train-value", "steer": "train-steer"}
+_TRAINING: dict[ModelKind, str] = {"value": "train-value", "steer": "train-steer"}
 
 
-def training(role: ModelRole, round_: int = 0) -> str:
+def training(role: ModelKind, round_: int = 0) -> str:
     """The training of a model; round 0 starts from the base model, later ones are bootstrap rounds of the SteerLM model."""
     return f"bootstrap-{round_}-train" if round_ else _TRAINING[role]
 
@@ -25,7 +23,7 @@ def sampling(round_: int) -> str:
     return f"bootstrap-{round_}-sample"
 
 
-def trainings(role: ModelRole) -> tuple[str, ...]:
+def trainings(role: ModelKind) -> tuple[str, ...]:
     """Every name that the training of such a model may have, the last round first."""
     rounds = range(MAX_ROUNDS, 0, -1) if role == "steer" else ()
     return (*(training(role, number) for number in rounds), training(role))

@@ -12,13 +12,14 @@ from typing import Any
 from nemo_steerlm import __version__
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.core.processes import report
 from nemo_steerlm.data.hub import RepositoryKind
 from nemo_steerlm.data.packages import local_path
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
-from nemo_steerlm.pipeline.stages import ModelRole, Stage
+from nemo_steerlm.pipeline.stages import Stage
 
 REMOTE = ("pypi:", "pypi-sdist:", "hf:")
 """References whose text names their content: a released archive or a hub file."""
@@ -35,7 +36,7 @@ class Run:
     stage: Stage
     work: WorkDirectory
     manifest: Path
-    servers: Mapping[ModelRole, Sequence[str]]
+    servers: Mapping[ModelKind, Sequence[str]]
     shard: Shard | None = None
     merge: bool = False
     lock: int | None = None

@@ -8,17 +8,18 @@ import pkgutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError, shown
+from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.core.processes import exit_on_sigterm, report
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.artifacts import Begun, Success, WorkDirectory
 from nemo_steerlm.pipeline.currency import differences, examine, hashes, identity_of
 from nemo_steerlm.pipeline.run_context import Run, files_folder, part_name, versions
-from nemo_steerlm.pipeline.stages import ModelRole, Stage, find, stages
+from nemo_steerlm.pipeline.stages import Stage, find, stages
 from nemo_steerlm.pipeline.temporary_files import temporary_files
 
 VISIBLE_SECONDS = 90.0
@@ -30,7 +31,7 @@ def run_stage(
     manifest: Path,
     workdir: Path,
     *,
-    servers: Mapping[ModelRole, Sequence[str]] | None = None,
+    servers: Mapping[ModelKind, Sequence[str]] | None = None,
     shard: Shard | None = None,
     merge: bool = False,
 ) -> Success | None:
@@ -94,12 +95,12 @@ def _tell(kind: str, success: Success) -> None:
         Path(path).write_text(line, encoding="ascii")
 
 
-def parse_servers(texts: Sequence[str]) -> dict[ModelRole, list[str]]:
+def parse_servers(texts: Sequence[str]) -> dict[ModelKind, list[str]]:
     """``value=http://…`` arguments by role. Raises UsageError for any other shape."""
-    servers: dict[ModelRole, list[str]] = {}
+    servers: dict[ModelKind, list[str]] = {}
     for text in texts:
         role, equals, url = text.partition("=")
-        if role not in ("value", "steer") or not equals or not url.startswith(("http://", "https://")):
+        if role not in get_args(ModelKind) or not equals or not url.startswith(("http://", "https://")):
             raise UsageError(f"--server {shown(text)}: write value=http://HOST:PORT or steer=http://HOST:PORT")
-        servers.setdefault("value" if role == "value" else "steer", []).append(url)
+        servers.setdefault(cast(ModelKind, role), []).append(url)
     return servers

@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema
 from nemo_steerlm.core.errors import ConfigError, UsageError, shown
-from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo, ModelKind
+from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
+from nemo_steerlm.core.objectives import objective
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.training import token_files
@@ -23,8 +24,6 @@ from nemo_steerlm.training.batches import epoch_size
 from nemo_steerlm.training.dataset import ChatDataset
 from nemo_steerlm.training.mixture import Mixture
 from nemo_steerlm.training.settings import CONF
-
-KINDS: dict[str | None, ModelKind | None] = {"TEXT_TO_VALUE": "value", "VALUE_TO_TEXT": "steer", None: None}
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -154,7 +153,7 @@ def _existing(file: str, key: str) -> str:
 
 def model_info(stored: ModelInfo | None, tokens: ChatTokens, data: ChatDataset | Mixture) -> ModelInfo | None:
     """What the trained model will say of itself; None for plain chat. Raises ConfigError where ``steerlm.info`` and records disagree."""
-    kind = KINDS[data.mode]
+    kind = objective(data.mode).kind
     if stored is not None:
         if kind is not None and stored.kind != kind:
             raise ConfigError(

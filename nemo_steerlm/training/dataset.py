@@ -77,7 +77,7 @@ class ChatDataset:
     counts: npt.NDArray[np.int32]
     """How many tokens each record teaches. The first token of a record has nothing before it to be learned from."""
     values: npt.NDArray[np.int32]
-    """``[n, 3]``: position in its record, number of the attribute, and value of each value token; only of value-model records."""
+    """``[n, 3]``: position in its record, number of the attribute, and value of each value token of a learned label."""
     value_starts: npt.NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -144,7 +144,7 @@ def tokenize(record: dict[str, Any], where: Where, template: Template, tokenizer
         nothing_left = error.located(file=where.file, line=where.line)
     labels, languages = _labels(conversation)
     kept = max_seq_length + 1
-    values = [v for v in _value_tokens(spans, offsets) if v.position < kept] if conversation.mode == "TEXT_TO_VALUE" else []
+    values = [v for v in _value_tokens(spans, offsets) if v.position < kept]
     return Tokenized(
         line=where.line or 0,
         mode=conversation.mode,

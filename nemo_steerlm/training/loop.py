@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pkgutil
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from omegaconf import OmegaConf, open_dict
 
 from nemo_steerlm.core.errors import EXIT_TERMINATED, ConfigError, TryAgainError
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.objectives import objective
 from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.megatron import compat, lora
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
@@ -72,6 +74,7 @@ class Training:
                 lora.learn_markers(self.model, plan.random_markers)
             if str(cfg.precision) == "bf16":
                 lora.freeze_in(self.model, torch.bfloat16)
+        self.model.loss_of = pkgutil.resolve_name(objective(plan.train.mode).loss)
         self.model.bf16_products = _bf16_products(precision_of(plan.cfg.trainer.precision))
         optimizer.set_up(self.model, plan.steps)
         pipeline = plan.layout.pipeline > 1

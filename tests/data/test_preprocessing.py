@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_steerlm.core.conversation import MODES
 from nemo_steerlm.core.errors import DataError, UsageError
+from nemo_steerlm.core.objectives import OBJECTIVES
 from nemo_steerlm.data.preprocessing import Rules, preprocess
 from tests.data import oasst_model
 from tests.data.trees import forests, message, tree
@@ -34,7 +34,7 @@ def script(*arguments: object, **more: object) -> subprocess.CompletedProcess[st
 
 
 @settings(max_examples=40)
-@given(forests(), st.sampled_from(["User", "Assistant"]), st.sampled_from(MODES), st.floats(0, 1), st.integers(0, 99))
+@given(forests(), st.sampled_from(["User", "Assistant"]), st.sampled_from(sorted(OBJECTIVES)), st.floats(0, 1), st.integers(0, 99))
 def test_output_equals_upstreams(tmp_path_factory, forest, mask, kind, ratio, seed):
     folder = tmp_path_factory.mktemp("run")
     source = write(folder / "in.jsonl", forest)

@@ -1,4 +1,4 @@
-"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine."""
+"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine, a training objective."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema
 from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.objectives import OBJECTIVES, Objective
 from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.sources import SOURCES
 from nemo_steerlm.data.sources.source import Placed, Reading, Source
@@ -53,6 +54,9 @@ def register() -> None:
     """One entry in each registry, before anything that derives from it is imported."""
     PRESETS["mine"] = AttributeSchema(attributes=(Attribute(name="quality"), Attribute(name="calm")), name="mine")
     SOURCES["lines"] = LinesSource
+    OBJECTIVES["TEXT_AND_VALUE"] = Objective(
+        summary="answers that end with their label", kind="steer", label="after", learns_label=True, learns_text=True
+    )
 
 
 if __name__ == "__main__":

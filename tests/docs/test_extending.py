@@ -13,7 +13,7 @@ from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.inference.loading import load_engine
 from nemo_steerlm.inference.registry import ENGINES, EngineOptions
 from tests.docs import extension
-from tests.inputs import STORIES
+from tests.inputs import OASST, STORIES
 
 HEAD = {"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": "p"}}
 ROOT = Path(__file__).parents[2]
@@ -51,3 +51,13 @@ def test_an_engine_that_is_registered_loads_models(tmp_path, monkeypatch):
 
 def test_a_function_of_ones_own_is_a_judge():
     assert judge("tests.docs.extension:exclamations")("Oh! No!") == 2.0
+
+
+def test_an_objective_that_is_registered_decides_what_of_a_record_is_learned(tmp_path):
+    assert "TEXT_AND_VALUE (answers that end with their label)" in " ".join(steerlm("preprocess", "--help").stdout.replace("│", "").split())
+    done = steerlm("preprocess", "--input_file", OASST, "--output_file_prefix", tmp_path / "o", "--type", "TEXT_AND_VALUE", "--limit", 9)
+    assert (done.returncode, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "o_train.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    shown = steerlm("render", tmp_path / "o_train.jsonl", "--tokenizer", STORIES / "tokenizer.model")
+    answer = record["conversations"][1]
+    assert f"Assistant\n⟦{answer['value']}\n⟧<extra_id_2>⟦{answer['label']}\n" in shown.stdout

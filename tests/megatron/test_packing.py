@@ -86,6 +86,19 @@ def test_each_token_is_there_once_and_a_common_beginning_once_for_all(data) -> N
         assert flat[packing.kept[places[: len(row)]]].tolist() == row
 
 
+def test_an_objectives_loss_is_what_is_minimised_and_reported(model, monkeypatch) -> None:
+    batch = micro_batch(dataset_of([[5, 6, 7, 8]], [[False, False, True, True]]), packed=False)
+    gradients, sums = [], []
+    for loss_of in (model.loss_of, lambda losses: losses.sum() * 3):
+        monkeypatch.setattr(model, "loss_of", loss_of)
+        model.model.zero_grad(set_to_none=True)
+        (result,) = model.run_micro_batches([batch], forward_only=False)
+        sums.append(result["loss_sum"])
+        gradients.append({name: p.grad.clone() for name, p in model.model.named_parameters() if p.grad is not None})
+    assert sums[1] == 3 * sums[0]
+    torch.testing.assert_close(gradients[1], {name: 3 * gradient for name, gradient in gradients[0].items()}, atol=1e-5, rtol=1e-4)
+
+
 class AttentionByRows(torch.nn.Module):
     """What TransformerEngine's attention computes of ``thd`` rows, row by row."""
 

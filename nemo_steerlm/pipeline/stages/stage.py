@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.pipeline.names import ModelRole
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.train_spec import ParallelSpec, TrainSpec
 
@@ -34,7 +34,7 @@ def record_files(prefix: str = "") -> tuple[str, ...]:
 class ServerNeed:
     """Inference servers that have to answer while a stage runs."""
 
-    role: ModelRole
+    role: ModelKind
     """Which model; the stage gets their addresses as ``--server ROLE=URL``."""
     stage: str
     """The training stage whose model they serve."""
@@ -58,7 +58,7 @@ class Records:
 class Training:
     """What a training stage trains."""
 
-    role: ModelRole
+    role: ModelKind
     """What the trained model does: read attributes, or write under them."""
     spec: TrainSpec
     """Hyperparameters."""
