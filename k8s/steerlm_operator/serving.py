@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nemo_steerlm.pipeline.cluster_status import ServingStatus
-from nemo_steerlm.pipeline.names import EVALUATE
+from nemo_steerlm.pipeline.registry import EVALUATE
 from steerlm_operator import names, readings, storage
 from steerlm_operator.draft import Draft, annotation
 from steerlm_operator.models import Object

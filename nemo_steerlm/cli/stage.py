@@ -7,11 +7,11 @@ from pathlib import Path
 import typer
 
 from nemo_steerlm.data.shard import Shard
-from nemo_steerlm.pipeline import names, running
+from nemo_steerlm.pipeline import registry, running
 
 
 def stage(
-    name: str = typer.Argument(help=f"Stage: {names.KNOWN}."),
+    name: str = typer.Argument(help=f"Stage: {registry.known()}."),
     manifest: Path = typer.Option(..., help="The pipeline file."),
     workdir: Path = typer.Option(..., help="The pipeline's work directory."),
     server: list[str] = typer.Option([], help="value=URL or steer=URL of a running server; may be given several times."),

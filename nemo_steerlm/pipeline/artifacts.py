@@ -24,7 +24,7 @@ import msgspec
 from nemo_steerlm.core.errors import ConfigError, TryAgainError, UsageError
 from nemo_steerlm.core.files import atomic_write, file_digest
 from nemo_steerlm.core.objectives import ModelKind
-from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline import registry
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, Stage
 
 SUCCESS = "_SUCCESS.json"
@@ -101,13 +101,13 @@ class WorkDirectory:
 
     def model(self, role: ModelKind) -> Path | None:
         """The exported model that the evaluation found best; before there is one, that of the last round; or None."""
-        evaluated = (names.EVALUATE,) if role == "steer" and self.success(names.EVALUATE) else ()
-        folders = (self.folder(name) / MODEL_FOLDER for name in (*evaluated, *names.trainings(role)))
+        evaluated = (registry.EVALUATE,) if role == "steer" and self.success(registry.EVALUATE) else ()
+        folders = (self.folder(name) / MODEL_FOLDER for name in (*evaluated, *registry.trainings(role)))
         return next((folder.resolve() for folder in folders if folder.is_dir()), None)
 
     def link_best(self, stage: str) -> None:
         """Let ``evaluate``'s model be that of the training ``stage``: what a server takes that nobody tells otherwise."""
-        link = self.folder(names.EVALUATE) / MODEL_FOLDER
+        link = self.folder(registry.EVALUATE) / MODEL_FOLDER
         temporary = link.with_name(f".{MODEL_FOLDER}.new")
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(Path("..") / stage / MODEL_FOLDER)  # relative: the work directory may be mounted elsewhere

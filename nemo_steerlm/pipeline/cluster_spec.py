@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline import registry
 from nemo_steerlm.pipeline.cluster_types import (
     DOMAIN_PATTERN,
     WORD_PATTERN,
@@ -181,7 +181,7 @@ class RestartSpec(Spec):
 
     token: Annotated[str, Field(min_length=1, max_length=63, pattern=f"^{WORD_PATTERN}$")]
     """Any new text, such as a date. The operator acts once on each."""
-    from_stage: Annotated[str, Field(max_length=32, pattern=names.PATTERN)] | None = None
+    from_stage: Annotated[str, Field(max_length=32, pattern=registry.pattern())] | None = None
     """Do this stage and all after it again, even those that succeeded. The stage that failed is tried again in any case."""
 
 

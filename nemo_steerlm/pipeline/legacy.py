@@ -45,7 +45,7 @@ _NO_RESULT = {"TrainSpec": ("micro_batch_size", "parallel")}
 
 
 class _UnknownFieldError(Exception):
-    """The manifest sets what version 0.1.0 did not have."""
+    """Version 0.1.0 did not have what the manifest sets, or the stage."""
 
 
 def legacy_hash(spec: PipelineSpec, stage: Stage, identity: Mapping[str, Any]) -> str | None:
@@ -79,7 +79,9 @@ def _fields(spec: PipelineSpec, stage: Stage) -> dict[str, Any]:
         return {"turns": spec.annotate.turns, **dumped("model")}
     if stage.kind == "sample":
         return {"round": stage.round, **dumped("attributes", "bootstrap")}
-    return dumped("attributes", "evaluate", "model")
+    if stage.kind == "evaluate":
+        return dumped("attributes", "evaluate", "model")
+    raise _UnknownFieldError  # a stage that it did not have
 
 
 def _dump(value: Any, *, with_none: bool = False) -> Any:

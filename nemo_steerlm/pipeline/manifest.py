@@ -18,7 +18,7 @@ from nemo_steerlm.pipeline.cluster_types import NamespaceName, SecretKeySpec
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.mistakes import mistakes
 from nemo_steerlm.pipeline.model_spec import AttributesSpec, ModelSpec
-from nemo_steerlm.pipeline.names import MAX_ROUNDS
+from nemo_steerlm.pipeline.registry import MAX_ROUNDS
 from nemo_steerlm.pipeline.sources import DataSource, Name, Spec
 from nemo_steerlm.pipeline.train_spec import Count, Positive, SteerTrainSpec, TrainSpec
 

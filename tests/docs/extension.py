@@ -1,10 +1,11 @@
-"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine, a training objective."""
+"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine, a stage, a training objective."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from nemo_steerlm.core.attributes import PRESETS, Attribute, AttributeSchema
 from nemo_steerlm.core.conversation import Conversation, Turn
@@ -13,6 +14,12 @@ from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.sources import SOURCES
 from nemo_steerlm.data.sources.source import Placed, Reading, Source
 from nemo_steerlm.inference.registry import EngineEntry, EngineOptions, Loader
+from nemo_steerlm.pipeline.registry import STAGES, StageEntry
+
+if TYPE_CHECKING:  # these read the registries
+    from nemo_steerlm.pipeline.manifest import PipelineSpec
+    from nemo_steerlm.pipeline.run_context import Run
+    from nemo_steerlm.pipeline.stages.stage import Place, Stage
 
 
 class LinesSource(Source):
@@ -50,10 +57,28 @@ def load_engine(path: Path, options: EngineOptions) -> tuple[Path, int]:
     return path, options.max_rows
 
 
+def count(spec: PipelineSpec, place: Place) -> Stage:
+    """A stage that reads a file of the user's."""
+    from nemo_steerlm.pipeline.stages.stage import Stage
+
+    return Stage(
+        name=place.name, kind="count", format=1, run="tests.docs.extension:count_bytes", files=spec.data.source.references(),
+        outputs=("count.txt",), resources="prepare",
+    )  # fmt: skip
+
+
+def count_bytes(run: Run) -> dict[str, Any]:
+    """The work of that stage."""
+    size = run.resolve(run.stage.files[0]).stat().st_size
+    (run.folder / "count.txt").write_text(f"{size}\n")
+    return {"bytes": size}
+
+
 def register() -> None:
     """One entry in each registry, before anything that derives from it is imported."""
     PRESETS["mine"] = AttributeSchema(attributes=(Attribute(name="quality"), Attribute(name="calm")), name="mine")
     SOURCES["lines"] = LinesSource
+    STAGES.insert(0, StageEntry(name="count", describe="tests.docs.extension:count"))
     OBJECTIVES["TEXT_AND_VALUE"] = Objective(
         summary="answers that end with their label", kind="steer", label="after", learns_label=True, learns_text=True
     )

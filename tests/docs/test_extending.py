@@ -27,16 +27,12 @@ def steerlm(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_a_source_and_a_preset_that_are_registered_can_be_named_and_validated(tmp_path):
     spec = {"attributes": {"preset": "mine"}, "data": {"lines": {"path": "texts.txt"}}, "model": {"base": str(STORIES)}}
     manifest = tmp_path / "pipeline.yaml"
-    manifest.write_text(
-        yaml.safe_dump({"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": "p"}, "spec": spec})
-    )
+    manifest.write_text(yaml.safe_dump({**HEAD, "spec": spec}))
     (tmp_path / "texts.txt").write_text("Hello!\n" * 20)
     done = steerlm("validate", manifest)
     assert (done.returncode, done.stderr) == (0, "")
     spec["data"]["lines"]["level"] = 3
-    manifest.write_text(
-        yaml.safe_dump({"apiVersion": "steerlm.dev/v1alpha1", "kind": "SteerLMPipeline", "metadata": {"name": "p"}, "spec": spec})
-    )
+    manifest.write_text(yaml.safe_dump({**HEAD, "spec": spec}))
     refused = steerlm("validate", manifest)
     assert refused.returncode == 2
     assert "spec.data.lines.level: unknown key" in refused.stderr
@@ -61,3 +57,16 @@ def test_an_objective_that_is_registered_decides_what_of_a_record_is_learned(tmp
     shown = steerlm("render", tmp_path / "o_train.jsonl", "--tokenizer", STORIES / "tokenizer.model")
     answer = record["conversations"][1]
     assert f"Assistant\n⟦{answer['value']}\n⟧<extra_id_2>⟦{answer['label']}\n" in shown.stdout
+
+
+def test_a_stage_that_is_registered_runs_and_may_be_named(tmp_path):
+    spec = {"attributes": {"preset": "mine"}, "data": {"lines": {"path": "texts.txt"}}, "model": {"base": str(STORIES)}}
+    manifest = tmp_path / "pipeline.yaml"
+    manifest.write_text(yaml.safe_dump({**HEAD, "spec": spec}))
+    (tmp_path / "texts.txt").write_text("Hello!\n")
+    done = steerlm("stage", "count", "--manifest", manifest, "--workdir", tmp_path / "work")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "work" / "count" / "count.txt").read_text() == "7\n"
+    assert json.loads((tmp_path / "work" / "count" / "_SUCCESS.json").read_text())["metrics"] == {"bytes": 7}
+    assert "^(count|prepare|train-value|" in steerlm("schema", "--crd").stdout
+    assert "count, prepare, train-value, annotate" in " ".join(steerlm("stage", "--help").stdout.replace("│", "").split())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.pipeline import registry
 from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.stages import find, stages
 from tests.pipeline.manifests import SMALLEST, with_field
@@ -27,6 +30,19 @@ def test_the_order_without_and_with_bootstrap_rounds():
     assert [s.name for s in rounds][4:] == [
         "bootstrap-1-sample", "bootstrap-1-train", "bootstrap-2-sample", "bootstrap-2-train", "evaluate",
     ]  # fmt: skip
+
+
+def test_the_registry_says_of_each_stage_what_the_stage_says_of_itself():
+    by_name = {stage.name: stage for stage in graph("spec.bootstrap", {"rounds": 2, "requireAny": True})}
+    assert re.fullmatch(registry.pattern(), "bootstrap-12-train")
+    assert not re.fullmatch(registry.pattern(), "bootstrap-train")
+    for entry in registry.STAGES:
+        stage = by_name[entry.named(2 if entry.each_round else None)]
+        assert re.fullmatch(registry.pattern(), stage.name)
+        assert stage.round == (2 if entry.each_round else None)
+        assert (stage.training and stage.training.role) == entry.trains
+    assert [name for name in registry.trainings("steer") if name in by_name] == ["bootstrap-2-train", "bootstrap-1-train", "train-steer"]
+    assert registry.trainings("value") == ("train-value",)
 
 
 @given(rounds=st.integers(0, 6))

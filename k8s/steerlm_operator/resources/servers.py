@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from nemo_steerlm.core import environment
 from nemo_steerlm.pipeline.cluster_types import SecretKeySpec
 from nemo_steerlm.pipeline.manifest import UpstreamSpec
-from nemo_steerlm.pipeline.names import EVALUATE
+from nemo_steerlm.pipeline.registry import EVALUATE
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage
 from steerlm_operator import names

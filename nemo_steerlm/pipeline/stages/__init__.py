@@ -6,6 +6,6 @@ What a stage does is in ``pipeline/steps``, and named by its description: the op
 from __future__ import annotations
 
 from nemo_steerlm.pipeline.stages.graph import find, stages
-from nemo_steerlm.pipeline.stages.stage import CHECKPOINT, MODEL_FOLDER, Kind, ServerNeed, Stage
+from nemo_steerlm.pipeline.stages.stage import CHECKPOINT, MODEL_FOLDER, ServerNeed, Stage
 
-__all__ = ["CHECKPOINT", "MODEL_FOLDER", "Kind", "ServerNeed", "Stage", "find", "stages"]
+__all__ = ["CHECKPOINT", "MODEL_FOLDER", "ServerNeed", "Stage", "find", "stages"]

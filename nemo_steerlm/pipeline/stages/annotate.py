@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER
-from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, ServerNeed, Stage, changed_fields, record_files
+from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Place, ServerNeed, Stage, changed_fields, record_files
 
 FORMAT = 1
 
@@ -15,10 +14,11 @@ LABELLING = ("attributes", "model.max_sequence_length", "model.chat_tokens", "mo
 """What decides the labels besides records and model, and what of the labelled records is kept."""
 
 
-def annotate(spec: PipelineSpec, prepared: Stage, value_model: Stage) -> Stage:
+def annotate(spec: PipelineSpec, place: Place) -> Stage:
     """The stage of a pipeline."""
+    prepared, value_model = place.last("prepare"), place.trained("value")
     return Stage(
-        name=names.ANNOTATE,
+        name=place.name,
         kind="annotate",
         format=FORMAT,
         run="nemo_steerlm.pipeline.steps.annotate:annotate",

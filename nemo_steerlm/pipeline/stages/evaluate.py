@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.annotate import steer_server, value_servers
 from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER, VALUE_RECORDS
 from nemo_steerlm.pipeline.stages.sample import EVALUATION
-from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Stage, changed_fields, record_files
+from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Place, Stage, changed_fields, record_files
 
 FORMAT = 2
 
 
-def evaluate(
-    spec: PipelineSpec, prepared: Stage, value_model: Stage, annotated: Stage, sampled: Sequence[Stage], steer_model: Stage
-) -> Stage:
-    """The stage of a pipeline whose last model ``steer_model`` trained. The ``sampled`` rounds evaluated the models before it."""
+def evaluate(spec: PipelineSpec, place: Place) -> Stage:
+    """The stage of a pipeline. The rounds' samplings evaluated the SteerLM models before the last one."""
     how = spec.evaluate
+    prepared, annotated = place.last("prepare"), place.last("annotate")
+    value_model, steer_model = place.trained("value"), place.trained("steer")
     taught, _ = VALUE_RECORDS
     _, questions = RECORDS_TO_LABEL
     return Stage(
-        name=names.EVALUATE,
+        name=place.name,
         kind="evaluate",
         format=FORMAT,
         run="nemo_steerlm.pipeline.steps.evaluate:evaluate",
@@ -30,7 +27,7 @@ def evaluate(
             prepared.name: (taught, questions, TOKENIZER),
             value_model.name: (MODEL_FOLDER,),
             annotated.name: record_files(),
-            **{stage.name: (EVALUATION,) for stage in sampled},
+            **{stage.name: (EVALUATION,) for stage in place.all("sample")},
             steer_model.name: (MODEL_FOLDER,),
         },
         fields=changed_fields(spec, "attributes", "evaluate", "model.max_sequence_length", "model.chat_tokens", "model.layout"),

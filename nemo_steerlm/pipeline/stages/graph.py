@@ -1,35 +1,27 @@
-"""Which stages a pipeline has.
-
-``prepare → train-value → annotate → train-steer → [bootstrap-N-sample → bootstrap-N-train]… → evaluate``, and ``serve`` after that.
-"""
+"""Which stages a pipeline has: those of the registry, and those of its rounds once per round."""
 
 from __future__ import annotations
 
+import itertools
+import pkgutil
+
 from nemo_steerlm.core.errors import UsageError, nearest, shown
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
-from nemo_steerlm.pipeline.stages.annotate import annotate
-from nemo_steerlm.pipeline.stages.evaluate import evaluate
-from nemo_steerlm.pipeline.stages.prepare import prepare
-from nemo_steerlm.pipeline.stages.sample import sample
-from nemo_steerlm.pipeline.stages.stage import Stage
-from nemo_steerlm.pipeline.stages.train import bootstrap_train, train_steer, train_value
+from nemo_steerlm.pipeline.registry import STAGES
+from nemo_steerlm.pipeline.stages.stage import Place, Stage
 
 
 def stages(manifest: SteerLMPipeline) -> tuple[Stage, ...]:
     """Every stage of a pipeline in the order they run, without ``serve`` (it is no work that ends)."""
     spec = manifest.spec
-    prepared = prepare(spec)
-    value_model = train_value(spec, prepared)
-    annotated = annotate(spec, prepared, value_model)
-    steer_model = train_steer(spec, prepared, value_model, annotated)
-    graph = [prepared, value_model, annotated, steer_model]
-    rounds: list[Stage] = []
-    for number in range(1, spec.bootstrap.rounds + 1):
-        sampled = sample(spec, number, prepared, value_model, annotated, steer_model)
-        steer_model = bootstrap_train(spec, prepared, value_model, sampled, steer_model)
-        graph += [sampled, steer_model]
-        rounds.append(sampled)
-    return (*graph, evaluate(spec, prepared, value_model, annotated, rounds, steer_model))
+    graph: list[Stage] = []
+    for each_round, group in itertools.groupby(STAGES, key=lambda entry: entry.each_round):
+        entries = tuple(group)
+        for number in range(1, spec.bootstrap.rounds + 1) if each_round else (None,):
+            for entry in entries:
+                place = Place(name=entry.named(number), round=number, before=tuple(graph))
+                graph.append(pkgutil.resolve_name(entry.describe)(spec, place))
+    return tuple(graph)
 
 
 def find(graph: tuple[Stage, ...], name: str) -> Stage:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.pipeline.stages.stage import Stage, changed_fields, record_files
+from nemo_steerlm.pipeline.stages.stage import Place, Stage, changed_fields, record_files
 
 FORMAT = 2
 
@@ -15,10 +14,10 @@ RECORDS_TO_LABEL = record_files("annotate_")
 TOKENIZER = "tokenizer"
 
 
-def prepare(spec: PipelineSpec) -> Stage:
+def prepare(spec: PipelineSpec, place: Place) -> Stage:
     """The stage of a pipeline."""
     return Stage(
-        name=names.PREPARE,
+        name=place.name,
         kind="prepare",
         format=FORMAT,
         run="nemo_steerlm.pipeline.steps.prepare:prepare",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from nemo_steerlm.pipeline import names
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.annotate import LABELLING, steer_server, value_servers
 from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER
-from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Stage, changed_fields, record_files
+from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Place, Stage, changed_fields, record_files
 
 FORMAT = 2
 
@@ -15,11 +14,13 @@ EVALUATION = "evaluation.json"
 fields of ``evaluate`` are not in the stage's hash; answers to other questions are not compared."""
 
 
-def sample(spec: PipelineSpec, number: int, prepared: Stage, value_model: Stage, annotated: Stage, previous: Stage) -> Stage:
-    """The stage of round ``number``, which samples from the model that ``previous`` trained."""
+def sample(spec: PipelineSpec, place: Place) -> Stage:
+    """The stage of a round, which samples from the SteerLM model that was trained last."""
+    prepared, annotated = place.last("prepare"), place.last("annotate")
+    value_model, previous = place.trained("value"), place.trained("steer")
     _, questions = RECORDS_TO_LABEL
     return Stage(
-        name=names.sampling(number),
+        name=place.name,
         kind="sample",
         format=FORMAT,
         run="nemo_steerlm.pipeline.steps.sample:sample",
@@ -30,9 +31,9 @@ def sample(spec: PipelineSpec, number: int, prepared: Stage, value_model: Stage,
             previous.name: (MODEL_FOLDER,),
         },
         # The round seeds the draw. How many rounds there are changes none of them.
-        fields={"round": number, **changed_fields(spec, *LABELLING, "bootstrap", leave_out=("bootstrap.rounds", "bootstrap.train"))},
+        fields={"round": place.round, **changed_fields(spec, *LABELLING, "bootstrap", leave_out=("bootstrap.rounds", "bootstrap.train"))},
         outputs=(*record_files(), EVALUATION),
-        round=number,
+        round=place.round,
         servers=(value_servers(spec, value_model), steer_server(spec, previous)),
         resources="annotate",
     )

@@ -14,7 +14,6 @@ from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.train_spec import ParallelSpec, TrainSpec
 
-Kind = Literal["prepare", "train", "annotate", "sample", "evaluate"]
 Image = Literal["worker", "train"]
 Amount = Literal["prepare", "train", "annotate", "evaluate"]
 Credential = Literal["hugging_face", "wandb"]
@@ -74,7 +73,8 @@ class Stage:
     """One stage, independent of where and how wide it runs."""
 
     name: str
-    kind: Kind
+    kind: str
+    """What it does, whichever its round and model: part of the input hash."""
     format: int
     """Raised by hand when equal inputs give another result than before: it is part of the input hash, the package's version is not."""
     run: str
@@ -144,6 +144,33 @@ class Stage:
     def input_hash(self, file_digests: Mapping[str, str], outputs: Mapping[str, Mapping[str, str]], salt: str = "") -> str:
         """sha256 over ``identity``, in hexadecimal digits."""
         return digest(self.identity(file_digests, outputs, salt))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a stage stands in its pipeline."""
+
+    name: str
+    round: int | None
+    """The bootstrap round, counted from 1; None outside of rounds."""
+    before: tuple[Stage, ...]
+    """The stages that run before it, in order."""
+
+    def all(self, kind: str) -> tuple[Stage, ...]:
+        """The earlier stages of a kind."""
+        return tuple(stage for stage in self.before if stage.kind == kind)
+
+    def last(self, kind: str) -> Stage:
+        """The latest stage of a kind. Raises LookupError where none is before this one: the registry's order is wrong."""
+        if found := self.all(kind):
+            return found[-1]
+        raise LookupError(f"stage {self.name} needs a stage of kind {kind} before it")
+
+    def trained(self, role: ModelKind) -> Stage:
+        """The latest training of a model. Raises LookupError where none is before this one."""
+        if found := [stage for stage in self.before if stage.training and stage.training.role == role]:
+            return found[-1]
+        raise LookupError(f"stage {self.name} needs a training of a {role} model before it")
 
 
 def digest(identity: Mapping[str, Any]) -> str:
