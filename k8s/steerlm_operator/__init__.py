@@ -7,7 +7,7 @@ Belongs here: naming, building and watching Kubernetes objects, and deciding wha
     watches     what there is, kept up to date
     controller  the order of writes       work_queue, memory: what it looks at and remembers
     cluster     requests to the API server
-    reconcile   plan(resource, observed) -> decision, pure      progress, readings: its parts
+    reconcile   decide(resource, observed) -> decision, pure      progress, readings: its parts
     resources/  plain values in, Kubernetes objects out, pure
     models      the resource, parsed; config: the operator's own settings
 """

@@ -1,4 +1,4 @@
-"""The loop around ``plan``: reading what there is, and the order of the writes.
+"""The loop around ``decide``: reading what there is, and the order of the writes.
 
 A status is written before anything is made or deleted for it, and only over the very version of the resource that was read. So a decision
 from a stale cache can do nothing: its status is refused, or, where it would write none, the resource is read again first.
@@ -19,10 +19,10 @@ from steerlm_operator import metrics, names
 from steerlm_operator.cluster import ApiError, Cluster
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.draft import Decision, Observed, Refusal, find_condition, holds
-from steerlm_operator.memory import Caches, Memory
 from steerlm_operator.models import Object
 from steerlm_operator.readings import classify_refusal, last_progress
-from steerlm_operator.reconcile import plan
+from steerlm_operator.reconcile import decide
+from steerlm_operator.reconcile_state import Caches, ReconcileState
 from steerlm_operator.storage import MISSING_SECONDS, UNSETTLED, USABLE
 from steerlm_operator.work_queue import Name, WorkQueue
 
@@ -50,7 +50,7 @@ class Controller:
         self.standby = False
         """Whether another process leads."""
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
-        self._memory: dict[Name, Memory] = {}
+        self._memory: dict[Name, ReconcileState] = {}
         self.queue = WorkQueue()
         self._phases: dict[Name, str] = {}
         self._last_resync = time.monotonic()
@@ -78,7 +78,7 @@ class Controller:
             try:
                 with metrics.RECONCILE_SECONDS.time():
                     await self._look(name)
-                self._memory.get(name, Memory()).errors = 0
+                self._memory.get(name, ReconcileState()).errors = 0
             except Exception as error:  # noqa: BLE001 - one pipeline's trouble must not stop the others
                 self._note_error(name, error)
             finally:
@@ -86,7 +86,7 @@ class Controller:
                 metrics.LAST_RECONCILE.set_to_current_time()
 
     def _note_error(self, name: Name, error: Exception) -> None:
-        memory = self._memory.setdefault(name, Memory())
+        memory = self._memory.setdefault(name, ReconcileState())
         memory.errors += 1
         delay = min(0.5 * 2 ** min(memory.errors, 10), LONGEST_BACKOFF_SECONDS)
         known = isinstance(error, ApiError)
@@ -100,7 +100,7 @@ class Controller:
         while True:
             await self._discover()
             for name in self.caches.pipelines():
-                self._memory.setdefault(name, Memory()).look_at_claim = True
+                self._memory.setdefault(name, ReconcileState()).look_at_claim = True
                 self.queue.add(name)
             self._last_resync = time.monotonic()
             # Until the first API groups are known, look again soon.
@@ -142,7 +142,7 @@ class Controller:
         if self.cluster is None:
             self.queue.add_after(name, 1)
             return
-        memory = self._memory.setdefault(name, Memory())
+        memory = self._memory.setdefault(name, ReconcileState())
         resource = self._newest(name, memory)
         if resource is None:
             self._forget(name)
@@ -170,12 +170,12 @@ class Controller:
             return
         self.queue.add_after(name, 1)
 
-    def _newest(self, name: Name, memory: Memory) -> Object | None:
+    def _newest(self, name: Name, memory: ReconcileState) -> Object | None:
         resource = self.caches.pipeline(name)
         if resource is None or memory.latest is None:
             return resource
         if resource["metadata"]["uid"] != memory.latest["metadata"]["uid"]:
-            self._memory[name] = Memory()
+            self._memory[name] = ReconcileState()
             return resource
         if resource["metadata"]["resourceVersion"] in memory.superseded:
             return memory.latest
@@ -191,7 +191,7 @@ class Controller:
         with contextlib.suppress(KeyError):
             metrics.SERVERS_READY.remove(*name)
 
-    async def _decide(self, name: Name, resource: Object, memory: Memory) -> Decision:
+    async def _decide(self, name: Name, resource: Object, memory: ReconcileState) -> Decision:
         status = PipelineStatus.model_validate(resource.get("status") or {})
         ended = holds(status, "Complete") or holds(status, "Failed")
         engine = find_condition(status, "EngineAvailable")
@@ -217,7 +217,7 @@ class Controller:
             creation_failures=memory.creation_failures,
             progress=memory.progress,
         )
-        return plan(resource, observed, self.config, self._clock())
+        return decide(resource, observed, self.config, self._clock())
 
     async def _claim(self, resource: Object) -> tuple[Object, str]:
         """The claim, {} where it is absent; and while it has no volume, what was said about that."""
@@ -234,7 +234,7 @@ class Controller:
             return found or {}, ""
         return found, await self.cluster.last_event(place[0], "PersistentVolumeClaim", place[1], *UNBOUND_REASONS)
 
-    async def _write(self, resource: Object, status: Object, decision: Decision, memory: Memory) -> Object | None:
+    async def _write(self, resource: Object, status: Object, decision: Decision, memory: ReconcileState) -> Object | None:
         """The resource with the new status, or None where it had changed."""
         if self.cluster is None:
             return None
@@ -267,7 +267,7 @@ class Controller:
         found = await self.cluster.get(resource["apiVersion"], resource["kind"], metadata["namespace"], metadata["name"])
         return found if found and found["metadata"]["uid"] == metadata["uid"] else None
 
-    async def _act(self, name: Name, resource: Object, decision: Decision, memory: Memory) -> None:
+    async def _act(self, name: Name, resource: Object, decision: Decision, memory: ReconcileState) -> None:
         cluster = self.cluster
         if cluster is None:
             return
@@ -288,7 +288,7 @@ class Controller:
         if decision.again is not None:
             self.queue.add_after(name, max(decision.again, 0.1))
 
-    async def _apply(self, name: Name, decision: Decision, memory: Memory) -> bool:
+    async def _apply(self, name: Name, decision: Decision, memory: ReconcileState) -> bool:
         """Whether the API server took everything. Raises ApiError for trouble that is not about the objects."""
         if self.cluster is None:
             return False
@@ -309,7 +309,7 @@ class Controller:
             memory.refusals.pop(key, None)
         return True
 
-    async def _write_refusal(self, name: Name, resource: Object, memory: Memory) -> None:
+    async def _write_refusal(self, name: Name, resource: Object, memory: ReconcileState) -> None:
         """Say in the status what was refused; the next try comes after a while."""
         decision = await self._decide(name, resource, memory)
         written = dump(decision.status)

@@ -98,7 +98,7 @@ def _ensure_servers(draft: Draft, stage: Stage, entry: StageStatus) -> dict[str,
     if draft.own("Job", work.job_name(pipeline, stage, entry.attempt)):
         return urls  # its clients wait for the servers to come back, and fail if they do not
     if reading.failed:
-        _fail(draft, stage, entry, Reading(state="Failed", reason=reading.reason, message=message, permanent=reading.permanent))
+        _fail_stage(draft, stage, entry, Reading(state="Failed", reason=reading.reason, message=message, permanent=reading.permanent))
         return None
     if refusal:
         draft.look_again(storage.wait(refusal))
@@ -121,7 +121,7 @@ def _wait_for_objects(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     if refusal is None:
         _queue(draft, stage, entry, "Starting", "its objects are being made")
     elif refusal.reason == "InvalidObject":
-        _fail(draft, stage, entry, Reading(state="Failed", reason=refusal.reason, message=refusal.message, permanent=True))
+        _fail_stage(draft, stage, entry, Reading(state="Failed", reason=refusal.reason, message=refusal.message, permanent=True))
     else:
         draft.look_again(storage.wait(refusal))
         _queue(draft, stage, entry, refusal.reason, refusal.message, blocked=True)
@@ -146,7 +146,7 @@ def _act_on(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) ->
     elif reading.state == "Running":
         _note_running(draft, stage, entry, reading)
     elif reading.state == "Failed":
-        _fail(draft, stage, entry, taken_away(entry.message or "") if deleted and not reading.permanent else reading)
+        _fail_stage(draft, stage, entry, taken_away(entry.message or "") if deleted and not reading.permanent else reading)
     elif stage.shards > 1 and entry.step == "Work":
         entry.step = "Merge"
         entry.progress = f"{stage.shards}/{stage.shards} shards"  # the last may have ended since anybody counted
@@ -165,7 +165,7 @@ def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message:
     waited = draft.seconds_since(entry.start_time)
     if limit is not None and waited >= limit:
         said = f"not started within {limit} s: {message}"
-        _fail(draft, stage, entry, Reading(state="Failed", reason="PendingDeadlineExceeded", message=said, permanent=True))
+        _fail_stage(draft, stage, entry, Reading(state="Failed", reason="PendingDeadlineExceeded", message=said, permanent=True))
         return
     if limit is not None:
         draft.look_again(limit - waited)
@@ -210,7 +210,7 @@ def _has_stalled(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
         draft.look_again(limit - silent)
         return False
     said = f"no progress within {limit} s" + (f" after {entry.progress}" if entry.progress else "")
-    _fail(draft, stage, entry, Reading(state="Failed", reason="NoProgress", message=said, counted=False))
+    _fail_stage(draft, stage, entry, Reading(state="Failed", reason="NoProgress", message=said, counted=False))
     return True
 
 
@@ -253,7 +253,7 @@ def _succeed(draft: Draft, stage: Stage, entry: StageStatus, result: Mapping[str
     draft.event("StageCacheHit" if cached else "StageSucceeded", f"{stage.name} {'was done before' if cached else 'is done'}")
 
 
-def _fail(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
+def _fail_stage(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:
     pipeline = draft.pipeline
     reading = retries.count(draft, entry, reading)
     entry.reason, entry.message, entry.progress = reading.reason, shorten(reading.message), None

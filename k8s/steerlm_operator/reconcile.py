@@ -1,4 +1,4 @@
-"""``plan(resource, observed) -> decision``: the whole operator as one pure function.
+"""``decide(resource, observed) -> decision``: the whole operator as one pure function.
 
     Pending → Running → Succeeded | Failed          the end stays until spec.restart asks again
               Running ⇄ Retrying                    a stage waits for its next attempt
@@ -28,7 +28,7 @@ MISSING_API_SECONDS = 60
 GANG_APIS = {"Volcano": "scheduling.volcano.sh", "Coscheduling": "scheduling.x-k8s.io"}
 
 
-def plan(resource: Mapping[str, Any], observed: Observed, config: OperatorConfig, now: datetime.datetime) -> Decision:
+def decide(resource: Mapping[str, Any], observed: Observed, config: OperatorConfig, now: datetime.datetime) -> Decision:
     """What to do for one resource. Pure: the same arguments give the same decision."""
     status = PipelineStatus.model_validate(resource.get("status") or {})
     metadata = resource["metadata"]
@@ -124,7 +124,7 @@ def _run(draft: Draft) -> None:
     if limit is not None:
         left = limit - draft.seconds_since(status.start_time)
         if left <= 0:
-            _fail(draft, "DeadlineExceeded", f"not done within {limit} s")
+            _fail_pipeline(draft, "DeadlineExceeded", f"not done within {limit} s")
             return
         draft.look_again(left)
     if not (_engine_available(draft) and storage.ready(draft)):
@@ -141,7 +141,7 @@ def _run(draft: Draft) -> None:
             continue
         status.phase = "Retrying" if entry.phase == "Retrying" else "Running"
         if entry.phase == "Failed":
-            _fail(draft, entry.reason or "StageFailed", f"{stage.name}: {entry.message}")
+            _fail_pipeline(draft, entry.reason or "StageFailed", f"{stage.name}: {entry.message}")
         return
     _complete(draft)
 
@@ -172,7 +172,7 @@ def _engine_available(draft: Draft) -> bool:
     return True
 
 
-def _fail(draft: Draft, reason: str, message: str) -> None:
+def _fail_pipeline(draft: Draft, reason: str, message: str) -> None:
     draft.status.phase = "Failed"
     draft.status.completion_time = draft.timestamp()
     for entry in draft.status.stages:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import httpx
 import msgspec
 
-from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
+from nemo_steerlm.annotation.journal import Entry, Journal, JournalHeader, record_digest
 from nemo_steerlm.annotation.progress import Progress
 from nemo_steerlm.annotation.results import ResultWriter, Summary, disk_errors, labelled, require_confidence
 from nemo_steerlm.client.announcement import Announcement
@@ -188,8 +188,8 @@ class _Run:
     def _source(self, form: LabelFormat) -> str:
         return form.fingerprint or self.options.label_source
 
-    def _header(self, form: LabelFormat) -> Header:
-        return Header(
+    def _header(self, form: LabelFormat) -> JournalHeader:
+        return JournalHeader(
             model=self._source(form),
             turns=form.turns,
             languages=bool(form.schema.languages),

@@ -28,7 +28,7 @@ VERSION = 1
 SYNC_SECONDS = 1.0
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True):
+class JournalHeader(msgspec.Struct, frozen=True, kw_only=True):
     """What all labels of a journal have in common."""
 
     model: str
@@ -57,7 +57,7 @@ def record_digest(raw: bytes) -> str:
 class Journal:
     """An open journal. A context manager that holds the file's lock: a second process that wants it gets TryAgainError."""
 
-    def __init__(self, path: Path, header: Header, *, restart: bool = False) -> None:
+    def __init__(self, path: Path, header: JournalHeader, *, restart: bool = False) -> None:
         """Open or create ``path``.
 
         Raises:
@@ -184,12 +184,12 @@ class Journal:
         elif lines > len(self._places) + 1:
             self.compact()
 
-    def _check_header(self, body: bytes) -> Header:
+    def _check_header(self, body: bytes) -> JournalHeader:
         try:
-            header = msgspec.json.decode(body, type=Header)
+            header = msgspec.json.decode(body, type=JournalHeader)
         except msgspec.ValidationError as error:
             raise ConfigError(f"{self.path} is not a journal; move it away, or give --restart") from error
-        for field in Header.__struct_fields__:
+        for field in JournalHeader.__struct_fields__:
             was, now = getattr(header, field), getattr(self.header, field)
             if was != now and not (field == "attributes" and not was):
                 raise ConfigError(f"{self.path} has labels for {field} {was!r}, this run has {now!r}; give --restart to label anew")

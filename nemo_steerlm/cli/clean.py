@@ -48,7 +48,7 @@ def clean(
         dataset_file,
         output_file,
         cleaning.TokenizerChoice(library, model_name, model_file or None),
-        cleaning.Rules(seq_len=seq_len, tokens=tokens, schema=schema, shorten=(schema or preset("oasst")) if shorten else None),
+        cleaning.CleaningRules(seq_len=seq_len, tokens=tokens, schema=schema, shorten=(schema or preset("oasst")) if shorten else None),
         jobs=jobs,
         on_error=on_error.value,
         details=details or None,

@@ -23,7 +23,7 @@ RENDERERS = "nemo_steerlm.renderers"
 """Entry point group: name ``kubernetes`` is a function (manifest text, namespace, operator's configuration file) -> list of objects."""
 
 
-class Output(str, enum.Enum):
+class OutputFormat(str, enum.Enum):
     """What to print."""
 
     table = "table"
@@ -34,16 +34,18 @@ class Output(str, enum.Enum):
 def plan(
     file: Path = typer.Argument(help="The pipeline file."),
     workdir: Path | None = typer.Option(None, help="Its work directory.  [default: runs/NAME]"),
-    output: Output = typer.Option(Output.table, "--output", "-o", help="table: the stages; yaml or json: the Kubernetes objects."),
+    output: OutputFormat = typer.Option(
+        OutputFormat.table, "--output", "-o", help="table: the stages; yaml or json: the Kubernetes objects."
+    ),
     namespace: str = typer.Option("default", "--namespace", "-n", help="Namespace of the objects."),
     operator_config: Path | None = typer.Option(None, help="The operator's configuration, for its defaults."),
 ) -> None:
     """Show what a run would do: stages, input hashes, what is done already, or the objects that a cluster would get."""
-    if output is Output.table:
+    if output is OutputFormat.table:
         _print_stages(file, workdir or local.default_workdir(file))
         return
     objects = render(file, namespace, operator_config)
-    if output is Output.yaml:
+    if output is OutputFormat.yaml:
         print("---\n".join(dump(item) for item in objects), end="")
     else:
         print(json.dumps(objects, indent=2))
@@ -66,7 +68,7 @@ def render(file: Path, namespace: str, operator_config: Path | None) -> list[dic
 def _print_stages(file: Path, workdir: Path) -> None:
     pipeline = manifests.load(file)
     work = WorkDirectory(workdir)
-    states = local.plan(file, workdir)
+    states = local.stage_states(file, workdir)
     print(f"{pipeline.metadata.name}: {len(states)} stages, work directory {workdir}")
     width = max(len(state.stage.name) for state in states)
     for state in states:

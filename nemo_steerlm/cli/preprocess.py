@@ -52,7 +52,7 @@ def preprocess(
     done = preprocessing.preprocess(
         local_path(input_file),
         output_file_prefix,
-        preprocessing.Rules(
+        preprocessing.PreprocessingRules(
             mask_role=mask_role,
             mode=kind,
             split_ratio=split_ratio,

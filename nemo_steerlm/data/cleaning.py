@@ -53,7 +53,7 @@ class TokenizerChoice(NamedTuple):
         raise UsageError(f"--library {self.library!r}: write huggingface or sentencepiece")
 
 
-class Rules(NamedTuple):
+class CleaningRules(NamedTuple):
     """What a record has to be to stay."""
 
     seq_len: int = 4096
@@ -98,7 +98,7 @@ def clean(
     dataset_file: str | Path | Sequence[Path],
     output_file: str | Path,
     tokenizer: TokenizerChoice,
-    rules: Rules | None = None,
+    rules: CleaningRules | None = None,
     *,
     jobs: int = 1,
     on_error: OnError = "fail",
@@ -110,7 +110,7 @@ def clean(
     field and reason of each. A broken one (upstream removes it silently) raises DataError, or is set aside with ``on_error="skip"``.
     Branches of a tree that are equal after ``rules.shorten`` are written once. Raises DataError where no record is left.
     """
-    rules = rules or Rules()
+    rules = rules or CleaningRules()
     if rules.seq_len < 1:
         raise UsageError(f"--seq_len {rules.seq_len}: use at least 1")
     files = [dataset_file] if isinstance(dataset_file, str | Path) else list(dataset_file)
@@ -167,7 +167,7 @@ class _Branches:
         return outcome
 
 
-def _outcomes(files: Sequence[str | Path], tokenizer: TokenizerChoice, rules: Rules, jobs: int) -> Iterator[_Outcome]:
+def _outcomes(files: Sequence[str | Path], tokenizer: TokenizerChoice, rules: CleaningRules, jobs: int) -> Iterator[_Outcome]:
     lines = ((str(file), number, raw) for file in files for number, raw in raw_lines(file))
     results = ordered_map(_work, batches(lines, 32), jobs=jobs, prepare=_prepare, settings=(tokenizer, rules))
     return itertools.chain.from_iterable(results)
@@ -177,7 +177,7 @@ _worker: dict[str, Any] = {}
 """What this process works with, set once by ``_prepare``."""
 
 
-def _prepare(tokenizer: TokenizerChoice, rules: Rules) -> None:
+def _prepare(tokenizer: TokenizerChoice, rules: CleaningRules) -> None:
     loaded = tokenizer.load(rules.tokens)
     template = Template.of(loaded, rules.tokens, rules.layout)
     label = _longest_label(rules.shorten, loaded) if rules.shorten else None
@@ -189,7 +189,7 @@ def _work(group: list[tuple[str, int, bytes]]) -> list[_Outcome]:
 
 
 def _outcome(raw: bytes, where: Where) -> _Outcome:
-    rules: Rules = _worker["rules"]
+    rules: CleaningRules = _worker["rules"]
     try:
         conversation = check_conversation(parse_conversation(raw, where), where, tokens=rules.tokens, schema=rules.schema)
     except DataError as error:

@@ -72,7 +72,7 @@ class SplitTree(NamedTuple):
     left_out: Mapping[str, int]
 
 
-class Rules(msgspec.Struct, frozen=True, kw_only=True):
+class PreprocessingRules(msgspec.Struct, frozen=True, kw_only=True):
     """How trees become records. Raises UsageError for what cannot be meant; upstream writes whatever it is given."""
 
     mask_role: str = USER
@@ -108,7 +108,12 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def preprocess(
-    input_file: str | Path, output_file_prefix: str | Path, rules: Rules | None = None, *, jobs: int = 1, on_error: OnError = "fail"
+    input_file: str | Path,
+    output_file_prefix: str | Path,
+    rules: PreprocessingRules | None = None,
+    *,
+    jobs: int = 1,
+    on_error: OnError = "fail",
 ) -> Preprocessed:
     """Write ``<prefix>_train.jsonl`` and ``<prefix>_val.jsonl``: upstream's records in upstream's order.
 
@@ -118,7 +123,7 @@ def preprocess(
 
     Raises DataError for bad input, and where no record came out; then neither output is written.
     """
-    rules = rules or Rules()
+    rules = rules or PreprocessingRules()
     prefix = str(output_file_prefix)
     with contextlib.ExitStack() as stack:
         rejects = stack.enter_context(Rejects(prefix, on_error))
@@ -152,7 +157,7 @@ def nothing_left(source: str | Path, trees: int, rejects: Rejects, left_out: Map
     return DataError(f"no conversation in {trees} trees{why}", where=Where(file=str(source)), instead=instead)
 
 
-def read_trees(input_file: str | Path, rules: Rules, rejects: Rejects, folder: Path) -> Iterator[SplitTree]:
+def read_trees(input_file: str | Path, rules: PreprocessingRules, rejects: Rejects, folder: Path) -> Iterator[SplitTree]:
     """The trees of a file in ``preprocess``'s order, in one process. A packed file is unpacked into ``folder``; bad trees are rejected.
 
     Raises DataError for bad input, and where no conversation came out.
@@ -174,7 +179,7 @@ def read_trees(input_file: str | Path, rules: Rules, rejects: Rejects, folder: P
         raise nothing_left(input_file, trees, rejects, left_out)
 
 
-def _split(input_file: str | Path, rules: Rules, folder: Path, jobs: int) -> Generator[tuple[bool, _Outcome], None, None]:
+def _split(input_file: str | Path, rules: PreprocessingRules, folder: Path, jobs: int) -> Generator[tuple[bool, _Outcome], None, None]:
     with _seekable(input_file, folder) as file:
         order, train_trees = _shuffled(file, str(input_file), rules)
         how = _How(str(input_file), rules, lazy=jobs == 1)
@@ -200,7 +205,7 @@ def _seekable(path: str | Path, folder: Path) -> Iterator[IO[bytes]]:
             yield cast("IO[bytes]", unpacked)
 
 
-def _shuffled(file: IO[bytes], name: str, rules: Rules) -> tuple[Iterator[_Place], int]:
+def _shuffled(file: IO[bytes], name: str, rules: PreprocessingRules) -> tuple[Iterator[_Place], int]:
     """Every tree's place in shuffled order, and how many of them train."""
     numbers, offsets = array.array("Q"), array.array("Q")
     file.seek(0)
@@ -225,7 +230,7 @@ class _How(NamedTuple):
 
     name: str
     """The input's name in messages; the file that is read may be its unpacked copy."""
-    rules: Rules
+    rules: PreprocessingRules
     lazy: bool
 
 

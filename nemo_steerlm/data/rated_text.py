@@ -104,14 +104,16 @@ class RatedText(msgspec.Struct, frozen=True, kw_only=True):
             raise UsageError(f"rated text: {error}") from error
 
 
-class Placed(NamedTuple):
+class RatedPart(NamedTuple):
     """A record and the part it belongs to."""
 
     part: Part
     conversation: Conversation
 
 
-def read_rated_text(source: RatedText, schema: AttributeSchema, rejects: Rejects, *, tokens: ChatTokens | None = None) -> Iterator[Placed]:
+def read_rated_text(
+    source: RatedText, schema: AttributeSchema, rejects: Rejects, *, tokens: ChatTokens | None = None
+) -> Iterator[RatedPart]:
     """The records of every chosen row, in file order.
 
     Which rows are sampled, hidden and held out follows from ``seed`` and the row alone, so changing one row moves no other; rows with
@@ -127,7 +129,7 @@ def read_rated_text(source: RatedText, schema: AttributeSchema, rejects: Rejects
             rejects.add(example, row.raw)
         elif chosen.has(i, row.number):
             values = {name: levels[name].of(value) for name, value in example.values.items()}
-            yield Placed(_part(source, example.text), _conversation(source, i, row.number, example, schema.encode(values)))
+            yield RatedPart(_part(source, example.text), _conversation(source, i, row.number, example, schema.encode(values)))
 
 
 class _Example(NamedTuple):

@@ -13,7 +13,7 @@ import msgspec
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.data.rejects import Rejects
-from nemo_steerlm.data.sources.source import Reading, Source
+from nemo_steerlm.data.sources.source import Source, SourceContext
 from nemo_steerlm.data.splits import Split
 
 MOST = 50_000
@@ -51,7 +51,7 @@ def survey(source: Source, schema: AttributeSchema, resolve: Callable[[str], Pat
     examples: dict[str, Conversation] = {}
     with tempfile.TemporaryDirectory() as folder:
         with Rejects(Path(folder) / "rows", "skip") as rejects:
-            reading = Reading(resolve=resolve, schema=schema, rejects=rejects, folder=Path(folder), system=system)
+            reading = SourceContext(resolve=resolve, schema=schema, rejects=rejects, folder=Path(folder), system=system)
             for place in itertools.islice(source.read(reading), MOST):
                 conversation = place.conversation
                 splits[place.split] += 1

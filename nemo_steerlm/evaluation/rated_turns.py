@@ -13,7 +13,7 @@ from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.data.records import read_conversations
 
 
-class RatedText(msgspec.Struct, frozen=True, kw_only=True):
+class RatedTurn(msgspec.Struct, frozen=True, kw_only=True):
     """A turn's text and its human values."""
 
     text: str
@@ -23,9 +23,9 @@ class RatedText(msgspec.Struct, frozen=True, kw_only=True):
 class Turns(msgspec.Struct, frozen=True, kw_only=True):
     """Rated turns of a pipeline. A turn that several branches of a tree share is there once."""
 
-    taught: list[RatedText]
+    taught: list[RatedTurn]
     """What the value model learned from."""
-    held_out: list[RatedText]
+    held_out: list[RatedTurn]
     """What it did not."""
     predicted: list[dict[str, int]]
     """Its labels of the latter."""
@@ -35,11 +35,11 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
 
 def rated_turns(teaching: Path, labelled: Iterable[Path], schema: AttributeSchema) -> Turns:
     """The rated turns of ``teaching``, and those of the ``labelled`` files that are not among them."""
-    taught: dict[int, RatedText] = {}
+    taught: dict[int, RatedTurn] = {}
     for conversation in read_conversations(teaching):
         for turn, place in zip(conversation.turns, places(turn.text for turn in conversation.turns), strict=True):
             if turn.label is not None and turn.speaker != conversation.mask:
-                taught.setdefault(place, RatedText(text=turn.text, values=schema.parse(turn.label).values))
+                taught.setdefault(place, RatedTurn(text=turn.text, values=schema.parse(turn.label).values))
     turns = Turns(taught=list(taught.values()), held_out=[], predicted=[], conversations=[])
     seen = set(taught)
     for path in labelled:
@@ -49,7 +49,7 @@ def rated_turns(teaching: Path, labelled: Iterable[Path], schema: AttributeSchem
                 if turn.gt_label is None or turn.label is None or turn.speaker == conversation.mask or place in seen:
                     continue
                 seen.add(place)
-                turns.held_out.append(RatedText(text=turn.text, values=schema.parse(turn.gt_label).values))
+                turns.held_out.append(RatedTurn(text=turn.text, values=schema.parse(turn.gt_label).values))
                 turns.predicted.append(schema.parse(turn.label).values)
                 before = tuple(Turn(speaker=t.speaker, text=t.text) for t in conversation.turns[: i + 1])
                 turns.conversations.append(Conversation(turns=before, system=conversation.system, mask=conversation.mask))

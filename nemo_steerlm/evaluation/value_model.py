@@ -12,7 +12,7 @@ import numpy as np
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.evaluation.agreement import Figures, compare
 from nemo_steerlm.evaluation.calibration import Calibration, calibration
-from nemo_steerlm.evaluation.rated_turns import RatedText
+from nemo_steerlm.evaluation.rated_turns import RatedTurn
 
 Probabilities = Mapping[str, Sequence[float]]
 """By attribute, of each of its values, ascending."""
@@ -32,8 +32,8 @@ class AttributeCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def check_value_model(
-    taught: Sequence[RatedText],
-    held_out: Sequence[RatedText],
+    taught: Sequence[RatedTurn],
+    held_out: Sequence[RatedTurn],
     predicted: Sequence[Mapping[str, int]],
     schema: AttributeSchema,
     probabilities: Mapping[int, Probabilities] | None = None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nemo_steerlm.core.errors import ConfigError, UsageError, nearest, shown
-from nemo_steerlm.formats.checkpoint_files import FLOATS, Header, not_finite, refuse_part, refuse_pointer, tensor_headers
+from nemo_steerlm.formats.checkpoint_files import FLOATS, TensorHeader, not_finite, refuse_part, refuse_pointer, tensor_headers
 from nemo_steerlm.formats.families import FAMILIES
 from nemo_steerlm.formats.families.base import ModelConfig
 from nemo_steerlm.formats.hf_config import load_config
@@ -62,7 +62,7 @@ def _check_folder(folder: Path) -> None:
         refuse_pointer(config)
 
 
-def _check_tensors(config: ModelConfig, headers: Mapping[str, Header], source: Path) -> None:
+def _check_tensors(config: ModelConfig, headers: Mapping[str, TensorHeader], source: Path) -> None:
     wanted = FAMILIES[config.family].tensors(config)
     for name, header in headers.items():
         if header.dtype not in FLOATS and not _UNUSED.fullmatch(name):

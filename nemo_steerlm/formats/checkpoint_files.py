@@ -32,7 +32,7 @@ FLOATS = tuple(_FLOATS)
 """Types of weights that can be used, as safetensors names them."""
 
 
-class Header(NamedTuple):
+class TensorHeader(NamedTuple):
     """One tensor, without its values."""
 
     dtype: str
@@ -40,15 +40,15 @@ class Header(NamedTuple):
     shape: tuple[int, ...]
 
 
-def tensor_headers(source: Path) -> dict[str, Header]:
+def tensor_headers(source: Path) -> dict[str, TensorHeader]:
     """The tensors of a Hugging Face folder or a ``.gguf`` under Hugging Face's names.
 
     Raises UsageError where there are no weights, where files are missing or cut, or where they are something else than weights.
     """
     if source.is_file():
-        return {name: Header("F32", shape) for name, shape in open_gguf(source).shapes().items()}
+        return {name: TensorHeader("F32", shape) for name, shape in open_gguf(source).shapes().items()}
     read = _safetensors_headers if (files := safetensors_files(source)) else _torch_headers
-    headers: dict[str, Header] = {}
+    headers: dict[str, TensorHeader] = {}
     for file in files or torch_files(source):
         headers |= read(file)
     return headers
@@ -101,8 +101,8 @@ def refuse_part(path: Path) -> None:
         raise UsageError(f"{path}: one part of a checkpoint that was split; {whole}")
 
 
-def _safetensors_headers(file: Path) -> dict[str, Header]:
-    return {name: Header(raw["dtype"], tuple(raw["shape"])) for name, raw in _raw_headers(file)[0].items()}
+def _safetensors_headers(file: Path) -> dict[str, TensorHeader]:
+    return {name: TensorHeader(raw["dtype"], tuple(raw["shape"])) for name, raw in _raw_headers(file)[0].items()}
 
 
 def _raw_headers(file: Path) -> tuple[dict[str, Any], int]:
@@ -167,7 +167,7 @@ class _Headers(pickle.Unpickler):
         if (module, name) == ("collections", "OrderedDict"):
             return dict
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda storage, _offset, shape, *_more: Header(storage, tuple(shape))
+            return lambda storage, _offset, shape, *_more: TensorHeader(storage, tuple(shape))
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda header, *_more: header
         if module == "torch" and name in _STORAGES:
@@ -178,7 +178,7 @@ class _Headers(pickle.Unpickler):
         return pid[1]
 
 
-def _torch_headers(file: Path) -> dict[str, Header]:
+def _torch_headers(file: Path) -> dict[str, TensorHeader]:
     refuse_pointer(file)
     if not zipfile.is_zipfile(file):
         raise ConfigError(f"{file}: no archive of torch 1.6 or later (an old pickle, or cut); save the model again as safetensors")
@@ -188,7 +188,7 @@ def _torch_headers(file: Path) -> dict[str, Header]:
             raise pickle.UnpicklingError("it has no data.pkl")
         with archive.open(index) as pickled:
             tensors = _Headers(pickled).load()
-    if not isinstance(tensors, dict) or not all(isinstance(header, Header) for header in tensors.values()):
+    if not isinstance(tensors, dict) or not all(isinstance(header, TensorHeader) for header in tensors.values()):
         raise ConfigError(f"{file}: holds more than tensors by name; save the model again as safetensors")
     return tensors
 

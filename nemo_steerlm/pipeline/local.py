@@ -52,7 +52,7 @@ class Listener:
         """The stage ended well, or had been done before."""
 
 
-def plan(manifest: Path, workdir: Path) -> list[StageState]:
+def stage_states(manifest: Path, workdir: Path) -> list[StageState]:
     """The state of each stage, without running anything. Raises UsageError for a wrong manifest."""
     pipeline = manifests.load(manifest)
     work = WorkDirectory(workdir)

@@ -36,11 +36,12 @@ class StageEntry(msgspec.Struct, frozen=True, kw_only=True):
         return self.name if number is None else self.name.replace(_ROUND, f"-{number}-")
 
 
+PREPARE = "prepare"
 EVALUATE = "evaluate"
 
 _HERE = "nemo_steerlm.pipeline.stages"
 STAGES = [
-    StageEntry(name="prepare", describe=f"{_HERE}.prepare:prepare"),
+    StageEntry(name=PREPARE, describe=f"{_HERE}.prepare:prepare"),
     StageEntry(name="train-value", describe=f"{_HERE}.train:train_value", trains="value"),
     StageEntry(name="annotate", describe=f"{_HERE}.annotate:annotate"),
     StageEntry(name="train-steer", describe=f"{_HERE}.train:train_steer", trains="steer"),

@@ -39,7 +39,7 @@ from nemo_steerlm.training.validation import Validator, ValueTokens
 logger = logging.getLogger(__name__)
 
 
-class Training:
+class TrainingLoop:
     """One run of one plan."""
 
     def __init__(self, plan: Plan, stop: StopSignal) -> None:

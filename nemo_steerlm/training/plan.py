@@ -57,7 +57,7 @@ class Plan:
         return self.state.fingerprint["stage"]
 
 
-def plan(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan:
+def plan_training(cfg: DictConfig, scratch: Path, machine: Machine | None = None) -> Plan:
     """Check ``cfg`` and its records, for ``machine`` (this one by default). ``scratch`` holds tokenizer files while the training runs.
 
     Raises UsageError, ConfigError or DataError; nothing heavy has been imported and no model read when it does.

@@ -50,10 +50,12 @@ class Reporter:
         }
         if self._progress:
             line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total}
-            self._say(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed, **known}), sys.stdout)
+            self._print_line(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed, **known}), sys.stdout)
         elif self._active and sys.stderr.isatty():
             said = "not a number" if loss is None else f"{loss:.4f}"
-            self._say(f"step {step}/{self._total}: loss {said}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left")
+            self._print_line(
+                f"step {step}/{self._total}: loss {said}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left"
+            )
         self._log({f"train/{name}": v for name, v in {**entry, **speed}.items() if name != "step" and v is not None}, step)
 
     def saved(self, stop_seconds: float) -> None:
@@ -61,7 +63,7 @@ class Reporter:
         has = grace_seconds() - LAUNCHER_SECONDS
         if stop_seconds > has and not self._told_of_grace:
             self._told_of_grace = True
-            self._say(
+            self._print_line(
                 f"after SIGTERM it takes {stop_seconds:.0f} s to end a step and save, and there are {has:.0f} s: what comes after the last "
                 "checkpoint would be lost. Raise runPolicy.gracePeriodSeconds, or save more often: saveEveryMinutes"
             )
@@ -74,7 +76,9 @@ class Reporter:
         self._log(flat, step)
         attributes = ", ".join(f"{name} {f['accuracy']:.2f}/{f['mae']:.2f}" for name, f in result["attributes"].items())
         control = f", control error {result['control']:.3f} steps" if "control" in result else ""
-        self._say(f"step {step}: validation loss {result['loss']:.4f}{control}" + (f"; accuracy/MAE: {attributes}" if attributes else ""))
+        self._print_line(
+            f"step {step}: validation loss {result['loss']:.4f}{control}" + (f"; accuracy/MAE: {attributes}" if attributes else "")
+        )
 
     def finish(self, state: TrainingState, **more: Any) -> None:
         """Write the metrics file and close the loggers."""
@@ -100,7 +104,7 @@ class Reporter:
             logger.finalize("success")
 
     @staticmethod
-    def _say(line: str, stream: TextIO | None = None) -> None:
+    def _print_line(line: str, stream: TextIO | None = None) -> None:
         (stream or sys.stderr).write(line + "\n")
         (stream or sys.stderr).flush()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from nemo_steerlm.core.exits import run_and_exit
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.training import config
-from nemo_steerlm.training.plan import Plan, plan
+from nemo_steerlm.training.plan import Plan, plan_training
 from nemo_steerlm.training.stop_signal import StopSignal
 
 
@@ -26,15 +26,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for noisy in ("megatron", "nemo_logger", "bitsandbytes"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="steerlm-tokenizer-") as scratch, StopSignal() as stop:
-        run(plan(config.compose(sys.argv[1:] if arguments is None else arguments), Path(scratch)), stop)
+        run(plan_training(config.compose(sys.argv[1:] if arguments is None else arguments), Path(scratch)), stop)
 
 
 def run(plan: Plan, stop: StopSignal) -> None:
     """Load the model, train it, write what was asked for."""
     with compat.importing_nemo():
-        from nemo_steerlm.training.loop import Training
+        from nemo_steerlm.training.loop import TrainingLoop
 
-    Training(plan, stop).run()
+    TrainingLoop(plan, stop).run()
 
 
 if __name__ == "__main__":

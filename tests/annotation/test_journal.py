@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_steerlm.annotation.journal import Entry, Header, Journal, record_digest
+from nemo_steerlm.annotation.journal import Entry, Journal, JournalHeader, record_digest
 from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, Where
 
-HEADER = Header(model="m", turns="all", languages=False, shard="0/1")
+HEADER = JournalHeader(model="m", turns="all", languages=False, shard="0/1")
 
 
 def entry(at: int) -> Entry:
@@ -86,7 +86,7 @@ def test_double_and_damaged_lines_are_compacted_away(tmp_path: Path, whole: byte
 def test_another_model_or_input_is_refused_until_a_restart_is_asked_for(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "j"
     path.write_bytes(whole)
-    other = Header(model="other", turns="all", languages=False, shard="0/1")
+    other = JournalHeader(model="other", turns="all", languages=False, shard="0/1")
     with pytest.raises(ConfigError, match="labels for model 'm', this run has 'other'; give --restart"):
         Journal(path, other)
     with Journal(path, HEADER) as journal:
@@ -176,7 +176,7 @@ def test_a_full_disk_ends_the_run_and_leaves_whole_lines(tmp_path: Path, size: i
 
 def test_labels_of_other_attributes_are_not_gone_on_from(tmp_path: Path) -> None:
     path = tmp_path / "j"
-    named = Header(model="m", turns="all", languages=False, shard="0/1", attributes=("quality", "humor"))
+    named = JournalHeader(model="m", turns="all", languages=False, shard="0/1", attributes=("quality", "humor"))
     Journal(path, HEADER).__exit__(None, None, None)
     with Journal(path, named):
         pass  # begun before the attributes were written down
@@ -184,6 +184,6 @@ def test_labels_of_other_attributes_are_not_gone_on_from(tmp_path: Path) -> None
         journal.append(entry(0))
     with Journal(path, named) as journal:
         assert len(journal) == 1
-    other = Header(model="m", turns="all", languages=False, shard="0/1", attributes=("quality",))
+    other = JournalHeader(model="m", turns="all", languages=False, shard="0/1", attributes=("quality",))
     with pytest.raises(ConfigError, match=r"has labels for attributes .*humor.*, this run has .*quality"):
         Journal(path, other)

@@ -16,7 +16,7 @@ from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import encode_spans
-from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
+from nemo_steerlm.data.cleaning import CleaningRules, TokenizerChoice, clean
 from tests.core.records_for_tests import ordinary_records
 from tests.core.tokenizers_of_all_kinds import MODEL, byte_level_bpe, sentencepiece_plain
 from tests.core.upstream_model import NotOrdinaryError, upstream
@@ -77,9 +77,9 @@ def test_what_is_kept_equals_upstream(tokens, choice, tmp_path_factory):
         expected = [json.dumps(r, ensure_ascii=False) + "\n" for r in records if has_something_to_learn(r, length)]
         if not expected:
             with pytest.raises(DataError, match=f"{len(records)} records, none of which can be used"):
-                clean(source, output, choice, Rules(seq_len=length, tokens=tokens))
+                clean(source, output, choice, CleaningRules(seq_len=length, tokens=tokens))
             return
-        done = clean(source, output, choice, Rules(seq_len=length, tokens=tokens))
+        done = clean(source, output, choice, CleaningRules(seq_len=length, tokens=tokens))
         assert output.read_text("utf-8") == "".join(expected)
         assert (done.kept, sum(done.removed.values())) == (len(expected), len(records) - len(expected))
 
@@ -90,9 +90,9 @@ def test_a_learned_token_may_be_the_last_of_length_plus_one(tmp_path, choice):
     source = write(tmp_path / "in.jsonl", [record()])
     _, mask = upstream(record(), lambda text: choice.load(ChatTokens()).encode(text), TOKENS_IN_ORDER)
     first = mask.index(1)
-    assert clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=first)).kept == 1
+    assert clean(source, tmp_path / "out.jsonl", choice, CleaningRules(seq_len=first)).kept == 1
     with pytest.raises(DataError, match=f"nothing to learn within {first - 1} tokens"):
-        clean(source, tmp_path / "other.jsonl", choice, Rules(seq_len=first - 1))
+        clean(source, tmp_path / "other.jsonl", choice, CleaningRules(seq_len=first - 1))
     assert not (tmp_path / "other.jsonl").exists()
 
 
@@ -144,7 +144,7 @@ def test_a_shortened_conversation_is_one_that_a_server_can_label(tmp_path, choic
 
     four = {**long[1], "conversations": turns(4)}
     source = write(tmp_path / "in.jsonl", [*long, other, question])
-    rules = Rules(seq_len=length({**long[1], "conversations": turns(5)}) - 1, shorten=schema)
+    rules = CleaningRules(seq_len=length({**long[1], "conversations": turns(5)}) - 1, shorten=schema)
     for jobs in (1, 2):
         done = clean(source, tmp_path / "out.jsonl", choice, rules, jobs=jobs)
         kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
@@ -160,7 +160,7 @@ def test_a_shortened_conversation_is_one_that_a_server_can_label(tmp_path, choic
 
 def test_equal_branches_that_were_not_cut_all_stay(tmp_path, choice):
     source = write(tmp_path / "in.jsonl", [record(tree_id="t"), record(tree_id="t")])
-    done = clean(source, tmp_path / "out.jsonl", choice, Rules(shorten=preset("oasst")))
+    done = clean(source, tmp_path / "out.jsonl", choice, CleaningRules(shorten=preset("oasst")))
     assert (done.kept, done.shortened, done.removed) == (2, 0, {})
 
 
@@ -180,14 +180,14 @@ def test_room_is_left_for_the_longest_value_of_each_attribute(tmp_path, choice):
     assert length(-3) > length(2)
     source = write(tmp_path / "in.jsonl", [item])
     for size, left in ((length(-3), 4), (length(2), 3)):
-        clean(source, tmp_path / "out.jsonl", choice, Rules(seq_len=size, shorten=schema))
+        clean(source, tmp_path / "out.jsonl", choice, CleaningRules(seq_len=size, shorten=schema))
         assert len(json.loads((tmp_path / "out.jsonl").read_text())["conversations"]) == left
 
 
 def test_several_files_become_one_and_every_record_gets_the_type_that_is_wanted(tmp_path, choice):
     first = write(tmp_path / "a.jsonl", [record(tree_id="a")])
     second = write(tmp_path / "b.jsonl", [record(tree_id="b", type="TEXT_TO_VALUE"), "{"])
-    done = clean([first, second], tmp_path / "out.jsonl", choice, Rules(mode="VALUE_TO_TEXT"), on_error="skip")
+    done = clean([first, second], tmp_path / "out.jsonl", choice, CleaningRules(mode="VALUE_TO_TEXT"), on_error="skip")
     kept = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text("utf-8").splitlines()]
     assert kept == [record(tree_id="a"), record(tree_id="b")]
     [rejected] = (json.loads(line) for line in (tmp_path / "out.jsonl.rejected.jsonl").read_text().splitlines())
@@ -213,7 +213,7 @@ BAD = {
 def test_a_broken_record_is_named_or_set_aside(name, tmp_path, choice):
     content, sentence = BAD[name]
     source = write(tmp_path / "in.jsonl", [record(), content, record()])
-    rules = Rules(schema=preset("oasst"))
+    rules = CleaningRules(schema=preset("oasst"))
     with pytest.raises(DataError) as error:
         clean(source, tmp_path / "out.jsonl", choice, rules)
     assert str(error.value).startswith(f"{source}:2: ")
@@ -228,16 +228,16 @@ def test_a_broken_record_is_named_or_set_aside(name, tmp_path, choice):
 
 def test_other_control_tokens_look_for_their_own_strings(tmp_path, choice):
     source = write(tmp_path / "in.jsonl", [record(conversations=turns(2, value="typed <extra_id_1>"))])
-    assert clean(source, tmp_path / "out.jsonl", choice, Rules(tokens=TOKENS["control-characters"])).kept == 1
+    assert clean(source, tmp_path / "out.jsonl", choice, CleaningRules(tokens=TOKENS["control-characters"])).kept == 1
 
 
 def test_what_cannot_be_meant(tmp_path, choice):
     source = write(tmp_path / "in.jsonl", [record()])
     for wrong, rules in (
-        (TokenizerChoice("sentencepiece"), Rules()),
-        (TokenizerChoice("nemo"), Rules()),
-        (TokenizerChoice("sentencepiece", model_file=str(source)), Rules()),
-        (choice, Rules(seq_len=0)),
+        (TokenizerChoice("sentencepiece"), CleaningRules()),
+        (TokenizerChoice("nemo"), CleaningRules()),
+        (TokenizerChoice("sentencepiece", model_file=str(source)), CleaningRules()),
+        (choice, CleaningRules(seq_len=0)),
     ):
         with pytest.raises(UsageError):
             clean(source, tmp_path / "out.jsonl", wrong, rules)

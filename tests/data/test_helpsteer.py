@@ -13,7 +13,7 @@ from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
-from nemo_steerlm.data.sources.source import Reading
+from nemo_steerlm.data.sources.source import SourceContext
 
 RATED = {"prompt": "c#", "response": "A language.", "helpfulness": 3, "correctness": 4, "coherence": 4, "complexity": 2, "verbosity": 1}
 PAIR = {"split": "train", "prompt": "c#", "response_1": "A.", "response_2": "B.", "preference_strength": -2}
@@ -36,7 +36,7 @@ STRENGTH = AttributeSchema(attributes=(Attribute(name="quality", low=-3, high=3)
 def read(folder: Path, split="train", *, schema=HELPSTEER, on_error="fail", **source):
     """The records of one split, as they are written."""
     with Rejects(folder / "out", on_error) as rejects:
-        reading = Reading(resolve=Path, schema=schema, rejects=rejects, folder=folder, tokens=ChatTokens())
+        reading = SourceContext(resolve=Path, schema=schema, rejects=rejects, folder=folder, tokens=ChatTokens())
         placed = list(HelpSteerSource(path=str(folder), **source).read(reading))
     assert all(place.teaches and place.to_label for place in placed)
     return [place.conversation.to_record() for place in placed if place.split == split]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.objectives import OBJECTIVES
-from nemo_steerlm.data.preprocessing import Rules, preprocess
+from nemo_steerlm.data.preprocessing import PreprocessingRules, preprocess
 from tests.data import oasst_model
 from tests.data.trees import forests, message, tree
 from tests.inputs import OASST
@@ -39,7 +39,7 @@ def test_output_equals_upstreams(tmp_path_factory, forest, mask, kind, ratio, se
     folder = tmp_path_factory.mktemp("run")
     source = write(folder / "in.jsonl", forest)
     train, val = oasst_model.outputs(source.read_text("utf-8").split("\n")[:-1], mask, kind, ratio, seed)
-    rules = Rules(mask_role=mask, mode=kind, split_ratio=ratio, seed=seed)
+    rules = PreprocessingRules(mask_role=mask, mode=kind, split_ratio=ratio, seed=seed)
     if not train + val:
         with pytest.raises(DataError, match="no prompt has a reply"):
             preprocess(source, folder / "out", rules)
@@ -93,7 +93,7 @@ def test_a_tree_of_ten_thousand_levels(tmp_path):
     opening = "".join(f'{{"text": "m{i}", "role": "{("prompter", "assistant")[i % 2]}", {labels}, "replies": [' for i in range(depth))
     source = tmp_path / "deep.jsonl"
     source.write_text('{"message_tree_id": "deep", "prompt": ' + opening + "]}" * depth + "}\n" + json.dumps(tree()) + "\n")
-    done = preprocess(source, tmp_path / "out", Rules(split_ratio=1.0))
+    done = preprocess(source, tmp_path / "out", PreprocessingRules(split_ratio=1.0))
     assert done.train == 3
     lines = [json.loads(line) for line in (tmp_path / "out_train.jsonl").read_text().splitlines()]
     deep = next(line for line in lines if line["tree_id"] == "deep")
@@ -155,7 +155,7 @@ def test_bad_input_is_one_line_and_no_output_or_set_aside(tmp_path, name):
     line = content if isinstance(content, str) else json.dumps(content)
     source = tmp_path / "in.jsonl"
     source.write_text("\n".join([json.dumps(tree("good")), line, json.dumps(tree("good2"))]) + "\n")
-    rules = Rules(mask_role="Assistant")
+    rules = PreprocessingRules(mask_role="Assistant")
     with pytest.raises(DataError) as error:
         preprocess(source, tmp_path / "out", rules)
     assert str(error.value).startswith(f"{source}:2: ")
@@ -217,12 +217,12 @@ def test_a_repaired_run_leaves_no_old_rejects(tmp_path):
 @pytest.mark.parametrize("flags", [{"mode": "TEXT"}, {"mask_role": "Human"}, {"split_ratio": 1.5}, {"limit": 0}])
 def test_flags_that_cannot_be_meant_are_usage_errors(flags):
     with pytest.raises(UsageError, match="--"):
-        Rules(**flags)
+        PreprocessingRules(**flags)
 
 
 def test_limit_reads_the_first_trees_only(tmp_path):
     source = write(tmp_path / "in.jsonl", [tree(f"t{i}") for i in range(5)])
-    assert preprocess(source, tmp_path / "out", Rules(limit=2)).trees == 2
+    assert preprocess(source, tmp_path / "out", PreprocessingRules(limit=2)).trees == 2
 
 
 def without(made: dict[str, object], *keys: str) -> dict[str, object]:
@@ -250,7 +250,7 @@ OPTIONAL = {
 def test_what_the_format_calls_optional_may_be_absent(tmp_path, name):
     answer, expected = OPTIONAL[name]
     source = write(tmp_path / "in.jsonl", [tree("t", message("Q?", replies=[answer]))])
-    done = preprocess(source, tmp_path / "out", Rules(split_ratio=1.0))
+    done = preprocess(source, tmp_path / "out", PreprocessingRules(split_ratio=1.0))
     assert (done.train, done.rejected, done.left_out) == (1, {}, {})
     turn = json.loads((tmp_path / "out_train.jsonl").read_text())["conversations"][1]
     assert turn["value"] == "A."
@@ -262,14 +262,18 @@ def test_a_message_without_text_ends_its_branch_and_is_counted(tmp_path, deleted
     below = [message("never", "assistant")]
     gone = {**message("x", replies=below), **deleted}
     prompt = message("Q?", replies=[message("A.", "assistant", replies=[gone]), {**gone, "role": "assistant"}])
-    done = preprocess(write(tmp_path / "in.jsonl", [tree("t", prompt), tree("u", gone)]), tmp_path / "out", Rules(split_ratio=1.0))
+    done = preprocess(
+        write(tmp_path / "in.jsonl", [tree("t", prompt), tree("u", gone)]), tmp_path / "out", PreprocessingRules(split_ratio=1.0)
+    )
     assert (done.train, done.left_out) == (1, {"message without text": 3})
     assert [turn["value"] for turn in json.loads((tmp_path / "out_train.jsonl").read_text())["conversations"]] == ["Q?", "A."]
 
 
 def test_deleted_messages_with_their_text_can_be_left_out(tmp_path):
     prompt = message("Q?", replies=[message("A.", "assistant"), {**message("B.", "assistant"), "deleted": True}])
-    done = preprocess(write(tmp_path / "in.jsonl", [tree("t", prompt)]), tmp_path / "out", Rules(split_ratio=1.0, skip_deleted=True))
+    done = preprocess(
+        write(tmp_path / "in.jsonl", [tree("t", prompt)]), tmp_path / "out", PreprocessingRules(split_ratio=1.0, skip_deleted=True)
+    )
     assert (done.train, done.left_out) == (1, {"deleted message": 1})
 
 

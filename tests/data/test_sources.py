@@ -20,7 +20,7 @@ from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.data.record_files import RecordFiles
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources import SOURCES
-from nemo_steerlm.data.sources.source import Reading, weighted
+from nemo_steerlm.data.sources.source import SourceContext, weighted
 from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.sources import DataSource
 from tests.pipeline.manifests import with_field
@@ -55,7 +55,7 @@ def read(
     path = written(folder, rows, form)
     source = SOURCES[kind].model_validate({"path": str(path), **fields})
     with Rejects(folder / "out", on_error) as rejects:
-        reading = Reading(
+        reading = SourceContext(
             resolve=Path, schema=SCHEMA, rejects=rejects, folder=folder, tokens=ChatTokens(), system=system, left_out=left_out
         )
         return list(source.read(reading))
@@ -104,7 +104,7 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
 def read_again(path: Path) -> None:
     source = SOURCES["messages"].model_validate({"path": str(path), "ratings": RATINGS})
     with Rejects(path.parent / "out") as rejects:
-        list(source.read(Reading(resolve=Path, schema=SCHEMA, rejects=rejects, folder=path.parent)))
+        list(source.read(SourceContext(resolve=Path, schema=SCHEMA, rejects=rejects, folder=path.parent)))
 
 
 def test_sharegpt(tmp_path):

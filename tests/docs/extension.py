@@ -12,7 +12,7 @@ from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.objectives import OBJECTIVES, Objective
 from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.sources import SOURCES
-from nemo_steerlm.data.sources.source import Placed, Reading, Source
+from nemo_steerlm.data.sources.source import Placed, Source, SourceContext
 from nemo_steerlm.inference.registry import EngineEntry, EngineOptions, Loader
 from nemo_steerlm.pipeline.registry import STAGES, StageEntry
 
@@ -36,7 +36,7 @@ class LinesSource(Source):
         """The file."""
         return (self.path,)
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """A conversation of two turns for each line; every tenth checks."""
         label = reading.schema.encode({"quality": self.quality})
         for number, text in enumerate(reading.resolve(self.path).read_text(encoding="utf-8").splitlines()):

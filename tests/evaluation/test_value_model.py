@@ -12,7 +12,7 @@ from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.data.records import write_records
 from nemo_steerlm.evaluation.agreement import agreement_of
 from nemo_steerlm.evaluation.calibration import calibration
-from nemo_steerlm.evaluation.rated_turns import RatedText, rated_turns
+from nemo_steerlm.evaluation.rated_turns import RatedTurn, rated_turns
 from nemo_steerlm.evaluation.value_model import check_value_model
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="verbosity"),))
@@ -20,7 +20,7 @@ SCHEMA = AttributeSchema(attributes=(Attribute(name="verbosity"),))
 
 def test_ridge_beats_the_commonest_value_where_words_tell():
     texts = ["bad " * (n % 5) + "film" for n in range(60)]
-    rated = [RatedText(text=t, values={"verbosity": t.count("bad")}) for t in texts]
+    rated = [RatedTurn(text=t, values={"verbosity": t.count("bad")}) for t in texts]
     check = check_value_model(rated[:40], rated[40:], [t.values for t in rated[40:]], SCHEMA)["verbosity"]
     assert check.model.mae == 0
     assert check.ridge.mae < check.majority.mae
@@ -29,7 +29,7 @@ def test_ridge_beats_the_commonest_value_where_words_tell():
 
 def test_the_expected_value_stands_beside_the_likeliest():
     """Two turns of value 2 whose likeliest value is 1, by a hair: the expected value is nearly right."""
-    rated = [RatedText(text="a", values={"verbosity": 2})] * 2
+    rated = [RatedTurn(text="a", values={"verbosity": 2})] * 2
     chances = {i: {"verbosity": [0.0, 0.49, 0.08, 0.0, 0.43]} for i in range(2)}
     check = check_value_model(rated, rated, [{"verbosity": 1}] * 2, SCHEMA, chances)["verbosity"]
     assert check.model.mae == 1

@@ -99,12 +99,12 @@ class Dtypes(torch.overrides.TorchFunctionMode):
 
 @pytest.mark.parametrize("scheme", [[], ADAPTERS], ids=["all weights", "adapters"])
 def test_bf16_is_what_weights_products_and_attention_are_in(train: Train, scheme: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from nemo_steerlm.training.loop import Training
+    from nemo_steerlm.training.loop import TrainingLoop
 
     held: dict[str, Any] = {}
-    step = Training._step
+    step = TrainingLoop._step
 
-    def watched(self: Training) -> int:
+    def watched(self: TrainingLoop) -> int:
         with Dtypes() as dtypes:
             stopping = step(self)
         held.update(
@@ -116,7 +116,7 @@ def test_bf16_is_what_weights_products_and_attention_are_in(train: Train, scheme
         )
         return stopping
 
-    monkeypatch.setattr(Training, "_step", watched)
+    monkeypatch.setattr(TrainingLoop, "_step", watched)
     train("dtypes", "trainer.precision=bf16", "trainer.sft.max_steps=1", *scheme)
     assert held["devices"] == {"cuda"}
     assert held["masters"] == {torch.float32}
@@ -181,9 +181,9 @@ def test_the_memory_that_a_plan_says_is_what_it_takes(records: Records, tmp_path
     from megatron.core import parallel_state
 
     from nemo_steerlm.training import config
-    from nemo_steerlm.training.loop import Training
+    from nemo_steerlm.training.loop import TrainingLoop
     from nemo_steerlm.training.memory import CONTEXT
-    from nemo_steerlm.training.plan import plan
+    from nemo_steerlm.training.plan import plan_training
     from nemo_steerlm.training.stop_signal import StopSignal
 
     sizes = {"num_layers": 6, "hidden_size": 2048, "ffn_hidden_size": 5632, "num_attention_heads": 16, "num_query_groups": 16}
@@ -203,11 +203,11 @@ def test_the_memory_that_a_plan_says_is_what_it_takes(records: Records, tmp_path
     ]
     parallel_state.destroy_model_parallel()
     with StopSignal() as stop:
-        planned = plan(config.compose(given), tmp_path)
+        planned = plan_training(config.compose(given), tmp_path)
         torch.cuda.empty_cache()
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        Training(planned, stop).run()
+        TrainingLoop(planned, stop).run()
     taken = torch.cuda.max_memory_allocated() - before
     assert taken == pytest.approx(planned.memory.total - CONTEXT, rel=0.35)
 

@@ -1,6 +1,6 @@
 """Whole lifetimes of a pipeline under any order of events: stale caches, crashes between any two writes, failures, people.
 
-The real controller and the real ``plan`` work on the cluster of ``world.py``. Nothing of the operator is replaced.
+The real controller and the real ``decide`` work on the cluster of ``world.py``. Nothing of the operator is replaced.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Project:
         return self.work.finish(self.stage(name), begun, metrics={}, versions={"nemo_steerlm": "0.2.0"}, seconds=1)
 
     def states(self):
-        return {state.stage.name: (state.state, state.reason) for state in local.plan(self.manifest, self.work.path)}
+        return {state.stage.name: (state.state, state.reason) for state in local.stage_states(self.manifest, self.work.path)}
 
 
 def test_a_plan_tells_done_outdated_interrupted_and_waiting(project):

@@ -15,7 +15,7 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.training import checkpoints, settings
 from nemo_steerlm.training import config as train_config
-from nemo_steerlm.training.train import Plan, plan
+from nemo_steerlm.training.plan import Plan, plan_training
 from tests.inputs import STORIES
 from tests.training.records import Records
 
@@ -39,7 +39,7 @@ SHARED_SEQUENCES = {"trainer__devices": 2, "model__tensor_model_parallel_size": 
 def planned(tmp_path: Path, arguments: list[str]) -> Plan:
     scratch = tmp_path / "tokenizer"
     scratch.mkdir(exist_ok=True)
-    return plan(train_config.compose([*arguments, f"exp_manager.explicit_log_dir={tmp_path / 'log'}"]), scratch)
+    return plan_training(train_config.compose([*arguments, f"exp_manager.explicit_log_dir={tmp_path / 'log'}"]), scratch)
 
 
 def test_an_unknown_key_names_the_nearest_one() -> None:

@@ -12,7 +12,7 @@ from nemo_steerlm.core.conversation import ASSISTANT, USER, Conversation, Turn
 from nemo_steerlm.core.errors import DataError, UsageError, Where, shown
 from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.records import Record, check_conversation, parse_line, raw_lines
-from nemo_steerlm.data.sources.source import Placed, Reading, Source, level
+from nemo_steerlm.data.sources.source import Placed, Source, SourceContext, level
 from nemo_steerlm.data.splits import Split
 
 RATINGS = preset("helpsteer").names
@@ -51,7 +51,7 @@ class HelpSteerSource(Source):
         """The folder."""
         return (self.path,)
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """A conversation for each answer: with ``preference`` two a pair, both or none. A prompt of several turns becomes several turns."""
         folder = reading.resolve(self.path)
         for split, name in _NAMES.items():
@@ -87,7 +87,7 @@ def _refuse_helpsteer3(row: Record, where: Where) -> None:
             raise DataError(f"{part} of HelpSteer3 is not supported", where=where, instead=_HELPSTEER3_INSTEAD)
 
 
-def _ratings(row: Record, where: Where, reading: Reading) -> str:
+def _ratings(row: Record, where: Where, reading: SourceContext) -> str:
     found = {name: _number(row, name, (0, HIGHEST), where) for name in RATINGS}
     rated = {name: value for name, value in found.items() if value is not None}
     if not rated:
@@ -96,14 +96,14 @@ def _ratings(row: Record, where: Where, reading: Reading) -> str:
     return schema.encode({name: level(schema[name], value / HIGHEST) for name, value in rated.items() if name in schema.names})
 
 
-def _preference(row: Record, where: Where, reading: Reading) -> str:
+def _preference(row: Record, where: Where, reading: SourceContext) -> str:
     strength = _number(row, "preference_strength", (-STRONGEST, STRONGEST), where)
     if strength is None:
         raise DataError("no preference", where=where.at("preference_strength"), instead="write a whole number")
     return reading.schema.encode({"quality": level(reading.schema["quality"], (strength + STRONGEST) / (2 * STRONGEST))})
 
 
-def _conversation(row: Record, response: str, label: str, where: Where, reading: Reading) -> Conversation:
+def _conversation(row: Record, response: str, label: str, where: Where, reading: SourceContext) -> Conversation:
     texts = _TURN.split(_text(row, "prompt", where))
     turns = [Turn(speaker=speaker, text=text) for speaker, text in zip([USER, *texts[1::2]], texts[::2], strict=True)]
     turns.append(Turn(speaker=ASSISTANT, text=_text(row, response, where), label=label or None))

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.oasst import RATED
-from nemo_steerlm.data.preprocessing import Rules, read_trees
-from nemo_steerlm.data.sources.source import Placed, Reading, Seed, Source, SplitRatio
+from nemo_steerlm.data.preprocessing import PreprocessingRules, read_trees
+from nemo_steerlm.data.sources.source import Placed, Seed, Source, SourceContext, SplitRatio
 
 
 class OasstSource(Source):
@@ -33,9 +33,9 @@ class OasstSource(Source):
         """The trees."""
         return (self.path,)
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """Every path from the root of a tree to a leaf, trees in the order of upstream's shuffle."""
-        rules = Rules(
+        rules = PreprocessingRules(
             split_ratio=self.split_ratio,
             seed=self.seed,
             limit=self.limit,

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from nemo_steerlm.core.spec import Name, Reference, Spec, Text
 from nemo_steerlm.data import rated_text
-from nemo_steerlm.data.sources.source import Placed, Reading, Seed, Source, SplitRatio
+from nemo_steerlm.data.sources.source import Placed, Seed, Source, SourceContext, SplitRatio
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -97,7 +97,7 @@ class RatedTextSource(Source):
         """The tables."""
         return tuple(file.path for file in self.files)
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """Every row; those whose label is hidden are only to be labelled."""
         files = [file.model_dump() | {"path": str(reading.resolve(file.path))} for file in self.files]
         tables = rated_text.RatedText.from_dict({**self.model_dump(), "files": files, "system": reading.system_prompt})

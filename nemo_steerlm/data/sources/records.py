@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.records import read_checked
-from nemo_steerlm.data.sources.source import Placed, Reading, Source
+from nemo_steerlm.data.sources.source import Placed, Source, SourceContext
 
 
 class RecordsSource(Source):
@@ -23,7 +23,7 @@ class RecordsSource(Source):
         """The record files."""
         return tuple(path for path in (self.train, self.validation, self.unlabelled) if path)
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """The records as they are, whatever their type."""
         for conversation in read_checked(reading.resolve(self.train), reading.rejects, tokens=reading.tokens, schema=reading.schema):
             yield Placed("train", conversation, to_label=self.unlabelled is None)

@@ -13,7 +13,7 @@ from nemo_steerlm.core.spec import Name, Reference, Spec
 from nemo_steerlm.data.chance import chance
 from nemo_steerlm.data.objects import read_objects
 from nemo_steerlm.data.records import Record, check_conversation
-from nemo_steerlm.data.sources.source import Placed, Reading, Seed, Source, SplitRatio, level
+from nemo_steerlm.data.sources.source import Placed, Seed, Source, SourceContext, SplitRatio, level
 from nemo_steerlm.data.splits import Split
 
 SYSTEM = "System"
@@ -67,7 +67,7 @@ class RowSource(Source):
         """Why the object is left out on purpose; None where it is read."""
         return None
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """Every example, in file order; one without ratings is only to be labelled. Examples that begin alike are in one split."""
         for row, where, raw in read_objects(reading.resolve(self.path), reading.rejects):
             if why := self.leaves_out(row):
@@ -77,7 +77,7 @@ class RowSource(Source):
                 # All of an object or nothing of it.
                 yield from [self._placed(example, reading, where) for example in self.examples(row, where)]
 
-    def _placed(self, example: Example, reading: Reading, where: Where) -> Placed:
+    def _placed(self, example: Example, reading: SourceContext, where: Where) -> Placed:
         schema = reading.schema
         label = schema.encode({name: level(schema[name], share) for name, share in example.ratings.items() if name in schema.names})
         turns = [Turn(speaker=speaker, text=text) for speaker, text in example.turns if speaker != SYSTEM]

@@ -33,7 +33,7 @@ class Placed(NamedTuple):
     """Whether the value model labels it, for the SteerLM model to learn from."""
 
 
-class Reading(msgspec.Struct, frozen=True, kw_only=True):
+class SourceContext(msgspec.Struct, frozen=True, kw_only=True):
     """What a source is read with."""
 
     resolve: Callable[[str], Path]
@@ -80,7 +80,7 @@ class Source(Spec):
         """The attributes that fields of the manifest name, by field."""
         return {field: tuple(getattr(self, field)) for field in self.attribute_fields}
 
-    def read(self, reading: Reading) -> Iterator[Placed]:
+    def read(self, reading: SourceContext) -> Iterator[Placed]:
         """Its conversations, in order, each checked. Raises DataError and UsageError; bad records go to ``reading.rejects``."""
         raise NotImplementedError
 

@@ -15,7 +15,7 @@ from nemo_steerlm.annotation.results import Summary
 from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
-from nemo_steerlm.data.cleaning import Rules, clean
+from nemo_steerlm.data.cleaning import CleaningRules, clean
 from nemo_steerlm.data.records import read_conversations, read_lines, write_conversations
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.data.splits import SPLITS
@@ -87,7 +87,7 @@ def _require_complete(summary: Summary) -> None:
 
 def _finish(run: Run, name: str) -> dict[str, Any]:
     spec = run.pipeline.spec
-    rules = Rules(spec.model.max_sequence_length, spec.model.chat_tokens.tokens(), spec.model.layout, spec.attributes.schema_())
+    rules = CleaningRules(spec.model.max_sequence_length, spec.model.chat_tokens.tokens(), spec.model.layout, spec.attributes.schema_())
     labelled, ready = run.folder / f"labelled_{name}.jsonl", run.folder / f".ready_{name}.jsonl"
     write_conversations(ready, _without_unread_labels(labelled))
     cleaned = clean(ready, run.folder / f"{name}.jsonl", tokenizer_choice(run.input("prepare", "tokenizer")), rules)

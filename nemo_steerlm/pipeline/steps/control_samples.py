@@ -21,7 +21,7 @@ from nemo_steerlm.data.records import read_conversations
 from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.evaluation.samples import Sample, spread
 from nemo_steerlm.inference.control_job import Asked, ControlJob
-from nemo_steerlm.pipeline import names
+from nemo_steerlm.pipeline import registry
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run
@@ -92,7 +92,7 @@ def write_control_job(run: Run, path: Path) -> None:
         for r in plan
     ]
     job = ControlJob(
-        value_model=str(run.input(names.training("value"), MODEL_FOLDER)),
+        value_model=str(run.input(registry.trainings("value")[0], MODEL_FOLDER)),
         asked=asked,
         max_tokens=how.max_tokens,
         temperature=how.temperature,

@@ -21,7 +21,7 @@ from nemo_steerlm.evaluation.report.page import Report, SourceRow, StageRow, wri
 from nemo_steerlm.evaluation.samples import Sample, spread
 from nemo_steerlm.evaluation.summary import ModelRow, summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck, check_value_model
-from nemo_steerlm.pipeline.names import PREPARE
+from nemo_steerlm.pipeline.registry import PREPARE
 from nemo_steerlm.pipeline.run_context import Run, versions
 from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.stages.sample import EVALUATION

@@ -11,11 +11,11 @@ import msgspec
 
 from nemo_steerlm.core.conversation import Conversation, Mode
 from nemo_steerlm.core.errors import shown
-from nemo_steerlm.data.cleaning import Rules, TokenizerChoice, clean
+from nemo_steerlm.data.cleaning import CleaningRules, TokenizerChoice, clean
 from nemo_steerlm.data.record_files import RecordFiles, Use
 from nemo_steerlm.data.records import read_conversations, write_conversations
 from nemo_steerlm.data.rejects import Rejects
-from nemo_steerlm.data.sources.source import Reading, weighted
+from nemo_steerlm.data.sources.source import SourceContext, weighted
 from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.nemo_archive import is_nemo
@@ -41,7 +41,7 @@ def prepare(run: Run) -> dict[str, Any]:
         check_checkpoint(base, values=True)
     write_tokenizer_files(base, tokenizer, tokens.markers)
     schema = spec.attributes.schema_()
-    rules = Rules(spec.model.max_sequence_length, tokens, spec.model.layout, schema)
+    rules = CleaningRules(spec.model.max_sequence_length, tokens, spec.model.layout, schema)
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".raw.") as raw:
         files, said = read_source(run, Path(raw))
@@ -71,7 +71,7 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
     schema = spec.attributes.schema_()
     rejected = run.folder / ("sources" if spec.data.several else spec.data.given[0])
     with Rejects(rejected, spec.data.on_error) as rejects, RecordFiles(folder) as files:
-        reading = Reading(
+        reading = SourceContext(
             resolve=run.resolve,
             schema=schema,
             rejects=rejects,

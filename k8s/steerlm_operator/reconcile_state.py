@@ -28,7 +28,7 @@ class Caches(Protocol):
 
 
 @dataclasses.dataclass(kw_only=True)
-class Memory:
+class ReconcileState:
     """What is known about one pipeline beside the watches. Losing it costs a few requests, nothing else."""
 
     refusals: dict[Key, Refusal] = dataclasses.field(default_factory=dict)
