@@ -1,4 +1,4 @@
-"""What the operator knows of the cluster: one list and one watch a kind, trimmed as it arrives.
+"""What the operator knows of the cluster: one list and one watch per kind, trimmed on arrival.
 
 kopf can watch too. It was tried, and with a thousand pipelines it held more memory than the operator may have (every object whole until all
 kinds are listed); it forgets nothing of what was deleted while no watch was open; and a watch refused with 410 Gone ends its process.

@@ -1,1 +1,1 @@
-"""The command ``steerlm``: one file a command, each imported only when it is called."""
+"""The command ``steerlm``: one file per command, imported when it is called."""

@@ -49,7 +49,7 @@ def run(
 
 
 def print_plan(file: Path, work: Path) -> None:
-    """One line a stage: its state, how long it took, what it runs."""
+    """One line per stage: its state, how long it took, what it runs."""
     for state in local.stage_states(file, work):
         took = f"{state.seconds:7.1f} s" if state.state == "done" else " " * 9
         width = state.stage.parallel

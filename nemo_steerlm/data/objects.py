@@ -70,11 +70,11 @@ def _items(path: str | Path) -> Iterator[Object]:
                 yield Object(item, where, json_line(item))
     except ijson.JSONError as error:
         reason = f"broken JSON array: {str(error).splitlines()[0]}"
-        raise DataError(reason, where=Where(file=str(path)), instead="write one array of objects, or one object a line") from error
+        raise DataError(reason, where=Where(file=str(path)), instead="write one array of objects, or one object per line") from error
     except READ_ERRORS as error:
         raise unreadable(error, path) from error
     if not found:
-        raise DataError("an empty array", where=Where(file=str(path)), instead="write an array of objects, or one object a line")
+        raise DataError("an empty array", where=Where(file=str(path)), instead="write an array of objects, or one object per line")
 
 
 def _rows(path: str | Path) -> Iterator[Object]:

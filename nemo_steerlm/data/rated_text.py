@@ -118,7 +118,7 @@ def read_rated_text(
 
     Which rows are sampled, hidden and held out follows from ``seed`` and the row alone, so changing one row moves no other; rows with
     equal texts fall into the same part. Edges of bins come from the teaching rows, never from hidden ones. The tables are read up to
-    three times, and memory holds one number a row and binned attribute at most. A bad row goes to ``rejects``.
+    three times, and memory holds at most one number per row and binned attribute. A bad row goes to ``rejects``.
     """
     for name in (*source.ratings, *source.computed):
         schema[name]  # raises on a name that the schema lacks

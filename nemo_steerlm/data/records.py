@@ -38,14 +38,14 @@ def parse_line(raw: bytes, where: Where) -> Record:
     except msgspec.DecodeError as error:
         record = _parse_nan(raw)
         if record is None:
-            raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object a line") from error
+            raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object per line") from error
     except UnicodeDecodeError as error:
         raise DataError(f"invalid UTF-8 at byte {error.start}", where=where, instead="save the file as UTF-8") from error
     except RecursionError:
         record = _parse_deep(raw, where)
     if not isinstance(record, dict):
         what = "a JSON array, not an object" if isinstance(record, list) else f"not an object: {shown(record)}"
-        raise DataError(what, where=where, instead="write one JSON object a line")
+        raise DataError(what, where=where, instead="write one JSON object per line")
     return record
 
 
@@ -74,7 +74,7 @@ def _parse_deep(raw: bytes, where: Where) -> Any:
             builder.event(event, value)
     except ijson.JSONError as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"broken JSON: {reason}", where=where, instead="write one JSON object a line") from error
+        raise DataError(f"broken JSON: {reason}", where=where, instead="write one JSON object per line") from error
     return builder.value
 
 
@@ -124,7 +124,7 @@ def raw_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
     except READ_ERRORS as error:
         raise unreadable(error, path, number or None) from error
     if not found:
-        raise DataError("empty file", where=Where(file=str(path)), instead="write one JSON object a line")
+        raise DataError("empty file", where=Where(file=str(path)), instead="write one JSON object per line")
 
 
 def read_lines(path: str | Path) -> Iterator[Line]:

@@ -1,10 +1,10 @@
-"""What gives way where CUDA, apex or TransformerEngine is missing. Nothing else in this package works around an environment.
+"""Workarounds for machines without CUDA, apex or TransformerEngine. No other module works around its environment.
 
-Written against nemo_toolkit 2.4.1 and megatron-core 0.13.1. Every workaround below is active only where the piece it replaces is
-missing, and says when it can go. ``activate()`` applies them once a process; it has to run before a model is built.
+Written against nemo_toolkit 2.4.1 and megatron-core 0.13.1. Every workaround is active only if the piece it replaces is missing, and says
+when it can be removed. ``activate()`` applies them once per process, before a model is built.
 
 Not here, because no patch is needed: the layers without TransformerEngine (``layers.py``), parameter groups and gradient clipping
-without apex (``gpt_sft.py``), the optimizer that stands in for apex's (``optimization.py``).
+without apex (``gpt_sft.py``), the optimizer in place of apex's (``training/optimizer.py``).
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ HAVE_TRANSFORMER_ENGINE = HAVE_CUDA and importlib.util.find_spec("transformer_en
 
 @contextlib.contextmanager
 def importing_nemo() -> Iterator[None]:
-    """Import NeMo within, and no more than this project asks of it; without CUDA ``torch.compile`` leaves functions as they are.
+    """Import NeMo in the body of this context, without what this project does not use; without CUDA, ``torch.compile`` does nothing.
 
-    Megatron-Core and NeMo compile a few functions where they are defined, which imports torch's compiler; without CUDA its place is taken
-    by ``fused.py``, and where it is not, plain functions need no C++ compiler. Seen: megatron-core 0.13.1, ``jit.py``.
+    Megatron-Core and NeMo apply ``torch.compile`` at module level, which imports torch's compiler. Without CUDA, ``fused.py`` replaces most
+    of these functions, and the others run uncompiled, so that no C++ compiler is needed. Seen: megatron-core 0.13.1, ``jit.py``.
     """
     compiling = torch.compile
     with lean_imports("nemo"):
@@ -81,10 +81,10 @@ def activate() -> None:
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Without CUDA: exchange large objects within. Gloo's thread copies them, and would start OpenMP threads of its own to do so.
+    """Exchange large objects over gloo in the body of this context, with one OpenMP thread if there is no CUDA.
 
-    They stay, are more than there are cores, and OpenMP then has every thread sleep where it would wait actively: every
-    training step after the first checkpoint takes longer for it. Seen: torch 2.14.1 with libgomp.
+    Gloo's copy thread spawns its own OpenMP pool; the extra threads oversubscribe the cores and disable spin-waiting, which slows every
+    later training step. Seen: torch 2.14.1 with libgomp.
     """
     threads = torch.get_num_threads()
     if not HAVE_CUDA:

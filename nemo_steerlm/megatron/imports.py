@@ -1,4 +1,4 @@
-"""Imports of NeMo, transformers and torch: thousands of modules and a million objects, most of which nothing here asks for."""
+"""Faster imports of NeMo and transformers: without their optional dependencies, and without the garbage collector."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ OPTIONAL = {
     # Assisted decoding, objects found in images, images, models spread over devices, encodings.
     "transformers": ("sklearn", "scipy", "torchvision", "PIL", "accelerate", "chardet"),
 }
-"""What a library imports wherever it is installed, as in NeMo's stack, for what this project does not ask of it."""
+"""By library: packages that it imports if they are installed, for features that this project does not use."""
 
 UNASKED = {
     # Metrics, plots, tables, images, Chinese words.
     "nemo": ("torchmetrics", "sklearn", "scipy", "rouge_score", "matplotlib", "pandas", "datasets", "torchvision", "jieba"),
     "transformers": (),
 }
-"""What it cannot be imported without, although nothing of it is used here."""
+"""By library: packages that it cannot be imported without, although this project uses nothing that needs them."""
 
 
 @contextlib.contextmanager
 def lean_imports(library: str) -> Iterator[None]:
-    """Import ``library`` within, the first time in this process: without what is optional, with stand-ins for what nobody asks of it.
+    """Import ``library`` in the body of this context: ``OPTIONAL`` packages appear to be absent, ``UNASKED`` ones are stand-in modules.
 
-    Nothing is garbage-collected meanwhile. Afterwards all is to be found again. A library that is imported already may have noted what it
-    found, so then nothing is hidden.
+    Both can be imported normally afterwards. If the library was imported before, it has already recorded which packages exist, so nothing
+    is hidden then.
 
-    The collector would look at all that was imported so far whenever a quarter more has come: a quarter of NeMo's import time, for
-    nothing that could be freed. Nor does it look at what lives at the end ever again.
+    Garbage collection is off meanwhile: its full collections traverse all imported objects again and again, which is a quarter of NeMo's
+    import time, and free nothing. At the end those objects are frozen, so that later collections skip them.
     """
     first = library not in sys.modules
     hidden = [name for name in OPTIONAL[library] if first and name not in sys.modules]
     stand_ins = _StandIns([name for name in UNASKED[library] if first and name not in sys.modules])
     for name in hidden:
-        sys.modules[name] = None  # type: ignore[assignment]  # Python's own sign for a module that there is not
+        sys.modules[name] = None  # type: ignore[assignment]  # makes an import raise ModuleNotFoundError
     sys.meta_path.insert(0, stand_ins)
     gc.disable()
     try:
@@ -56,7 +56,7 @@ def lean_imports(library: str) -> Iterator[None]:
 
 
 class _Unavailable(type):
-    """Of classes that stand in for whatever is taken out of a module: to be named, to derive from, not to be used."""
+    """Metaclass of stand-in classes: they can be named and derived from, but not instantiated."""
 
     def __getattr__(cls, name: str) -> _Unavailable:
         if name.startswith("__"):
@@ -68,7 +68,7 @@ class _Unavailable(type):
 
 
 class _StandIn(types.ModuleType):
-    """A module that has everything."""
+    """A module in which every name is a stand-in class."""
 
     def __getattr__(self, name: str) -> _Unavailable:
         if name.startswith("__"):
@@ -77,7 +77,7 @@ class _StandIn(types.ModuleType):
 
 
 class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds stand-ins for packages and all that is in them."""
+    """Import hook that finds a stand-in for every module of the given packages."""
 
     def __init__(self, packages: Sequence[str]) -> None:
         self.packages = frozenset(packages)
@@ -91,4 +91,4 @@ class _StandIns(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: types.ModuleType) -> None:
-        """There is nothing to it."""
+        """Nothing to execute: attributes are made on access."""

@@ -1,9 +1,8 @@
-"""Micro batches without padding, in which the tokens that all rows begin with are there once.
+"""Micro batches without padding, in which the common prefix of all rows is stored once.
 
-SteerLM's records are short next to what they have in common: system prompt, roles and attribute names open every one of them. Causal
-attention lets no token see a later one, so what the layers compute for a common beginning is the same in every row. Outside of core
-attention a packed micro batch is one row ``[packed, 1, h]``; core attention alone sees ``[b, s]``. Losses and gradients are those of the
-padded batch.
+SteerLM's records share a long prefix: system prompt, roles and attribute names. In causal attention a token depends on earlier tokens only,
+so the layers compute the same activations for that prefix in every row. A packed micro batch is one row ``[packed, 1, h]``; only core
+attention unpacks it to ``[b, s]``. Losses and gradients equal those of the padded batch.
 """
 
 from __future__ import annotations
@@ -15,44 +14,47 @@ import torch
 from torch import Tensor
 
 MULTIPLE_OF_ROWS = 16
-"""The same for GPUs' tensor cores."""
+"""As ``MULTIPLE_OF``, for the tensor cores of GPUs."""
 MULTIPLE_OF = 8
-"""Packed lengths are rounded up: a CPU's matrix products in bf16 are compiled for each length that comes up."""
+"""Packed lengths are rounded up to a multiple: on CPUs, bf16 matrix products are compiled anew for every length."""
 
 WORTHWHILE = 0.9
-"""Of a batch's positions a packing may keep no more than this. What it spares has to pay for spreading keys and values out again."""
+"""Largest share of a batch's positions that packing may keep; above it, unpacking keys and values costs more than padding."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Packing:
-    """Where the tokens of a padded micro batch ``[b, s]`` lie in the packed one.
+    """Maps the tokens of a padded micro batch ``[b, s]`` to those of the packed one.
 
-    Megatron-Core hands it from layer to layer in the place of its own ``PackedSeqParams``, whose fields it reads are the last ones.
+    Megatron-Core passes it from layer to layer in place of its ``PackedSeqParams``. ``max_seqlen_q`` and the fields below it have the names
+    that Megatron-Core reads.
     """
 
     kept: Tensor
-    """``[packed]``: index into the flattened ``[b, s]`` of what each packed token stands for; what rounds the length up repeats index 0."""
+    """``[packed]``: index of each packed token in the flattened ``[b, s]``; the tokens that round the length up have index 0."""
     place: Tensor
-    """``[b, s]``: packed token of each position; of padding any, nobody reads it."""
+    """``[b, s]``: index of the packed token of each position; arbitrary for padding, where it is never read."""
     tokens: int
-    """Packed tokens without those that round the length up."""
+    """Number of packed tokens, without those that round the length up."""
     shared: int
-    """Tokens that all rows begin with."""
+    """Length of the common prefix in tokens."""
     max_seqlen_q: int
     max_seqlen_kv: int
     qkv_format: Literal["thd"] | None = None
-    """``thd``: rows lie one after the other, each whole, as TransformerEngine's attention wants them."""
+    """``thd``: rows are concatenated whole, as TransformerEngine's attention expects; None: the common prefix is stored once."""
     cu_seqlens_q: Tensor | None = None
-    """``[rows + 1]``: where each of them starts, and the end. What rounds the length up is a row of its own."""
+    """``[rows + 1]``: start of each row, and the end of the last. The tokens that round the length up form a row of their own."""
     cu_seqlens_kv: Tensor | None = None
     cu_seqlens_q_padded: None = None
     cu_seqlens_kv_padded: None = None
 
     @classmethod
     def of(cls, tokens: Tensor, lengths: list[int]) -> Packing | None:
-        """For ``tokens`` ``[b, s]``, of whose rows the first ``len(lengths)`` have as many tokens as ``lengths`` says, the others none.
+        """The packing of a padded micro batch, or None if it would save too little.
 
-        None where packing is not worthwhile.
+        Args:
+            tokens: Token ids ``[b, s]``.
+            lengths: Length in tokens of each of the first rows; rows beyond them are padding.
         """
         rows, width = tokens.shape
         common = min(lengths)
@@ -71,7 +73,7 @@ class Packing:
 
     @classmethod
     def of_rows(cls, tokens: Tensor, lengths: list[int]) -> Packing | None:
-        """Like ``of``, for attention that reads packed rows by itself: only padding goes."""
+        """As ``of``, for attention that reads concatenated rows (``thd``): only padding is removed."""
         rows, width = tokens.shape
         own = torch.arange(width).expand(len(lengths), -1) < torch.tensor(lengths).unsqueeze(1)
         flat = own.flatten().nonzero().squeeze(1)
@@ -95,18 +97,18 @@ class Packing:
         )
 
     def cuda(self) -> Packing:
-        """On this process's device."""
+        """A copy on this process's device."""
         tensors = {name: getattr(self, name) for name in ("kept", "place", "cu_seqlens_q", "cu_seqlens_kv")}
         moved = {name: tensor.cuda(non_blocking=True) for name, tensor in tensors.items() if tensor is not None}
         return dataclasses.replace(self, **moved)
 
     def pack(self, padded: Tensor) -> Tensor:
-        """``[packed, ...]`` of ``[b, s, ...]``."""
+        """From padded ``[b, s, ...]`` to ``[packed, ...]``."""
         packed: Tensor = _Pack.apply(padded, self)
         return packed
 
     def unpack(self, packed: Tensor) -> Tensor:
-        """``[b, heads, s, dim]`` of ``[packed, heads, dim]``."""
+        """From packed ``[packed, heads, dim]`` to ``[b, heads, s, dim]``."""
         padded: Tensor = _Unpack.apply(packed, self)
         return padded
 
@@ -119,7 +121,7 @@ class _Pack(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        """What no packed token stands for has no part in the loss."""
+        """Positions without a packed token are padding: their gradient is zero."""
         tokens = ctx.packing.tokens
         result = gradient.new_zeros(ctx.shape)
         result.flatten(0, 1).index_copy_(0, ctx.packing.kept[:tokens], gradient[:tokens])

@@ -33,7 +33,7 @@ MANAGED_BY = "steerlm.dev/operator"
 
 
 class ImagesSpec(Spec):
-    """Container images, one a role."""
+    """Container images, one per role."""
 
     worker: Image | None = None
     """Runs prepare, annotate, sample and evaluate; the operator's worker image by default."""
@@ -103,7 +103,7 @@ class AmountSpec(Spec):
 
 
 class ResourcesSpec(Spec):
-    """Processors and memory, one entry a kind of work."""
+    """Processors and memory, one entry per kind of work."""
 
     prepare: AmountSpec | None = None
     """The prepare stage."""
@@ -173,7 +173,8 @@ class RunPolicySpec(Spec):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
     """Delete the finished pipeline after so long; kept by default."""
     job_ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = None
-    """Delete a finished stage's Job, and its logs, after so long (a day by default). A Job gone unread runs again and finds its work."""
+    """Delete a finished stage's Job with its logs after so long (a day by default). If the operator did not see it end, the Job is made
+    again and finds its results."""
 
 
 class RestartSpec(Spec):

@@ -89,7 +89,7 @@ def epoch_size(data: ChatDataset | Mixture) -> int:
 
 @functools.lru_cache(maxsize=1)
 def _epoch(parts: Parts, seed: int, epoch: int, shuffle: bool) -> npt.NDArray[np.int64]:
-    """An epoch's order: eight bytes a record, made once an epoch."""
+    """An epoch's order: eight bytes per record, made once per epoch."""
     random, start, found = np.random.default_rng((seed, epoch)), 0, []
     for count, weight in parts:
         own = np.arange(start, start + count, dtype=np.int64)

@@ -31,7 +31,7 @@ class TrainingState(msgspec.Struct, kw_only=True):
     step: int = 0
     consumed_samples: int = 0
     train: list[dict[str, float | None]] = msgspec.field(default_factory=list)
-    """One entry a step: step, loss, lr, grad_norm, tokens, seconds, and skipped (1) where the weights were left alone.
+    """One entry per step: step, loss, lr, grad_norm, tokens, seconds, and skipped (1) if the weights were left alone.
 
     None stands for what is not a number, which JSON does not know.
     """

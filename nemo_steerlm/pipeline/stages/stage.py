@@ -80,8 +80,8 @@ class Stage:
     run: str
     """``MODULE:FUNCTION`` that does the work. By name, so that the operator can import descriptions without what they run."""
     inputs: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Of each earlier stage the outputs that change this one's result. A training's metrics hold its speed and ``model.nemo`` its time of
-    writing: what stands for a model is the exported one."""
+    """By earlier stage: the outputs that this one's result depends on. A trained model counts as its exported folder: metrics contain
+    speeds and ``model.nemo`` contains times, so their digests change without the model."""
     fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """The manifest fields that change its result and differ from their defaults: dotted path to plain data."""
     files: tuple[str, ...] = ()
