@@ -137,7 +137,11 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
     def compact(self) -> None:
-        """Rewrite the file without dropped and duplicate lines, atomically. The lock moves to the new file."""
+        """Rewrite the file without dropped and duplicate lines, atomically. The lock moves to the new file.
+
+        Raises:
+            TryAgainError: If the file cannot be written.
+        """
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         with contextlib.ExitStack() as stack:
             fresh = stack.enter_context(temporary.open("w+b", buffering=0))

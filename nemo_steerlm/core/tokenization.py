@@ -236,7 +236,11 @@ class HuggingFaceTokenizer:
 
     @classmethod
     def load(cls, name: str | Path, *, add: Sequence[str] = ()) -> HuggingFaceTokenizer:
-        """From a folder, a ``tokenizer.json``, or a model's name on the hub (downloaded once, then cached by its library)."""
+        """From a folder, a ``tokenizer.json``, or a model's name on the hub (downloaded once, then cached by its library).
+
+        Raises:
+            UsageError: If there is no ``tokenizer.json``, here or on the hub.
+        """
         import json
 
         from tokenizers import Tokenizer

@@ -43,7 +43,11 @@ class TokenizerChoice(NamedTuple):
     """Sentencepiece: the ``.model`` file."""
 
     def load(self, tokens: ChatTokens) -> TextTokenizer:
-        """The tokenizer. ``tokens``' markers are added to a Hugging Face one, as upstream does."""
+        """The tokenizer. ``tokens``' markers are added to a Hugging Face one, as upstream does.
+
+        Raises:
+            UsageError: If the flags do not name a tokenizer of the library.
+        """
         if self.library == "sentencepiece":
             if not self.model_file:
                 raise UsageError("--library sentencepiece needs --model_file")

@@ -21,6 +21,9 @@ def ordered_map(
     """``function`` of each item, in order, over ``jobs`` processes; ``prepare(*settings)`` runs once in each of them before.
 
     Memory stays flat: no more than two items a process are in flight. With one job nothing is started.
+
+    Raises:
+        UsageError: If ``jobs`` is less than 1.
     """
     if jobs < 1:
         raise UsageError(f"--jobs {jobs}: use at least one")

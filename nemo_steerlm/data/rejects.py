@@ -52,7 +52,11 @@ class Rejects:
             self.add(error, raw)
 
     def add(self, error: DataError, raw: bytes | str) -> None:
-        """Set ``raw`` aside because of ``error``, or raise ``error``."""
+        """Set ``raw`` aside because of ``error``, or raise ``error``.
+
+        Raises:
+            DataError: ``error`` itself, if broken records end the work.
+        """
         if not self._skip:
             raise error
         if self._lines is None:

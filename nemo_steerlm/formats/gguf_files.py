@@ -38,7 +38,11 @@ TENSORS = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight
 
 
 def open_gguf(path: str | Path) -> GGUFFile:
-    """The file at ``path``, parsed once for all who ask (four seconds for a vocabulary of 49,000)."""
+    """The file at ``path``, parsed once for all who ask (four seconds for a vocabulary of 49,000).
+
+    Raises:
+        UsageError: If there is no such file.
+    """
     path = Path(path)
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
@@ -131,7 +135,11 @@ class GGUFFile:
         return list(self.value("tokenizer.ggml.tokens"))
 
     def tokenizer_kind(self) -> str:
-        """``gpt2`` (byte-level BPE) or ``llama`` (sentencepiece)."""
+        """``gpt2`` (byte-level BPE) or ``llama`` (sentencepiece).
+
+        Raises:
+            ConfigError: If it is another kind.
+        """
         kind: str = self.value("tokenizer.ggml.model")
         if kind not in {"gpt2", "llama"}:
             raise ConfigError(f"{self.path}: tokenizer.ggml.model is {kind!r}; only 'gpt2' and 'llama' are supported")
@@ -144,7 +152,11 @@ class GGUFFile:
         return {name: self.tokens[i] for name, i in ids.items() if i is not None}
 
     def tokenizer_json(self) -> str:
-        """A byte-level BPE vocabulary as ``tokenizer.json``."""
+        """A byte-level BPE vocabulary as ``tokenizer.json``.
+
+        Raises:
+            ConfigError: If it is split into words in a way that is not known.
+        """
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
         pre = self.value("tokenizer.ggml.pre", "default")

@@ -63,7 +63,11 @@ def load_engine(path: Path, options: EngineOptions) -> BatchedEngine:
 
 
 def restore_megatron_engine(path: Path, layout: Parallelism, options: EngineOptions | None = None) -> MegatronEngine:
-    """As ``load_engine``, always with Megatron's layers."""
+    """As ``load_engine``, always with Megatron's layers.
+
+    Raises:
+        UsageError: If the file does not say what the model was taught.
+    """
     options = options or EngineOptions()
     cfg, tokenizer = nemo_archive(path)
     if cfg.get("steerlm") is None:

@@ -150,7 +150,11 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         return {name: shard for name, shard in weights.items() if ".adapter_layer." in name or name.startswith("model.marker_rows.")}
 
     def load_trainable_state_dict(self, weights: dict[str, Tensor]) -> None:
-        """Put back what ``trainable_sharded_state_dict`` had saved."""
+        """Put back what ``trainable_sharded_state_dict`` had saved.
+
+        Raises:
+            ConfigError: If there are weights among them that the model lacks.
+        """
         state = {name.removeprefix("model."): weight for name, weight in weights.items()}
         _, unexpected = self.get_model_module_list()[0].load_state_dict(state, strict=not self.use_peft)
         if unexpected:

@@ -50,7 +50,11 @@ class AttributesSpec(Spec):
         return self
 
     def schema_(self) -> AttributeSchema:
-        """The attribute schema this describes."""
+        """The attribute schema this describes.
+
+        Raises:
+            ValueError: If its attributes do not make a schema.
+        """
         try:
             base = preset(self.preset) if self.preset else AttributeSchema(attributes=tuple(_attribute(a) for a in self.custom or ()))
             languages = base.languages if self.languages is None else self.languages

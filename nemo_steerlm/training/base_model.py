@@ -20,7 +20,11 @@ from nemo_steerlm.training import arithmetic
 
 
 def load_base_config(cfg: DictConfig, tokens: ChatTokens, scratch: Path) -> tuple[DictConfig, TextTokenizer]:
-    """Model config and tokenizer to start from."""
+    """Model config and tokenizer to start from.
+
+    Raises:
+        UsageError: If ``model.restore_from_path`` is missing, or nothing is there.
+    """
     path = cfg.model.restore_from_path
     if path is None:
         section = cfg.model.get("tokenizer")
@@ -63,7 +67,11 @@ def _merged(base: DictConfig, cfg: DictConfig) -> DictConfig:
 
 
 def fill_lengths(cfg: DictConfig, model: DictConfig) -> None:
-    """Records are cut to what the model was made for, where neither ``max_seq_length`` nor ``encoder_seq_length`` says otherwise."""
+    """Records are cut to what the model was made for, where neither ``max_seq_length`` nor ``encoder_seq_length`` says otherwise.
+
+    Raises:
+        ConfigError: If ``max_seq_length`` is more than the model was made for.
+    """
     for section in (cfg.model.data.train_ds, cfg.model.data.validation_ds):
         if section.max_seq_length is None:
             section.max_seq_length = model.encoder_seq_length

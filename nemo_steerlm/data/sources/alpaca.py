@@ -12,7 +12,11 @@ class AlpacaSource(MappedSource):
     """Alpaca's ``instruction``, ``input`` and ``output``, with ratings beside them; ``system`` and ``history`` may be there."""
 
     def examples(self, row: Record, where: Where) -> list[Example]:
-        """One conversation: the pairs of ``history``, then the instruction with its input below it."""
+        """One conversation: the pairs of ``history``, then the instruction with its input below it.
+
+        Raises:
+            DataError: If a pair of ``history`` is no pair of texts.
+        """
         system = optional_text(row, "system", where)
         turns = [(SYSTEM, system)] if system else []
         for i, pair in enumerate(row.get("history") or []):

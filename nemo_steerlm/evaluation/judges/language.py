@@ -9,7 +9,11 @@ from nemo_steerlm.evaluation.judges import Judge
 
 
 def judge(argument: str) -> Judge:
-    """The probability that a text is in language ``argument`` (ISO 639-1), by langdetect; 0 for a text without letters."""
+    """The probability that a text is in language ``argument`` (ISO 639-1), by langdetect; 0 for a text without letters.
+
+    Raises:
+        UsageError: If ``argument`` is no language that langdetect knows.
+    """
     from langdetect import PROFILES_DIRECTORY, DetectorFactory, LangDetectException, detect_langs
 
     DetectorFactory.seed = 0  # the same text, the same number

@@ -9,7 +9,11 @@ from nemo_steerlm.evaluation.judges import Judge
 
 
 def judge(argument: str) -> Judge:
-    """How often the regular expression ``argument`` (Python's) matches in a text."""
+    """How often the regular expression ``argument`` (Python's) matches in a text.
+
+    Raises:
+        UsageError: If ``argument`` is no regular expression.
+    """
     try:
         pattern = re.compile(argument)
     except re.error as error:

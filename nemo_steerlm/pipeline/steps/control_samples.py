@@ -125,7 +125,11 @@ def _digest(plan: Sequence[Request]) -> str:
 
 
 def held_out_questions(run: Run, spec: PipelineSpec, schema: AttributeSchema) -> list[Question]:
-    """The manifest's prompts, or those of the validation records that leave room for an answer, each once."""
+    """The manifest's prompts, or those of the validation records that leave room for an answer, each once.
+
+    Raises:
+        DataError: If no prompt leaves room for an answer.
+    """
     path = run.input("prepare", "annotate_val.jsonl")
     if spec.evaluate.prompts:
         first = next(iter(read_conversations(path)))

@@ -34,7 +34,11 @@ ASKED_LOGPROB = "asked_logprob"
 
 
 def sample(run: Run) -> dict[str, Any]:
-    """Draw label combinations, answer training prompts under them, label the answers: ``train.jsonl`` for the next training."""
+    """Draw label combinations, answer training prompts under them, label the answers: ``train.jsonl`` for the next training.
+
+    Raises:
+        DataError: If no label has the values of ``bootstrap.require``, or no answer can be taught.
+    """
     spec = run.pipeline.spec
     how, schema = spec.bootstrap, spec.attributes.schema_()
     train = run.input("annotate", "train.jsonl")

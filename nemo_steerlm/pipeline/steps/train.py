@@ -35,7 +35,11 @@ RECORDS = "records"
 
 
 def train(run: Run) -> dict[str, Any] | None:
-    """Train, save ``model.nemo`` and export it. Returns None on every node but the first."""
+    """Train, save ``model.nemo`` and export it. Returns None on every node but the first.
+
+    Raises:
+        UsageError: If the stage trains nothing.
+    """
     training = run.stage.training
     if training is None:
         raise UsageError(f"stage {run.stage.name} trains nothing")
@@ -158,7 +162,11 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
 
 
 def base_model(run: Run, training: Training) -> Path:
-    """What the training starts from: the base model, or in a bootstrap round the model that was sampled."""
+    """What the training starts from: the base model, or in a bootstrap round the model that was sampled.
+
+    Raises:
+        UsageError: If it names neither.
+    """
     if training.base_stage:
         return run.input(training.base_stage, CHECKPOINT)
     if training.base_reference:
