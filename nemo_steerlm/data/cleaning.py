@@ -12,7 +12,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -70,6 +70,9 @@ class CleaningRules(NamedTuple):
     """Cut each conversation after the last turn that still fits ``seq_len`` when every turn has a label of this schema."""
     mode: Mode | None = None
     """What every record becomes, whatever its type was; as it is where None."""
+    hide_human: Literal["none", "masked", "all"] = "none"
+    """Whose labels by people move to ``gt_label``, where no prompt shows them: those of the masked role, or of all. Nobody labels
+    these turns when the model is asked, so it must not learn to expect their labels (NeMo-Aligner writes ``label: null``)."""
 
 
 class Cleaned(NamedTuple):
@@ -195,7 +198,8 @@ def _work(group: list[tuple[str, int, bytes]]) -> list[_Outcome]:
 def _outcome(raw: bytes, where: Where) -> _Outcome:
     rules: CleaningRules = _worker["rules"]
     try:
-        conversation = check_conversation(parse_conversation(raw, where), where, tokens=rules.tokens, schema=rules.schema)
+        conversation = _without_hidden_labels(parse_conversation(raw, where), rules)
+        conversation = check_conversation(conversation, where, tokens=rules.tokens, schema=rules.schema)
     except DataError as error:
         return _Outcome("", raw, error, broken=True)
     if rules.mode is not None:
@@ -213,6 +217,14 @@ def _outcome(raw: bytes, where: Where) -> _Outcome:
         return _Outcome("", raw, error.located(file=where.file, line=where.line), cut=cut)
     tree = conversation.tree_id if rules.shorten else None
     return _Outcome(json_line(conversation.to_record()), b"", where=where, tree=tree, cut=cut)
+
+
+def _without_hidden_labels(conversation: Conversation, rules: CleaningRules) -> Conversation:
+    if rules.hide_human == "none":
+        return conversation
+    hidden = {conversation.mask} if rules.hide_human == "masked" else {turn.speaker for turn in conversation.turns}
+    turns = tuple(turn.without_human_label() if turn.speaker in hidden else turn for turn in conversation.turns)
+    return msgspec.structs.replace(conversation, turns=turns)
 
 
 def _shortened(conversation: Conversation, label: str) -> Conversation:

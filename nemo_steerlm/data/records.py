@@ -149,11 +149,6 @@ def read_checked(
             yield check_conversation(parse_conversation(raw, where), where, tokens=tokens, schema=schema)
 
 
-def write_conversations(path: str | Path, conversations: Iterable[Conversation]) -> int:
-    """Write ``conversations`` to ``path``, whole or not at all. Returns how many there were."""
-    return write_records(path, (conversation.to_record() for conversation in conversations))
-
-
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Write ``records`` to ``path``, whole or not at all. Returns how many there were."""
     count = 0

@@ -242,3 +242,18 @@ def test_what_cannot_be_meant(tmp_path, choice):
         with pytest.raises(UsageError):
             clean(source, tmp_path / "out.jsonl", wrong, rules)
     assert [p.name for p in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(("hide", "shown"), [("none", ["u", "a", "p"]), ("masked", [None, "a", "p"]), ("all", [None, None, "p"])])
+def test_peoples_labels_that_no_prompt_shows_are_kept_beside_it(hide, shown, tmp_path, choice):
+    said = [
+        {"value": "q", "from": "User", "label": "u"},
+        {"value": "r", "from": "Assistant", "label": "a"},
+        {"value": "s", "from": "Assistant", "label": "p", "label_source": "model"},
+    ]
+    source = write(tmp_path / "in.jsonl", [record(conversations=said)])
+    assert clean(source, tmp_path / "out.jsonl", choice, CleaningRules(hide_human=hide)).kept == 1
+    [line] = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
+    turns = json.loads(line)["conversations"]
+    assert [turn.get("label") for turn in turns] == shown
+    assert [turn.get("gt_label", turn["label"] if "label" in turn else None) for turn in turns] == ["u", "a", "p"]

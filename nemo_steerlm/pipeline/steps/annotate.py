@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,10 @@ from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import Options
 from nemo_steerlm.annotation.annotate import annotate as label
 from nemo_steerlm.annotation.results import Summary
-from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.data.cleaning import CleaningRules, clean
-from nemo_steerlm.data.records import read_conversations, read_lines, write_conversations
+from nemo_steerlm.data.records import read_lines
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.evaluation.agreement import agreement_of
@@ -86,21 +85,12 @@ def _require_complete(summary: Summary) -> None:
 
 
 def _finish(run: Run, name: str) -> dict[str, Any]:
+    """Keep the labelled records that still fit, without the labels that no model predicted. Returns the metrics."""
     spec = run.pipeline.spec
-    rules = CleaningRules(spec.model.max_sequence_length, spec.model.chat_tokens.tokens(), spec.model.layout, spec.attributes.schema_())
-    labelled, ready = run.folder / f"labelled_{name}.jsonl", run.folder / f".ready_{name}.jsonl"
-    write_conversations(ready, _without_unread_labels(labelled))
-    cleaned = clean(ready, run.folder / f"{name}.jsonl", tokenizer_choice(run.input("prepare", "tokenizer")), rules)
-    ready.unlink()
+    rules = CleaningRules(
+        spec.model.max_sequence_length, spec.model.chat_tokens.tokens(), spec.model.layout, spec.attributes.schema_(), hide_human="all"
+    )
+    labelled = run.folder / f"labelled_{name}.jsonl"
+    cleaned = clean(labelled, run.folder / f"{name}.jsonl", tokenizer_choice(run.input("prepare", "tokenizer")), rules)
     labelled.unlink()
     return {"records": cleaned.kept, "removed": cleaned.removed}
-
-
-def _without_unread_labels(path: Path) -> Iterator[Conversation]:
-    """Records whose labels are all predictions: a person's label on a turn that was not read moves to ``gt_label``.
-
-    Nobody labels the user's turns when the model is asked, so it must not learn to expect that.
-    """
-    for conversation in read_conversations(path):
-        turns = tuple(turn.without_human_label() for turn in conversation.turns)
-        yield msgspec.structs.replace(conversation, turns=turns)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import msgspec
-
-from nemo_steerlm.core.conversation import Conversation, Mode
+from nemo_steerlm.core.conversation import Mode
 from nemo_steerlm.core.errors import shown
 from nemo_steerlm.data.cleaning import CleaningRules, TokenizerChoice, clean
 from nemo_steerlm.data.record_files import RecordFiles, Use
-from nemo_steerlm.data.records import read_conversations, write_conversations
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources.source import SourceContext, weighted
 from nemo_steerlm.data.splits import SPLITS
@@ -41,7 +38,8 @@ def prepare(run: Run) -> dict[str, Any]:
         check_checkpoint(base, values=True)
     write_tokenizer_files(base, tokenizer, tokens.markers)
     schema = spec.attributes.schema_()
-    rules = CleaningRules(spec.model.max_sequence_length, tokens, spec.model.layout, schema)
+    hide: Literal["none", "masked"] = "masked" if spec.annotate.turns == "unmasked" else "none"
+    rules = CleaningRules(spec.model.max_sequence_length, tokens, spec.model.layout, schema, hide_human=hide)
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".raw.") as raw:
         files, said = read_source(run, Path(raw))
@@ -50,9 +48,6 @@ def prepare(run: Run) -> dict[str, Any]:
             run.progress(done, len(outputs), phase=name)
             # A training cuts records that are too long itself, but a server has nothing to say about text that it cannot see.
             fitted = rules._replace(mode=mode, shorten=schema if use == "label" else None)
-            if spec.annotate.turns == "unmasked":
-                for path in files.paths(use, split):
-                    _without_unread_labels(path)
             output = run.folder / f"{name}.jsonl"
             cleaned = clean(files.paths(use, split), output, tokenizer_choice(tokenizer), fitted, on_error=spec.data.on_error)
             metrics[name] = {
@@ -91,19 +86,6 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
     said = {"rejected": dict(rejects.counts), "leftOut": dict(reading.left_out)}
     sources = {name: {"conversations": dict(counts.conversations), "rated": dict(counts.rated)} for name, counts in files.sources.items()}
     return files, {**said, "rated": dict(files.rated), "unrated": absent, "systemPrompts": systems, "sources": sources}
-
-
-def _without_unread_labels(path: Path) -> None:
-    """Move people's labels of turns that the value model will not read to ``gt_label``, in place.
-
-    Nobody labels these turns when the model is asked, so it must not learn to expect their labels: NeMo-Aligner writes ``label: null``.
-    """
-    write_conversations(path, [_without_masked_labels(conversation) for conversation in read_conversations(path)])
-
-
-def _without_masked_labels(conversation: Conversation) -> Conversation:
-    turns = (turn.without_human_label() if turn.speaker == conversation.mask else turn for turn in conversation.turns)
-    return msgspec.structs.replace(conversation, turns=tuple(turns))
 
 
 def tokenizer_choice(folder: Path) -> TokenizerChoice:
