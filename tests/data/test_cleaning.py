@@ -256,4 +256,4 @@ def test_peoples_labels_that_no_prompt_shows_are_kept_beside_it(hide, shown, tmp
     [line] = (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()
     turns = json.loads(line)["conversations"]
     assert [turn.get("label") for turn in turns] == shown
-    assert [turn.get("gt_label", turn["label"] if "label" in turn else None) for turn in turns] == ["u", "a", "p"]
+    assert [turn.get("gt_label", turn.get("label")) for turn in turns] == ["u", "a", "p"]
