@@ -27,3 +27,24 @@ def test_generated_pages_are_up_to_date():
 def test_every_link_to_a_file_leads_to_one(page):
     links = [link for link in LINK.findall(page.read_text(encoding="utf-8")) if "://" not in link and not link.startswith("mailto:")]
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+ANSWERS = {
+    "the newline rule": ("core/template.py", 'header             S "System" N system E'),
+    "the loss mask": ("core/tokenization.py", "def loss_mask("),
+    "the label parser": ("core/labels.py", "def split("),
+    "what makes a stage current (a cache hit)": ("pipeline/currency.py", "def examine("),
+    "the source of a 429": ("serving/errors.py", "QueueFullError: 429"),
+    "the operator's rights (RBAC rules)": ("charts/steerlm-operator/templates/_rules.tpl", "resources: [steerlmpipelines]"),
+}
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_what_a_newcomer_looks_for_is_two_steps_from_the_page_on_the_architecture(question):
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    [row] = re.findall(rf"^\| {re.escape(question)} \| (.*) \|$", page, re.MULTILINE)
+    named = re.findall(r"`([^`]+\.\w+)`", row)
+    files = [path if (path := ROOT / name).exists() else ROOT / "nemo_steerlm" / name for name in named]
+    assert all(file.is_file() for file in files)
+    name, text = ANSWERS[question]
+    assert text in files[named.index(name)].read_text(encoding="utf-8")
