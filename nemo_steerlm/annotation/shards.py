@@ -31,10 +31,10 @@ class _Part:
         Raises:
             DataError: If it is not ``original`` with labels.
         """
-        found = next(self.conversations, None)
-        if found is None or _texts(found) != _texts(original):
+        labelled = next(self.conversations, None)
+        if labelled is None or _texts(labelled) != _texts(original):
             raise DataError(f"the next record of {self.path} is another", where=where, instead="label that shard again from this input")
-        return found
+        return labelled
 
 
 def _texts(conversation: Conversation) -> list[str]:
@@ -60,9 +60,9 @@ def merge(input_file: str | Path, output_file: str | Path, count: int) -> Summar
                 error = DataError(why["reason"], where=Where(file=str(source), line=line, field=why["field"]), instead=why["instead"])
                 writer.reject(error, raw, unsure=why["reason"].endswith("below --min-confidence"))
                 continue
-            found = part.take(parse_conversation(raw, where), where)
-            models.update(turn.label_source for turn in found.turns if turn.label_source is not None)
-            writer.write(found)
+            conversation = part.take(parse_conversation(raw, where), where)
+            models.update(turn.label_source for turn in conversation.turns if turn.label_source is not None)
+            writer.write(conversation)
         for part in parts:
             if part.rejected or next(part.conversations, None) is not None:
                 raise DataError(f"more records than {source} has", where=Where(file=str(part.path)), instead="label that shard again")

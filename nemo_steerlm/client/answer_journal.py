@@ -44,8 +44,8 @@ class AnswerJournal:
 
     def get(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         """The reply to ``request``, if it is there."""
-        found: dict[str, Any] | None = self._replies.get(_digest(request))
-        return found
+        reply: dict[str, Any] | None = self._replies.get(_digest(request))
+        return reply
 
     def add(self, request: Mapping[str, Any], reply: Mapping[str, Any]) -> None:
         """Hand one reply to the system, whole."""

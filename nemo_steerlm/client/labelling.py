@@ -129,8 +129,8 @@ class Labelling:
 
     def _labelled(self) -> Conversation:
         turns = list(self.conversation.turns)
-        for index, found in self.labels.items():
-            turns[index] = msgspec.structs.replace(turns[index], label=found.label)
+        for index, read in self.labels.items():
+            turns[index] = msgspec.structs.replace(turns[index], label=read.label)
         return msgspec.structs.replace(self.conversation, turns=tuple(turns))
 
 
@@ -196,8 +196,8 @@ async def _score(work: Sequence[Labelling], server: Server, client: httpx.AsyncC
     if len(scores.results) != len(work):
         raise RequestFailed(Fault.ATTEMPT, f"{len(scores.results)} results for {len(work)} conversations")
     labels = [[_turn_label(turn, form.schema) for turn in result.turns] for result in scores.results]
-    for item, found in zip(work, labels, strict=True):
-        item.set_labels(found)
+    for item, turn_labels in zip(work, labels, strict=True):
+        item.set_labels(turn_labels)
 
 
 def _turn_label(turn: _Turn, schema: AttributeSchema) -> TurnLabel:

@@ -79,7 +79,7 @@ def result_line(*, cached: bool, input_hash: str, metrics: Mapping[str, Any]) ->
 def parse_result_line(text: str) -> dict[str, Any]:
     """What ``result_line`` wrote: ``{"cached": bool, "inputHash": str, "metrics": {...}}``; {} if the text is anything else."""
     try:
-        found = json.loads(text)
+        result = json.loads(text)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("inputHash"), str) else {}
+    return result if isinstance(result, dict) and isinstance(result.get("inputHash"), str) else {}

@@ -62,7 +62,7 @@ def _record(sentence: str, **more: str) -> None:
 def recorded_error(path: Path) -> str | None:
     """The sentence in an error file, or None if there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["message"]["message"]
+        message = json.loads(path.read_text(encoding="utf-8"))["message"]["message"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return str(found)
+    return str(message)

@@ -98,10 +98,10 @@ def require_own_structure(spans: Sequence[Span], ids: Sequence[int], tokenizer: 
     control = set(tokenizer.special_ids)
     for span in spans:
         if span.role in (Role.MARKER, Role.END):
-            found = _tokens_within(tokenizer, span.text)
+            tokens = _tokens_within(tokenizer, span.text)
             if span.role is Role.MARKER:
-                control.update(found if len(found) == 1 else ())
-            own.update(found)
+                control.update(tokens if len(tokens) == 1 else ())
+            own.update(tokens)
     seen = collections.Counter(filter(control.__contains__, ids))
     for token in seen.keys() | own.keys():
         if seen[token] > own[token] or (seen[token] < own[token] and token in tokenizer.special_ids):
@@ -203,8 +203,8 @@ class SentencePieceTokenizer:
 
     def token_id(self, token: str) -> int | None:
         """See TextTokenizer."""
-        found: int = self._processor.piece_to_id(token)
-        return None if found == self._processor.unk_id() else found
+        entry: int = self._processor.piece_to_id(token)
+        return None if entry == self._processor.unk_id() else entry
 
     def piece(self, token: int) -> str:
         """See TextTokenizer."""
@@ -303,8 +303,8 @@ class HuggingFaceTokenizer:
 
     def token_id(self, token: str) -> int | None:
         """See TextTokenizer."""
-        found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        entry: int | None = self._tokenizer.token_to_id(token)
+        return entry
 
     def piece(self, token: int) -> str:
         """See TextTokenizer."""

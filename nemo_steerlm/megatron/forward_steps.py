@@ -75,6 +75,6 @@ def _candidate_logits(logits: Tensor, rows: Tensor, candidates: Tensor) -> Tenso
     part = logits.size(-1)
     local = candidates.to(logits.device) - parallel_state.get_tensor_model_parallel_rank() * part
     here = (local >= 0) & (local < part)
-    found = logits[rows.to(logits.device)][:, local.clamp(0, part - 1)].float().masked_fill(~here, float("-inf"))
-    torch.distributed.all_reduce(found, op=torch.distributed.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
-    return found
+    gathered = logits[rows.to(logits.device)][:, local.clamp(0, part - 1)].float().masked_fill(~here, float("-inf"))
+    torch.distributed.all_reduce(gathered, op=torch.distributed.ReduceOp.MAX, group=parallel_state.get_tensor_model_parallel_group())
+    return gathered

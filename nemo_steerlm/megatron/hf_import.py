@@ -129,12 +129,12 @@ def _require_same_shape(source: ModelConfig, model: ModelConfig, path: str | Pat
 
 def gpt_modules(model: Any) -> list[torch.nn.Module]:
     """The GPT modules of this rank, out of the wrappers of mixed precision and data parallelism."""
-    found = []
+    modules = []
     for module in model.model if isinstance(model.model, list) else [model.model]:
         while not hasattr(module, "decoder"):
             module = module.module  # noqa: PLW2901
-        found.append(module)
-    return found
+        modules.append(module)
+    return modules
 
 
 def named_parameters(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -53,12 +53,12 @@ class _Description(pickle.Unpickler):
 
 def _description(file: Any) -> Any:
     """What ``pickle.load`` gives for ``.metadata``, if it describes files of its own folder. Raises UnpicklingError."""
-    found = _Description(file).load()
-    for info in (found.storage_data or {}).values():
+    description = _Description(file).load()
+    for info in (description.storage_data or {}).values():
         name = info.relative_path
         if name != Path(name).name or name in (".", "..") or getattr(info, "transform_descriptors", None):
             raise pickle.UnpicklingError(f"a file elsewhere, {shown(name)}")
-    return found
+    return description
 
 
 @contextlib.contextmanager
@@ -99,5 +99,5 @@ def weights_only(path: str | Path) -> Iterator[None]:
 def _named(error: pickle.UnpicklingError) -> str:
     """The name that torch's unpickler refused, out of its page of advice."""
     lines = [line.strip() for line in str(error).splitlines()]
-    found = next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[-1] if lines else "")
-    return found.removeprefix("WeightsUnpickler error: ")[:200]
+    reason = next((line for line in lines if "GLOBAL" in line or "nsupported" in line), lines[-1] if lines else "")
+    return reason.removeprefix("WeightsUnpickler error: ")[:200]

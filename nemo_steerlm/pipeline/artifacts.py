@@ -238,10 +238,10 @@ class WorkDirectory:
         known = cache.get(str(path))
         if known and known["stamp"] == stamp:
             return str(known["digest"])
-        found = path_digest(path)
+        digest = path_digest(path)
         with atomic_write(cache_file) as file:
-            file.write(msgspec.json.encode({**cache, str(path): {"stamp": stamp, "digest": found}}).decode())
-        return found
+            file.write(msgspec.json.encode({**cache, str(path): {"stamp": stamp, "digest": digest}}).decode())
+        return digest
 
 
 def path_digest(path: Path) -> str:

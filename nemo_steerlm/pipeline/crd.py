@@ -256,16 +256,16 @@ class _Structural:
 
     def object(self, schema: Schema) -> Schema:
         """An object with properties."""
-        found: Schema = {"type": "object"}
+        structural: Schema = {"type": "object"}
         if schema.get("description"):
-            found["description"] = _plain(schema["description"])
+            structural["description"] = _plain(schema["description"])
         if schema.get("required"):
-            found["required"] = schema["required"]
+            structural["required"] = schema["required"]
         if rules := self.rules.get(schema.get("title", "")):
-            found["x-kubernetes-validations"] = rules
+            structural["x-kubernetes-validations"] = rules
         if "properties" in schema:
-            found["properties"] = {name: self.any(field) for name, field in schema["properties"].items()}
-        return found
+            structural["properties"] = {name: self.any(field) for name, field in schema["properties"].items()}
+        return structural
 
     def any(self, schema: Schema) -> Schema:
         """Any schema."""
@@ -276,19 +276,19 @@ class _Structural:
             schema = {**choices[0], **{key: value for key, value in schema.items() if key != "anyOf"}}
         if "$ref" in schema:
             model = self.definitions[schema["$ref"].rpartition("/")[2]]
-            said = " ".join(text for text in (schema.get("description"), model.get("description")) if text)
+            description = " ".join(text for text in (schema.get("description"), model.get("description")) if text)
             listed = model.get("title") == _LISTED
             inner = _Structural(self.definitions, {_LISTED: self.rules[_LISTED]}, defaults=self.defaults) if listed else self
-            found = inner.object(model | {"description": said})
+            structural = inner.object(model | {"description": description})
         elif schema["type"] == "object" and "properties" not in schema:
-            found = self._map(schema)
+            structural = self._map(schema)
         elif schema["type"] == "array":
-            found = self._array(schema)
+            structural = self._array(schema)
         else:
-            found = self._scalar(schema)
+            structural = self._scalar(schema)
         if self.defaults and (default := _without_none(schema.get("default"))) not in (None, [], {}):
-            found["default"] = default
-        return found
+            structural["default"] = default
+        return structural
 
     def _map(self, schema: Schema) -> Schema:
         values = schema.get("additionalProperties") or next(iter(schema["patternProperties"].values()))
@@ -297,20 +297,20 @@ class _Structural:
 
     def _array(self, schema: Schema) -> Schema:
         items = schema["items"] if "items" in schema else schema["prefixItems"][0]
-        found = _described(schema) | {"type": "array", "items": self.any(items)}
-        return found | {key: schema[key] for key in schema if key in ("minItems", "maxItems") or key.startswith("x-kubernetes-")}
+        structural = _described(schema) | {"type": "array", "items": self.any(items)}
+        return structural | {key: schema[key] for key in schema if key in ("minItems", "maxItems") or key.startswith("x-kubernetes-")}
 
     def _scalar(self, schema: Schema) -> Schema:
-        found = _described(schema) | {"type": schema["type"]}
+        structural = _described(schema) | {"type": schema["type"]}
         if schema["type"] == "integer":
-            found["format"] = "int64"
+            structural["format"] = "int64"
         if "const" in schema:
-            found["enum"] = [schema["const"]]
+            structural["enum"] = [schema["const"]]
         for bound in ("minimum", "maximum"):
             if (exclusive := f"exclusive{bound.capitalize()}") in schema:
-                found |= {bound: schema[exclusive], exclusive: True}
+                structural |= {bound: schema[exclusive], exclusive: True}
         kept = ("enum", "minimum", "maximum", "minLength", "maxLength", "pattern", "format")
-        return found | {key: schema[key] for key in kept if key in schema}
+        return structural | {key: schema[key] for key in kept if key in schema}
 
 
 def _described(schema: Schema) -> Schema:

@@ -66,10 +66,10 @@ def identity_of(stage: Stage, work: WorkDirectory, folder: Path) -> dict[str, An
     done = {name: work.success(name) for name in stage.after}
     missing = [name for name, success in done.items() if success is None]
     if missing:
-        said = f"stage {stage.name} reads the outputs of {', '.join(missing)}, which has not finished in {work.path}"
+        reason = f"stage {stage.name} reads the outputs of {', '.join(missing)}, which has not finished in {work.path}"
         if os.environ.get(environment.INPUTS_FINISHED) == "1":
-            raise TryAgainError(f"{said}, although it is known to be done: a file system that caches attributes may show it late")
-        raise UsageError(said)
+            raise TryAgainError(f"{reason}, although it is known to be done: a file system that caches attributes may show it late")
+        raise UsageError(reason)
     files = {r: r if r.startswith(REMOTE) else work.digest(resolve(r, folder)) for r in stage.files}
     digests = {name: success.digests() for name, success in done.items() if success}
     return stage.identity(files, digests, salt=os.environ.get(environment.SALT, ""))
@@ -114,22 +114,22 @@ def hashes(pipeline: SteerLMPipeline, stage: Stage, identity: Mapping[str, Any])
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between two identities of a stage in fields, files, inputs and salt, as short phrases. The format is none of these."""
-    found = []
+    phrases = []
     old, new = before.get("fields", {}), now["fields"]
     for name in sorted({*old, *new}):
         if old.get(name) != new.get(name):
             was, is_ = (shown(each[name]) if name in each else "its default" for each in (old, new))
-            found.append(f"{name} was {was}, is {is_}")
+            phrases.append(f"{name} was {was}, is {is_}")
     if before.get("files") != now["files"]:
         old, new = before.get("files", {}), now["files"]
-        found += [f"{name} has another content" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+        phrases += [f"{name} has another content" for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     old, new = before.get("inputs", {}), now["inputs"]
     for name in sorted({*old, *new}):
         changed = sorted(o for o in {*old.get(name, {}), *new.get(name, {})} if old.get(name, {}).get(o) != new.get(name, {}).get(o))
-        found += [f"{output} of {name} is another" for output in changed]
+        phrases += [f"{output} of {name} is another" for output in changed]
     if before.get("salt") != now.get("salt"):
-        found.append("it was asked to be done again")
-    return found
+        phrases.append("it was asked to be done again")
+    return phrases
 
 
 def _reason(success: Success, identity: Mapping[str, Any]) -> str:

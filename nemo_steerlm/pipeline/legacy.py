@@ -105,9 +105,9 @@ def _dump_spec(value: Spec, *, with_none: bool) -> dict[str, Any]:
         ignored = name in known or name in _NO_RESULT.get(then, ())
         if not ignored and getattr(value, name) != field.default:
             raise _UnknownFieldError
-    found = {}
+    fields = {}
     for name in known:
         held = getattr(value, name)
         if held is not None or with_none:
-            found[str(model.model_fields[name].alias)] = _dump(held, with_none=with_none)
-    return found
+            fields[str(model.model_fields[name].alias)] = _dump(held, with_none=with_none)
+    return fields

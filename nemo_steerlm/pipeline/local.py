@@ -92,9 +92,9 @@ def run_pipeline(
 
 
 def _run_one(pipeline: SteerLMPipeline, stage: Stage, work: WorkDirectory, manifest: Path, listener: Listener) -> None:
-    found = examine(pipeline, stage, work, files_folder(manifest))
-    if found.state == "done":
-        listener.finished(stage, found.seconds, cached=True)
+    examined = examine(pipeline, stage, work, files_folder(manifest))
+    if examined.state == "done":
+        listener.finished(stage, examined.seconds, cached=True)
         return
     listener.started(stage)
     began = time.monotonic()

@@ -54,11 +54,11 @@ STAGES = [
 
 def trainings(kind: ModelKind) -> tuple[str, ...]:
     """Every name that a training of such a model may have, the last round first."""
-    found: list[str] = []
+    names: list[str] = []
     for entry in reversed(STAGES):
         if entry.trains == kind:
-            found += [entry.named(number) for number in (range(MAX_ROUNDS, 0, -1) if entry.each_round else (None,))]
-    return tuple(found)
+            names += [entry.named(number) for number in (range(MAX_ROUNDS, 0, -1) if entry.each_round else (None,))]
+    return tuple(names)
 
 
 def pattern() -> str:

@@ -90,10 +90,10 @@ def part_name(stage: str) -> str:
 
 def versions() -> dict[str, str]:
     """Versions worth recording beside an artifact."""
-    found = {"nemo_steerlm": __version__}
+    versions = {"nemo_steerlm": __version__}
     for package in RECORDED_VERSIONS:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -50,10 +50,10 @@ def run_stage(
     begun = Begun(input_hash=wanted, identity=identity)
     # Nodes that train together hold a lock each: they run side by side, but never beside another attempt of themselves.
     with work.lock(part_name(name), shared=shard is not None) as lock:
-        found = examine(pipeline, stage, work, inputs_folder)
-        if found.state == "done" and found.success:
-            _tell("cached", found.success)
-            return found.success
+        examined = examine(pipeline, stage, work, inputs_folder)
+        if examined.state == "done" and examined.success:
+            _tell("cached", examined.success)
+            return examined.success
         started = time.monotonic()
         work.begin(name, begun, equal=equal, other=lambda before: differences(before, identity))
         for need in () if merge else stage.servers:
@@ -83,8 +83,8 @@ def _await_inputs(stage: Stage, work: WorkDirectory) -> None:
 
 def _work_of(stage: Stage) -> Callable[[Run], dict[str, Any] | None]:
     """What the stage's description names."""
-    found: Callable[[Run], dict[str, Any] | None] = pkgutil.resolve_name(stage.run)
-    return found
+    work: Callable[[Run], dict[str, Any] | None] = pkgutil.resolve_name(stage.run)
+    return work
 
 
 def _tell(kind: str, success: Success) -> None:

@@ -78,11 +78,11 @@ def find(folder: Path, state: TrainingState, *, resume: bool, chosen: str | None
 
 
 def _require_same(path: Path, state: TrainingState) -> None:
-    found = read_state(path).fingerprint
-    differing = [key for key in state.fingerprint if found.get(key) != state.fingerprint[key]]
+    stored = read_state(path).fingerprint
+    differing = [key for key in state.fingerprint if stored.get(key) != state.fingerprint[key]]
     if differing:
         said = ("stage", "optimizer")
-        what = " and ".join(f"{key} ({found.get(key)}, not {state.fingerprint[key]})" if key in said else key for key in differing)
+        what = " and ".join(f"{key} ({stored.get(key)}, not {state.fingerprint[key]})" if key in said else key for key in differing)
         raise ConfigError(
             f"{path} is another training's checkpoint: it differs in {what}. "
             "Set exp_manager.explicit_log_dir to another folder, or exp_manager.resume_if_exists=False to start anew"

@@ -54,8 +54,8 @@ def first_failure(failures: Mapping[int, ProcessFailure]) -> RankFailedError:
         failures: By global rank what torchrun knows of each rank that ended by itself.
     """
     rank, failure = min(failures.items(), key=lambda item: (_distance(item[1].exitcode), item[1].timestamp, item[0]))
-    told = failure.message
-    sentence = str(told.get("message")) if isinstance(told, dict) else str(told)
+    message = failure.message
+    sentence = str(message.get("message")) if isinstance(message, dict) else str(message)
     code = failure.exitcode
     return RankFailedError(rank, sentence, 128 - code if code < 0 else code)
 

@@ -187,9 +187,9 @@ class TrainingLoop:
         counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
         loss = sum(float(result["loss_sum"]) for result in results) if counts else 0.0
         tokens = sum(int((batch["tokens"] != self.batches.pad_id).sum()) for batch in batches) if counts else 0
-        told = 2.0 if self.stop.came else float(self.deadline is not None and time.monotonic() > self.deadline)
+        stop = 2.0 if self.stop.came else float(self.deadline is not None and time.monotonic() > self.deadline)
         due = float(self.first_rank and self.saves.due)
-        figures = torch.tensor([loss, tokens, told, 1.0 if told == 2.0 else 0.0, due], dtype=torch.float64, device="cuda")
+        figures = torch.tensor([loss, tokens, stop, 1.0 if stop == 2.0 else 0.0, due], dtype=torch.float64, device="cuda")
         torch.distributed.all_reduce(figures)
         self.saves.ask()
         stopping, self.save_due = 2 if figures[3] else int(figures[2] > 0), bool(figures[4])

@@ -52,9 +52,9 @@ class Reporter:
             line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total}
             self._print_line(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed, **known}), sys.stdout)
         elif self._active and sys.stderr.isatty():
-            said = "not a number" if loss is None else f"{loss:.4f}"
+            shown = "not a number" if loss is None else f"{loss:.4f}"
             self._print_line(
-                f"step {step}/{self._total}: loss {said}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left"
+                f"step {step}/{self._total}: loss {shown}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left"
             )
         self._log({f"train/{name}": v for name, v in {**entry, **speed}.items() if name != "step" and v is not None}, step)
 

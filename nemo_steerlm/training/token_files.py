@@ -88,9 +88,9 @@ def _digest(file: Path, cache: Path) -> str:
     with contextlib.suppress(OSError, msgspec.DecodeError):
         known = msgspec.json.decode(notes.read_bytes(), type=dict[str, Any])
     mark = [stat.st_size, stat.st_mtime_ns]
-    found = known.get(str(file.absolute()))
-    if found is not None and found[:2] == mark:
-        return str(found[2])
+    entry = known.get(str(file.absolute()))
+    if entry is not None and entry[:2] == mark:
+        return str(entry[2])
     digest = file_digest(file)
     with atomic_write(notes) as out:
         out.write(msgspec.json.encode({**known, str(file.absolute()): [*mark, digest]}).decode())

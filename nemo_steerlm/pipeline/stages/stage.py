@@ -162,14 +162,14 @@ class Place:
 
     def last(self, kind: str) -> Stage:
         """The latest stage of a kind. Raises LookupError where none is before this one: the registry's order is wrong."""
-        if found := self.all(kind):
-            return found[-1]
+        if earlier := self.all(kind):
+            return earlier[-1]
         raise LookupError(f"stage {self.name} needs a stage of kind {kind} before it")
 
     def trained(self, role: ModelKind) -> Stage:
         """The latest training of a model. Raises LookupError where none is before this one."""
-        if found := [stage for stage in self.before if stage.training and stage.training.role == role]:
-            return found[-1]
+        if earlier := [stage for stage in self.before if stage.training and stage.training.role == role]:
+            return earlier[-1]
         raise LookupError(f"stage {self.name} needs a training of a {role} model before it")
 
 
@@ -190,7 +190,7 @@ def changed_fields(spec: PipelineSpec, *paths: str, leave_out: tuple[str, ...] =
     Returns:
         Dotted path as the manifest writes it to plain data.
     """
-    found: dict[str, Any] = {}
+    changed: dict[str, Any] = {}
     for path in paths:
         *parents, last = path.split(".")
         model: Spec = spec
@@ -198,8 +198,8 @@ def changed_fields(spec: PipelineSpec, *paths: str, leave_out: tuple[str, ...] =
         for name in parents:
             written += f"{type(model).model_fields[name].alias}."
             model = getattr(model, name)
-        found |= _changed(model, last, written, path, leave_out)
-    return found
+        changed |= _changed(model, last, written, path, leave_out)
+    return changed
 
 
 def _changed(model: Spec, name: str, written: str, path: str, leave_out: tuple[str, ...]) -> dict[str, Any]:
@@ -208,9 +208,9 @@ def _changed(model: Spec, name: str, written: str, path: str, leave_out: tuple[s
     if path in leave_out or value == field.default:
         return {}
     if isinstance(field.default, Spec) or (isinstance(value, Spec) and field.is_required()):
-        found: dict[str, Any] = {}
+        changed: dict[str, Any] = {}
         for inner in type(value).model_fields:
-            found |= _changed(value, inner, f"{key}.", f"{path}.{inner}", leave_out)
-        return found
+            changed |= _changed(value, inner, f"{key}.", f"{path}.{inner}", leave_out)
+        return changed
     dumped = model.model_dump(mode="json", by_alias=True, include={name}, exclude_defaults=True)
     return {key: dumped[str(field.alias)]}

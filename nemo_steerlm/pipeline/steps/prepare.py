@@ -42,7 +42,7 @@ def prepare(run: Run) -> dict[str, Any]:
     rules = CleaningRules(spec.model.max_sequence_length, tokens, spec.model.layout, schema, hide_human=hide)
     metrics: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(dir=run.folder, prefix=".raw.") as raw:
-        files, said = read_source(run, Path(raw))
+        files, notes = read_source(run, Path(raw))
         outputs = [(f"{part}_{split}", use, split, mode) for part, use, mode in PARTS for split in SPLITS]
         for done, (name, use, split, mode) in enumerate(outputs):
             run.progress(done, len(outputs), phase=name)
@@ -57,7 +57,7 @@ def prepare(run: Run) -> dict[str, Any]:
                 "rejected": cleaned.rejected,
             }
         run.progress(len(outputs), len(outputs))
-    return {**metrics, **said}
+    return {**metrics, **notes}
 
 
 def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:

@@ -24,8 +24,8 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 def questions(path: Path, schema: AttributeSchema, *, every: bool = False) -> list[Question]:
     """Of each conversation in ``path`` the part before its first answer (before ``every`` answer), each distinct one once."""
-    found = (question for conversation in read_conversations(path) for question in questions_of(conversation, schema, every=every))
-    return list(dict.fromkeys(found))
+    questions = (question for conversation in read_conversations(path) for question in questions_of(conversation, schema, every=every))
+    return list(dict.fromkeys(questions))
 
 
 def questions_of(conversation: Conversation, schema: AttributeSchema, *, every: bool = False) -> Iterator[Question]:
@@ -41,5 +41,5 @@ def questions_of(conversation: Conversation, schema: AttributeSchema, *, every: 
 
 
 def _language(labels: Iterable[str | None], schema: AttributeSchema) -> str | None:
-    said = (field.text for label in labels for field in split(label or "") if field.name == LANGUAGE_KEY)
-    return next((language for language in said if language in schema.languages), schema.default_language)
+    languages = (field.text for label in labels for field in split(label or "") if field.name == LANGUAGE_KEY)
+    return next((language for language in languages if language in schema.languages), schema.default_language)
