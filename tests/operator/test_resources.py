@@ -140,6 +140,8 @@ def test_disruptions_come_before_exit_codes_and_permanent_codes_end_a_shard(pipe
     made = objects(pipeline())
     rules = by_name(made, "demo-annotate-1")["spec"]["podFailurePolicy"]["rules"]
     assert [rule["action"] for rule in rules] == ["Ignore", "Ignore", "FailIndex"]
+    assert rules[0]["onPodConditions"] == [{"type": "DisruptionTarget", "status": "True"}]
+    assert rules[1]["onExitCodes"]["values"] == [143]
     assert rules[2]["onExitCodes"]["values"] == [2, 65, 78]
     shards = by_name(made, "demo-annotate-1")["spec"]
     assert (shards["completions"], shards["backoffLimitPerIndex"], shards["maxFailedIndexes"]) == (3, 3, 0)
@@ -288,3 +290,42 @@ def test_servers_end_before_they_are_killed(pipeline):
         arguments = server["containers"][0]["args"]
         drain = float(arguments[arguments.index("--drain-seconds") + 1])
         assert drain + 5 <= server["terminationGracePeriodSeconds"]
+
+
+def container_of(made, name):
+    template = by_name(made, name)["spec"]["template"]["spec"]
+    return template["containers"][0], {volume["name"]: volume for volume in template["volumes"]}
+
+
+def test_servers_have_as_many_replicas_and_gpus_as_asked_and_as_long_to_start(pipeline):
+    servers = {"replicas": 2, "devices": 3, "startupTimeoutSeconds": 600}
+    made = objects(pipeline(annotate={"servers": servers}, serve={"enabled": True, "insecure": True, "devices": 5, "replicas": 4}))
+    for name, replicas, devices, starting in (
+        ("demo-annotate-value-1", 2, "3", 600),
+        ("demo-evaluate-steer-1", 2, "3", 600),
+        ("demo-serve", 4, "5", 1800),
+    ):
+        container, _ = container_of(made, name)
+        assert by_name(made, name)["spec"]["replicas"] == replicas
+        assert container["resources"]["limits"]["nvidia.com/gpu"] == devices
+        probes = {kind: container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")}
+        assert {kind: probe["httpGet"]["path"] for kind, probe in probes.items()} == {
+            "startup": "/health/ready", "readiness": "/health/ready", "liveness": "/health/live",
+        }  # fmt: skip
+        assert probes["startup"]["periodSeconds"] * probes["startup"]["failureThreshold"] == starting
+        assert probes["readiness"]["periodSeconds"] * probes["readiness"]["failureThreshold"] == 10
+        assert probes["liveness"]["periodSeconds"] * probes["liveness"]["failureThreshold"] == 30
+
+
+def test_the_claim_is_written_by_stages_only_and_shared_memory_is_as_large_as_asked(pipeline):
+    made = objects(pipeline(resources={"train": {"sharedMemory": "1Gi"}, "servers": {"memory": "2Gi"}}))
+    for name, read_only, shared in (
+        ("demo-train-steer-1", False, {"medium": "Memory", "sizeLimit": "1Gi"}),
+        ("demo-serve", True, {"medium": "Memory"}),
+    ):
+        container, volumes = container_of(made, name)
+        [claim] = [mount for mount in container["volumeMounts"] if mount["name"] == "data"]
+        assert claim["readOnly"] is read_only
+        assert volumes["shm"]["emptyDir"] == shared
+    container, _ = container_of(made, "demo-serve")
+    assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"] == "2Gi"
