@@ -1,7 +1,8 @@
 """``make mutants``: how many small faults in the code do the tests that mirror it notice?
 
 mutmut changes one expression at a time and runs the room's tests against it. Each room has a working copy below ``.mutants``; a run that
-was interrupted goes on where it was. ``make mutants ROOMS="core data"`` takes some rooms only.
+was interrupted goes on where it was. ``make mutants ROOMS="core data"`` takes some rooms only; ``JOBS=1`` in the environment takes one
+process instead of one per core.
 
 A mutant that no test can notice because nothing changes for a user is *equivalent*: ``EQUIVALENT`` names it with the reason.
 """
@@ -28,7 +29,8 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "pipeline": (("nemo_steerlm/pipeline/*",), ("tests/pipeline",)),
     "serving": (("nemo_steerlm/serving/*",), ("tests/serving",)),
     "operator": (("steerlm_operator/reconcile.py", "steerlm_operator/progress.py", "steerlm_operator/readings.py",
-                  "steerlm_operator/draft.py", "steerlm_operator/resources/*"), ("tests/operator",)),
+                  "steerlm_operator/draft.py", "steerlm_operator/changes.py", "steerlm_operator/work_queue.py",
+                  "steerlm_operator/resources/*"), ("tests/operator",)),
 }  # fmt: skip
 """Room to what is changed and the tests that mirror it."""
 
@@ -58,7 +60,8 @@ def run(room: str) -> float:
     configure(folder, room)
     program = str(Path(sys.executable).with_name("mutmut"))
     environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    subprocess.run([program, "run"], cwd=folder, env=environment, check=True)
+    jobs = ["--max-children", os.environ["JOBS"]] if "JOBS" in os.environ else []
+    subprocess.run([program, "run", *jobs], cwd=folder, env=environment, check=True)
     subprocess.run([program, "export-cicd-stats"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
     results = subprocess.run([program, "results"], cwd=folder, env=environment, check=True, capture_output=True, text=True).stdout
     stats = json.loads((folder / "mutants" / "mutmut-cicd-stats.json").read_text())
