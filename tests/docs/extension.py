@@ -1,4 +1,4 @@
-"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine, a stage, a training objective."""
+"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine, a model family, a stage, a training objective."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from nemo_steerlm.core.objectives import OBJECTIVES, Objective
 from nemo_steerlm.core.spec import Reference
 from nemo_steerlm.data.sources import SOURCES
 from nemo_steerlm.data.sources.source import Placed, Source, SourceContext
+from nemo_steerlm.formats.families.base import Family
 from nemo_steerlm.inference.registry import EngineEntry, EngineOptions, Loader
 from nemo_steerlm.pipeline.registry import STAGES, StageEntry
 
@@ -48,6 +49,9 @@ def exclamations(text: str) -> float:
     """A judge of one's own."""
     return float(text.count("!"))
 
+
+MINE = Family(model_type="mine", architecture="MineForCausalLM", fixed={"hidden_act": ("silu",)}, qk_norm=True)
+"""A model family: a Llama that normalizes queries and keys."""
 
 ECHO = EngineEntry(name="echo", summary="repeats", folders=Loader(module="tests.docs.extension", extra="serve"))
 

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
+from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.evaluation.judges import judge
+from nemo_steerlm.formats.families import FAMILIES
+from nemo_steerlm.formats.hf_config import config_from_dict
 from nemo_steerlm.inference.loading import load_engine
 from nemo_steerlm.inference.registry import ENGINES, EngineOptions
 from tests.docs import extension
@@ -43,6 +47,15 @@ def test_a_source_and_a_preset_that_are_registered_can_be_named_and_validated(tm
 def test_an_engine_that_is_registered_loads_models(tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, "echo", extension.ECHO)
     assert load_engine(tmp_path, EngineOptions(max_rows=3), engine="echo") == (tmp_path, 3)
+
+
+def test_a_family_that_is_registered_is_read_and_knows_its_tensors(monkeypatch):
+    monkeypatch.setitem(FAMILIES, "mine", extension.MINE)
+    sizes = {"vocab_size": 32, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = config_from_dict({"model_type": "mine", **sizes})
+    assert FAMILIES[config.family].tensors(config)["model.layers.0.self_attn.q_norm.weight"] == (4,)
+    with pytest.raises(ConfigError, match="hidden_act is 'gelu'; a mine model can be used with 'silu' only"):
+        config_from_dict({"model_type": "mine", "hidden_act": "gelu", **sizes})
 
 
 def test_a_function_of_ones_own_is_a_judge():
