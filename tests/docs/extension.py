@@ -1,4 +1,4 @@
-"""What ``docs/extending.md`` has a stranger write: a preset, a source, a judge, an engine, a model family, a stage, a training objective."""
+"""What ``docs/extending.md`` has a stranger write: a preset, source, judge, engine, model family, stage, training objective."""
 
 from __future__ import annotations
 
