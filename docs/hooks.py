@@ -22,7 +22,7 @@ OUTSIDE = {
     "CONTRIBUTING.md": "contributing.md",
     "SECURITY.md": "security.md",
     "examples/README.md": "tutorial.md",
-    "k8s/README.md": "kubernetes.md",
+    "k8s/README.md": "operator.md",
     "charts/steerlm-operator/README.md": "chart.md",
     "tests/cluster/README.md": "cluster-tests.md",
 }

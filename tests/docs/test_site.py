@@ -47,7 +47,7 @@ def test_pages_load_nothing_from_other_servers(site):
 
 def test_pages_from_outside_are_there_and_linked(site):
     first = (site / "index.html").read_text(encoding="utf-8")
-    assert 'href="kubernetes.html"' in first
+    assert 'href="operator.html"' in first
     assert (site / "start/own-data.html").is_file()
     assert 'href="../how-to/several-sources.html"' in (site / "start/own-data.html").read_text(encoding="utf-8")
 
