@@ -20,7 +20,7 @@ from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.stages import find, stages
 from nemo_steerlm.pipeline.steps.train import model_info, overrides
 from nemo_steerlm.training.config import compose
-from nemo_steerlm.training.plan import plan
+from nemo_steerlm.training.plan import plan_training
 from tests.data.trees import message, tree
 from tests.formats.hostile_nemo import member, written
 from tests.inputs import STORIES
@@ -114,7 +114,7 @@ def test_a_nemo_as_base(tmp_path, unpacked):
     run = Run(pipeline=pipeline, stage=stage, work=WorkDirectory(tmp_path / "work"), manifest=tmp_path / "pipeline.yaml", servers={})
     (tmp_path / "described").mkdir()
     model_info(run, stage.training).save(tmp_path / "described")
-    planned = plan(compose(overrides(run, stage.training, tmp_path / "described")), tmp_path)
+    planned = plan_training(compose(overrides(run, stage.training, tmp_path / "described")), tmp_path)
     assert (planned.steps, planned.model_config.num_layers, planned.info.kind) == (2, 4, "value")
 
 
