@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import signal
 import time
 
 import httpx
+import msgspec
 import pytest
 from playwright.sync_api import Error, expect
 
 from nemo_steerlm.core.attributes import preset
+from nemo_steerlm.core.label_support import LabelSupport
+from nemo_steerlm.core.model_info import ModelInfo
 from tests.inputs import STORIES
 from tests.serving.browsers import PATIENCE, PHONE, chromium, opened, seen, tab_to, unnamed, watch
 from tests.serving.servers import WAIT, running
@@ -30,10 +34,15 @@ def browser():
 
 
 @pytest.fixture(scope="module")
-def writer(steer_folder, value_folder):
-    """A steer model and what reads for it, in one process that does little at once."""
+def writer(steer_folder, value_folder, tmp_path_factory):
+    """A steer model that was taught two combinations, and what reads for it, in one process that does little at once."""
+    folder = tmp_path_factory.mktemp("taught") / "hf"
+    shutil.copytree(steer_folder, folder)
+    info = ModelInfo.load(folder)
+    support = LabelSupport.count(info.attributes, ["quality:4,toxicity:0,humor:0"] * 3 + ["quality:0,toxicity:0,humor:0"])
+    msgspec.structs.replace(info, support=support).save(folder)
     options = ("--name", "writer", "--reader", str(value_folder), "--max-rows", "2", "--max-waiting", "2")
-    with running(steer_folder, *options) as server:
+    with running(folder, *options) as server:
         yield server
 
 
@@ -124,6 +133,42 @@ def test_sliders_change_the_prompt_and_the_answer_is_shown_as_it_comes(page, wri
     assert seen(page)[-1][0] == greedy(writer, quality=4, lang="en")
     page.get_by_role("button", name="Start over").click()
     expect(page.locator("#conversation .turn")).to_have_count(0)
+
+
+def test_what_was_never_taught_is_greyed_out_and_the_nearest_is_offered(page):
+    note, greyed = page.locator("#chat .untaught-note"), page.locator("#chat .slider.untaught")
+    expect(note).to_be_hidden()
+    slider(page, "quality").press("Home")
+    expect(note).to_be_hidden()
+    slider(page, "toxicity").press("End")
+    expect(note).to_contain_text("This combination was never taught. The nearest that was has toxicity 0")
+    expect(greyed).to_have_count(3)
+    note.get_by_role("button", name="use it").click()
+    expect(note).to_be_hidden()
+    expect(greyed).to_have_count(0)
+    expect(slider(page, "toxicity")).to_have_value("0")
+    expect(slider(page, "quality")).to_have_value("0")
+    choose(page, "Preset", "most humor")
+    expect(note).to_be_visible()
+
+
+def test_strength_and_the_best_of_several_are_asked_for_and_readings_are_marked_on_the_sliders(page):
+    slider(page, "strength").fill("2")
+    slider(page, "best of").fill("2")
+    with page.expect_request("**/v1/chat/completions") as sent, page.expect_response("**/v1/chat/completions") as came:
+        ask(page)
+    body, told = sent.value.post_data_json, came.value.json()["choices"][0]["steerlm"]
+    assert (body["guidance_scale"], body["best_of"], "stream" in body) == (2, 2, False)
+    expect(page.locator("#conversation .assistant").last).to_contain_text("the best of 2 answers")
+    expect(chip(page, "quality")).to_have_text(read_as(4))
+    expect(slider(page, "quality")).to_have_attribute("data-read", f"{told['read']['attributes']['quality']['expected']:.1f}")
+    # Without them it is asked as before, and the mark is the new answer's.
+    slider(page, "strength").fill("1")
+    slider(page, "best of").fill("1")
+    with page.expect_request("**/v1/chat/completions") as sent:
+        page.get_by_role("button", name="Ask again").click()
+    assert {"guidance_scale", "best_of"}.isdisjoint(sent.value.post_data_json)
+    expect(slider(page, "quality")).to_have_attribute("data-read", re.compile(r"\d\.\d"))
 
 
 def test_past_answers_keep_what_they_were_asked_for_and_how_they_read(page, writer):
