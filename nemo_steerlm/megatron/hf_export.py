@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import torch
@@ -29,11 +29,22 @@ from nemo_steerlm.megatron import hf_import as layout
 from nemo_steerlm.megatron.weights import write_weights
 
 
-def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> ModelInfo | None:
+class Adapter(Protocol):
+    """What ``lora_export`` knows of a model's adapters, to be kept beside the merged weights."""
+
+    def noting_rows(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        """Look at ``tensors`` as they pass."""
+
+    def save(self, folder: Path, config: ModelConfig) -> None:
+        """Write them."""
+
+
+def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None, adapter: Adapter | None = None) -> ModelInfo | None:
     """Write ``model``, a NeMo GPT model, as a Hugging Face folder. Every rank calls this.
 
     The folder appears by rename when it is whole, in place of an older one. ``info`` (by default the model's own) goes into
-    ``steerlm.json`` with its fingerprint, the digest of the weights and the description. Returns it on rank 0, None elsewhere.
+    ``steerlm.json`` with its fingerprint, the digest of the weights and the description. ``adapter``, of rank 0, goes into a folder of that
+    name in it. Returns the description on rank 0, None elsewhere.
     Raises ConfigError where the model is of no family that can be written.
     """
     folder = Path(folder)
@@ -41,7 +52,7 @@ def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> 
     config = config_from_nemo(model.cfg, model.tokenizer.vocab_size)
     tensors = _hugging_face_tensors(model, config)
     if torch.distributed.get_rank() == 0:
-        info = _write(folder, tensors, config, model.tokenizer, info)
+        info = _write(folder, tensors, config, model.tokenizer, info, adapter)
     else:
         info = None
         for _ in tensors:  # ranks send while rank 0 writes
@@ -51,12 +62,19 @@ def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None) -> 
 
 
 def _write(
-    folder: Path, tensors: Iterator[tuple[str, Tensor]], config: ModelConfig, nemo_tokenizer: Any, info: ModelInfo | None
+    folder: Path,
+    tensors: Iterator[tuple[str, Tensor]],
+    config: ModelConfig,
+    nemo_tokenizer: Any,
+    info: ModelInfo | None,
+    adapter: Adapter | None,
 ) -> ModelInfo | None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    digest = write_weights(partial, tensors)
+    digest = write_weights(partial, tensors if adapter is None else adapter.noting_rows(tensors))
+    if adapter is not None:
+        adapter.save(partial / "adapter", config)
     export_tokenizer_files(nemo_tokenizer, partial)
     _write_configs(partial, config, nemo_tokenizer, info)
     if info is not None:
@@ -107,7 +125,7 @@ def _whole_weights(whole: _Gather, config: ModelConfig) -> Iterator[tuple[str, T
     for i in range(config.num_hidden_layers):
         for part in layout.layer_parts(FAMILIES[config.family]):
             for tensor in whole(f"layers.{i}.{part}"):
-                for name, weight in _unfused(part, tensor, config):
+                for name, weight in unfused(part, tensor, config):
                     yield f"model.layers.{i}.{name}.{part.rpartition('.')[2]}", weight
     for norm in whole(layout.FINAL_NORM):
         yield "model.norm.weight", norm
@@ -116,7 +134,7 @@ def _whole_weights(whole: _Gather, config: ModelConfig) -> Iterator[tuple[str, T
             yield "lm_head.weight", rows[: config.vocab_size]
 
 
-def _unfused(part: str, tensor: Tensor, config: ModelConfig) -> list[tuple[str, Tensor]]:
+def unfused(part: str, tensor: Tensor, config: ModelConfig) -> list[tuple[str, Tensor]]:
     """One part of a layer as Hugging Face's matrices. ``tensor`` is the ranks' shards one after the other."""
     fused = FAMILIES[config.family].fused
     if part in (layout.QKV, layout.QKV_BIAS):

@@ -92,6 +92,12 @@ def random_markers(cfg: DictConfig, base: DictConfig, tokenizer: TextTokenizer, 
     return _markers_from(0 if path is None or is_nemo(path) else source_vocabulary_size(path), tokenizer, tokens)
 
 
+def added_tokens(cfg: DictConfig, tokenizer: TextTokenizer, tokens: ChatTokens) -> tuple[int, ...]:
+    """The markers that were added to the vocabulary of a Hugging Face model; a ``.nemo`` has all that it names."""
+    path = cfg.model.restore_from_path
+    return () if path is None or is_nemo(path) else _markers_from(source_vocabulary_size(path), tokenizer, tokens)
+
+
 def _markers_from(first: int, tokenizer: TextTokenizer, tokens: ChatTokens) -> tuple[int, ...]:
     ids = (tokenizer.token_id(marker) for marker in tokens.markers)
     return tuple(i for i in ids if i is not None and i >= first)

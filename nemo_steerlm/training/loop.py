@@ -238,15 +238,19 @@ class TrainingLoop:
 
     def _finish(self) -> None:
         """Merge adapters, export, and write the ``.nemo``."""
-        cfg, info = self.plan.cfg, self.plan.info
+        cfg, info, adapter = self.plan.cfg, self.plan.info, None
         if self.adapters_only:
+            if cfg.steerlm.export_dir is not None:
+                from nemo_steerlm.megatron.lora_export import peft_adapter
+
+                adapter = peft_adapter(self.model, cfg.model.restore_from_path, self.plan.random_markers or self.plan.added_tokens)
             lora.merge(self.model)
         with open_dict(self.model.cfg):  # a model without CUDA is built in fp32; what is saved says what was asked for, as on GPUs
             self.model.cfg.precision = precision_of(cfg.trainer.precision)
         if cfg.steerlm.export_dir is not None:
             from nemo_steerlm.megatron.hf_export import export_hf
 
-            info = _broadcast(export_hf(self.model, Path(cfg.steerlm.export_dir), info))
+            info = _broadcast(export_hf(self.model, Path(cfg.steerlm.export_dir), info, adapter))
         nemo = None
         if cfg.exp_manager.checkpoint_callback_params.save_nemo_on_train_end:
             with open_dict(self.model.cfg):

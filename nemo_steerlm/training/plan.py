@@ -14,7 +14,7 @@ from nemo_steerlm.formats.tokenizer_files import require_markers
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.megatron.model_config import Parallelism, check_architecture
 from nemo_steerlm.training import checkpoints, config, settings
-from nemo_steerlm.training.base_model import check_exportable, fill_lengths, load_base_config, model_config, random_markers
+from nemo_steerlm.training.base_model import added_tokens, check_exportable, fill_lengths, load_base_config, model_config, random_markers
 from nemo_steerlm.training.batches import epoch_size
 from nemo_steerlm.training.checkpoints import TrainingState
 from nemo_steerlm.training.dataset import ChatDataset
@@ -50,6 +50,8 @@ class Plan:
     """What it takes of each device."""
     random_markers: tuple[int, ...]
     """Tokens whose embedding rows are learned beside adapters."""
+    added_tokens: tuple[int, ...]
+    """Tokens that the base model's vocabulary lacks."""
 
     @property
     def stage(self) -> str:
@@ -106,6 +108,7 @@ def plan_training(cfg: DictConfig, scratch: Path, machine: Machine | None = None
         ),
         memory=needed,
         random_markers=random_markers(cfg, base, tokenizer, tokens),
+        added_tokens=added_tokens(cfg, tokenizer, tokens),
         monitor=Monitor.of(cfg, validates=validation is not None, attributes=list(train.info.labels)),
     )
 

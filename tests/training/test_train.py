@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import signal
 import subprocess
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from nemo_steerlm.core.errors import EXIT_TERMINATED, ConfigError
@@ -19,6 +22,9 @@ from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.formats.nemo_archive import nemo_archive
 from nemo_steerlm.training.batches import TrainingOrder
+from nemo_steerlm.training.checkpoints import complete_checkpoints, read_state
+from nemo_steerlm.training.config import compose
+from nemo_steerlm.training.reporting import Reporter
 from nemo_steerlm.training.token_files import dataset
 from nemo_steerlm.training.train import main
 from tests.inputs import STORIES
@@ -26,6 +32,8 @@ from tests.training.records import Records
 
 pytestmark = pytest.mark.megatron
 
+LORA = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]"]
+NO_NEMO = "exp_manager.checkpoint_callback_params.save_nemo_on_train_end=false"
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -202,3 +210,97 @@ def test_lora_learns_resumes_and_is_merged_into_what_is_saved(base_nemo: Path, r
         ]
     )
     assert metrics(merged)["validation_loss"] == pytest.approx(metrics(out)["validation_loss"], abs=1e-4)
+
+
+def test_peft_reads_the_adapters_beside_the_export(records: Records, tmp_path: Path) -> None:
+    """On the base model they give the merged model's logits: markers that were added, layers without adapters and all."""
+    pytest.importorskip("peft")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    export, lora = tmp_path / "hf", "model.peft.lora_tuning"
+    own = [f"{lora}.layer_selection=[1,3]", f"{lora}.adapter_dim=4", f"{lora}.alpha=6", f"{lora}.adapter_dropout=0.1"]
+    train = records(24, "VALUE_TO_TEXT")
+    main([*settings(STORIES, train, train, tmp_path / "run", *LORA, *own, NO_NEMO, "model.optim.lr=1e-2"), f"steerlm.export_dir={export}"])
+    merged = AutoModelForCausalLM.from_pretrained(export)
+    base = AutoModelForCausalLM.from_pretrained(STORIES)
+    ids = torch.arange(3, merged.config.vocab_size).view(1, -1)  # the markers are the last ones
+    with torch.no_grad():
+        before = base(ids[:, :-3]).logits
+        base.resize_token_embeddings(merged.config.vocab_size)
+        adapted = PeftModel.from_pretrained(base, export / "adapter").eval()
+        logits, expected = adapted(ids).logits, merged(ids).logits
+    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+    assert (logits[:, :-3, :512] - before).abs().max() > 0.1
+    kept = json.loads((export / "adapter" / "adapter_config.json").read_text())
+    assert (kept["r"], kept["lora_alpha"], kept["lora_dropout"], kept["layers_to_transform"]) == (4, 6, 0.1, [0, 2])
+    assert "q_proj" in kept["target_modules"]
+
+
+RUINOUS = ["model.optim.lr=0.1", "model.optim.sched.warmup_steps=0", "trainer.sft.val_check_interval=1", "trainer.sft.limit_val_batches=2"]
+"""A rate at which every step makes the model worse."""
+KEPT_BEST = "exp_manager.checkpoint_callback_params.save_best_model=true"
+
+
+def validation_losses(out: Path) -> list[float]:
+    return [entry["loss"] for entry in metrics(out)["validation"]]
+
+
+def test_the_best_step_is_kept_and_a_training_that_gets_no_better_ends(undisturbed: tuple[list[str], Path], tmp_path: Path) -> None:
+    """The first of five steps is the best, and two validations later there is nothing more to wait for."""
+    out, loaded = tmp_path / "run", tmp_path / "loaded"
+    main([*undisturbed[0], *at(out), *RUINOUS, KEPT_BEST, "trainer.sft.early_stopping_patience=2"])
+    told = metrics(out)
+    assert (told["steps"], told["best_step"]) == (3, 1)
+    best, _, last = validation_losses(out)
+    assert last > best + 0.1
+    nemo = f"model.restore_from_path={out}/checkpoints/megatron_gpt_sft.nemo"
+    unchanged = ["model.optim.lr=1e-12", "model.optim.sched.min_lr=0", "trainer.sft.max_steps=1"]
+    main([*undisturbed[0], *RUINOUS, *at(loaded), nemo, *unchanged])
+    assert validation_losses(loaded) == [pytest.approx(best, abs=1e-4)]
+
+
+def test_an_attribute_says_which_step_is_best(undisturbed: tuple[list[str], Path], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    monitor = ["exp_manager.checkpoint_callback_params.monitor=val/quality/mae", NO_NEMO, KEPT_BEST]
+    main([*undisturbed[0], *at(out), "trainer.sft.val_check_interval=1", *monitor])
+    errors = [entry["attributes"]["quality"]["mae"] for entry in metrics(out)["validation"]]
+    assert metrics(out)["best_step"] == 1 + errors.index(min(errors))
+    assert len(errors) == 5
+
+
+def poisoned(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Have these steps' gradients hold what is not a number."""
+    from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
+
+    run, taken = SteerLMGPTSFTModel.run_micro_batches, itertools.count(1)
+
+    def run_and_poison(self: Any, batches: Any, *, forward_only: bool) -> Any:
+        results = run(self, batches, forward_only=forward_only)
+        if not forward_only and next(taken) in steps:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = math.nan
+        return results
+
+    monkeypatch.setattr(SteerLMGPTSFTModel, "run_micro_batches", run_and_poison)
+
+
+def test_a_step_whose_gradients_are_not_finite_changes_nothing(
+    undisturbed: tuple[list[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    poisoned(monkeypatch, {2})
+    main([*undisturbed[0], *at(out), "trainer.sft.val_check_interval=1", "trainer.sft.limit_val_batches=2", NO_NEMO])
+    steps, validation = metrics(out)["train"], validation_losses(out)
+    assert metrics(out)["skipped_steps"] == 1
+    assert [(entry.get("skipped"), entry["grad_norm"] is None) for entry in steps[:3]] == [(None, False), (1, True), (None, False)]
+    assert validation[0] == validation[1] != validation[2]
+    assert read_state(complete_checkpoints(out / "checkpoints")[-1]).step == 5
+
+
+def test_a_progress_line_says_how_fast_it_is_and_how_long_it_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    cfg = compose(["steerlm.progress=true", "exp_manager.create_tensorboard_logger=false"])
+    reporter = Reporter(cfg, tmp_path, "train-value", 4, active=True)
+    for step, seconds in ((1, 1.0), (2, 3.0)):
+        reporter.step({"step": step, "loss": 2.5, "tokens": 100, "seconds": seconds})
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["done"], line["tokens_per_second"], line["seconds_left"]) for line in lines] == [(1, 100.0, 3.0), (2, 50.0, 4.0)]
