@@ -92,6 +92,13 @@ def _rules() -> dict[str, list[Schema]]:
     ranks = "self.parallel.nodes * self.parallel.devices"
     shards = "self.parallel.tensor * self.parallel.pipeline"
     kinds = tuple(map(to_camel, DataSource.kinds()))
+    training = [
+        _rule(
+            f"{ranks} < {shards} || self.globalBatchSize % (self.microBatchSize * ({ranks} / ({shards}))) == 0",
+            "globalBatchSize must be a multiple of microBatchSize x data parallel size (nodes x devices / tensor / pipeline)",
+        ),
+        _rule("self.learningRate > self.minLearningRate", "learningRate must be above minLearningRate: raise it, or lower the other"),
+    ]
     return {
         "SteerLMPipeline": [
             _rule(
@@ -157,13 +164,8 @@ def _rules() -> dict[str, list[Schema]]:
                 "tensor x pipeline must divide nodes x devices; the quotient is the data parallel size",
             )
         ],
-        "TrainSpec": [
-            _rule(
-                f"{ranks} < {shards} || self.globalBatchSize % (self.microBatchSize * ({ranks} / ({shards}))) == 0",
-                "globalBatchSize must be a multiple of microBatchSize x data parallel size (nodes x devices / tensor / pipeline)",
-            ),
-            _rule("self.learningRate > self.minLearningRate", "learningRate must be above minLearningRate: raise it, or lower the other"),
-        ],
+        "TrainSpec": training,
+        "SteerTrainSpec": training,
         "BootstrapSpec": [_rule("self.rounds == 0 || (has(self.require) && self.require.size() > 0) != self.requireAny", WHAT_TO_REQUIRE)],
         "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK)],
         "StorageSpec": [_rule("!(has(self.claimName) && has(self.claimTemplate))", "give claimName or claimTemplate, not both")],
