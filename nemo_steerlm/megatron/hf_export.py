@@ -39,18 +39,30 @@ class Adapter(Protocol):
         """Write them."""
 
 
-def export_hf(model: Any, folder: str | Path, info: ModelInfo | None = None, adapter: Adapter | None = None) -> ModelInfo | None:
+def export_hf(
+    model: Any, folder: str | Path, info: ModelInfo | None = None, adapter: Adapter | None = None, *, in_training: bool = False
+) -> ModelInfo | None:
     """Write ``model``, a NeMo GPT model, as a Hugging Face folder. Every rank calls this.
 
-    The folder appears by rename when it is whole, in place of an older one. ``info`` (by default the model's own) goes into
-    ``steerlm.json`` with its fingerprint, the digest of the weights and the description. ``adapter``, of rank 0, goes into a folder of that
-    name in it. Returns the description on rank 0, None elsewhere.
-    Raises ConfigError where the model is of no family that can be written.
+    The folder appears by rename when it is whole, in place of an older one.
+
+    Args:
+        model: The model.
+        folder: Where to.
+        info: What goes into ``steerlm.json``, with its fingerprint and the digest of the weights; by default the model's own.
+        adapter: Of rank 0, kept in a folder of that name in the export.
+        in_training: The model still has adapters and the caller is within ``lora.merged``: their own tensors are left out.
+
+    Returns:
+        The description on rank 0, None elsewhere.
+
+    Raises:
+        ConfigError: If the model is of no family that can be written, or has adapters that nobody merged.
     """
     folder = Path(folder)
     info = model.info if info is None else info
     config = config_from_nemo(model.cfg, model.tokenizer.vocab_size)
-    tensors = _hugging_face_tensors(model, config)
+    tensors = _hugging_face_tensors(_Gather(model, in_training=in_training), config)
     if torch.distributed.get_rank() == 0:
         info = _write(folder, tensors, config, model.tokenizer, info, adapter)
     else:
@@ -112,10 +124,10 @@ def _write_json(path: Path, data: dict[str, Any]) -> None:
         file.write(json.dumps(data, indent=2) + "\n")
 
 
-def _hugging_face_tensors(model: Any, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+def _hugging_face_tensors(whole: _Gather, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
     """Every weight by its Hugging Face name, whole, as the config says, on global rank 0; the other ranks take part and get nothing."""
     dtype = getattr(torch, config.dtype)
-    for name, weight in _whole_weights(_Gather(model), config):
+    for name, weight in _whole_weights(whole, config):
         yield name, weight.to(dtype)
 
 
@@ -154,9 +166,10 @@ def unfused(part: str, tensor: Tensor, config: ModelConfig) -> list[tuple[str, T
 class _Gather:
     """Brings parameters together on global rank 0, one at a time. Every rank calls it with the same names in the same order."""
 
-    def __init__(self, model: Any) -> None:
-        self._mine = {name: p for module in layout.gpt_modules(model) for name, p in layout.named_parameters(module)}
-        if any("adapter_layer" in name for name in self._mine):
+    def __init__(self, model: Any, *, in_training: bool = False) -> None:
+        named = {name: p for module in layout.gpt_modules(model) for name, p in layout.named_parameters(module)}
+        self._mine = {name: p for name, p in named.items() if "adapter_layer" not in name}
+        if len(self._mine) < len(named) and not in_training:
             raise ConfigError("the model has adapters; merge them (nemo_steerlm.megatron.lora.merge) before it is exported")
         # Tensor-parallel rank 0 of the first data-parallel replica speaks for its pipeline stage.
         speaks = parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_data_parallel_rank() == 0

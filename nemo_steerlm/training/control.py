@@ -41,7 +41,7 @@ def control_error(model: Any, info: ModelInfo | None, job: Path, folder: Path, *
     """
     if adapters:
         with lora.merged(model):
-            export_hf(model, folder, info)
+            export_hf(model, folder, info, in_training=True)
     else:
         export_hf(model, folder, info)
     figure = torch.zeros(1, dtype=torch.float64, device="cuda")

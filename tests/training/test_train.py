@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from nemo_steerlm.core.errors import EXIT_TERMINATED, ConfigError
 from nemo_steerlm.core.model_info import ModelInfo
@@ -304,3 +305,31 @@ def test_a_progress_line_says_how_fast_it_is_and_how_long_it_takes(capsys: pytes
         reporter.step({"step": step, "loss": 2.5, "tokens": 100, "seconds": seconds})
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(line["done"], line["tokens_per_second"], line["seconds_left"]) for line in lines] == [(1, 100.0, 3.0), (2, 50.0, 4.0)]
+
+
+def test_the_step_that_steers_best_is_what_is_saved(
+    base_nemo: Path, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked at each validation is the model as it is then, adapters and all; the best one comes back at the end."""
+    seen: list[dict[str, Any]] = []
+
+    def ask(job: Path, folder: Path) -> float:
+        assert job == tmp_path / "job.json"
+        seen.append(load_file(folder / "model.safetensors"))
+        return [2.0, 1.0, 3.0][len(seen) - 1]
+
+    monkeypatch.setattr("nemo_steerlm.training.control._ask", ask)
+    out = tmp_path / "run"
+    lora = ["model.peft.peft_scheme=lora", "model.peft.lora_tuning.target_modules=[all]", "model.optim.lr=5e-3"]
+    chosen = ["exp_manager.checkpoint_callback_params.monitor=val_control", "exp_manager.checkpoint_callback_params.save_best_model=True"]
+    more = [*lora, *chosen, "model.optim.sched.warmup_steps=0", "trainer.sft.val_check_interval=1", f"steerlm.export_dir={tmp_path / 'hf'}"]
+    arguments = settings(base_nemo, records(24, "VALUE_TO_TEXT"), records(8, "VALUE_TO_TEXT", start=24), out, *more)
+    with pytest.raises(ConfigError, match=r"set steerlm\.control_job"):
+        main(arguments)
+    main([*arguments, f"steerlm.control_job={tmp_path / 'job.json'}"])
+    assert metrics(out)["best_step"] == 2
+    assert [entry["control"] for entry in metrics(out)["validation"]] == [2.0, 1.0, 3.0]
+    saved = load_file(tmp_path / "hf" / "model.safetensors")
+    assert all(torch.equal(saved[name], weight) for name, weight in seen[1].items())
+    assert not all(torch.equal(saved[name], weight) for name, weight in seen[2].items())
+    assert not all(torch.equal(saved[name], weight) for name, weight in seen[0].items())
