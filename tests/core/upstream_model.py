@@ -40,7 +40,10 @@ def upstream(record: dict[str, Any], encode: Encode, tokens: tuple[str, str, str
             raise NotOrdinaryError
         skip = len(alone(f"{start}{turn['from']}{end_name}"))
         if kind and isinstance(turn.get("label"), str):
+            labelled = skip + len(alone(f"{start_label}{turn['label']}{end_name}"))
             skip = past_label(piece, skip, alone(start_label), alone(end_name), kind)
+            if kind == "VALUE_TO_TEXT" and skip != labelled:  # the newline after the label became one token with spaces behind it
+                raise NotOrdinaryError
         if turn["from"] == masked:
             stop = i > 1 or (i == 1 and kind == "TEXT_TO_VALUE")
             hidden = range(len(alone(start)) if stop else 0, len(piece))
