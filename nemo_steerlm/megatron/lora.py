@@ -154,27 +154,20 @@ def merge(model: SteerLMGPTSFTModel) -> None:
 def merged(model: SteerLMGPTSFTModel) -> Iterator[None]:
     """Every adapter's product in the weights as long as the block runs, so that the model can be exported in the middle of a training.
 
-    Adapters stay where they are: nothing is to be computed meanwhile. Every rank calls this.
+    Adapters stay where they are, so nothing is to be computed meanwhile, and an export is told (``in_training``). Every rank calls this.
     """
     kept: list[tuple[Tensor, Tensor]] = []
-    apart: list[tuple[Any, Any]] = []
     with torch.no_grad():
-        try:
-            for module in list(model.model.modules()):
-                adapters = module._modules.pop("adapter_layer", None)  # an export takes no model that has some
-                if adapters is None:
-                    continue
-                apart.append((module, adapters))
-                for name, adapter in adapters.items():
-                    weight = getattr(module, ADAPTED[name]).weight
-                    kept.append((weight, weight.detach().clone()))
-                    weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))
-            yield  # what markers learned is in the embedding already
+        for module in model.model.modules():
+            for name, adapter in (getattr(module, "adapter_layer", None) or {}).items():
+                weight = getattr(module, ADAPTED[name]).weight
+                kept.append((weight, weight.detach().clone()))
+                weight.copy_(weight.float() + _product(adapter).float() * (adapter.alpha / adapter.dim))
+        try:  # what markers learned is in the embedding already
+            yield
         finally:
             for weight, before in kept:
                 weight.copy_(before)
-            for module, adapters in apart:
-                module._modules["adapter_layer"] = adapters
 
 
 def _product(adapter: ParallelLinearAdapter) -> Tensor:
