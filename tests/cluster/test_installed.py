@@ -54,7 +54,7 @@ CANNOT_RUN = {
     "room": ({"resources": {"prepare": {"cpu": "999"}}}, "Progressing", "Unschedulable", "Insufficient cpu"),
     "claim": ({"storage": {"claimName": "absent"}}, "StorageReady", "ClaimNotFound", "PersistentVolumeClaim absent"),
     "data": ({}, "Failed", "WrongManifest", "t.jsonl"),
-    "memory": ({"resources": {"prepare": {"memory": "32Mi"}}}, "Failed", "OutOfMemory", "raise spec.resources"),
+    "memory": ({"resources": {"prepare": {"memory": "16Mi"}}}, "Failed", "OutOfMemory", "raise spec.resources"),
 }
 
 
