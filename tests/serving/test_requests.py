@@ -62,7 +62,7 @@ def text(client: httpx.Client, **options) -> str:
         ("allowed_token_ids", [99999], "token id 99999 does not exist"),
         ("attributes", {"quality": True}, "quality is True"),
         ("attributes", {"quality": "3"}, "quality is '3'"),
-        ("attributes", {"quality": 1.0}, "quality is 1.0"),
+        ("attributes", {"quality": 1.5}, "quality is 1.5"),
         ("stop", ["x"] * 17, "at most 16 items"),
         ("stop", ["x" * 300], "at most 256 characters"),
     ],
