@@ -123,7 +123,8 @@ def test_sliders_change_the_prompt_and_the_answer_is_shown_as_it_comes(page, wri
     steps = seen(page)
     assert steps[-1][0] == greedy(writer, quality=0, lang="en") != greedy(writer, quality=4, lang="en")
     growing = [text for text, stoppable in steps if stoppable]
-    assert len(growing) > 5, "the answer is there before its end"
+    assert growing, "nothing of the answer is there before its end"  # how often it is drawn is up to the browser and the machine
+    assert len(growing[0]) < len(steps[-1][0])
     assert all(len(a) < len(b) for a, b in itertools.pairwise(growing))
     # The same question, written another way.
     slider(page, "quality").press("End")
