@@ -66,7 +66,7 @@ def count(spec: PipelineSpec, place: Place) -> Stage:
     from nemo_steerlm.pipeline.stages.stage import Stage
 
     return Stage(
-        name=place.name, kind="count", format=1, run="tests.docs.extension:count_bytes", files=spec.data.source.references(),
+        name=place.name, kind="count", format=1, run="tests.docs.extension:count_bytes", files=spec.data.references(),
         outputs=("count.txt",), resources="prepare",
     )  # fmt: skip
 
