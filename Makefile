@@ -19,6 +19,8 @@ INSTALLED := $(VENV)/.installed
 SOURCES := nemo_steerlm k8s charts docs tests examples
 
 export HF_HUB_DISABLE_TELEMETRY := 1
+# uv brings its own certificates; those of the machine also know a company's proxy, as pip does.
+export UV_SYSTEM_CERTS ?= 1
 # Stages and commands are processes. Without a bytecode cache each would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
