@@ -122,13 +122,24 @@ def test_a_server_of_generate_alone_may_not_know_options() -> None:
 
 
 def test_the_log_says_who_is_waited_for_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    async def five_tries(url: str) -> None:
+        async with httpx.AsyncClient() as client, ServerPool([url], client, QUICK) as pool:
+            while pool.servers[0].failures < 5:
+                await pool._changed(0.01)
+
+    with served(Handler) as url:
+        pass
+    asyncio.run(five_tries(url))
+    told = [record.getMessage() for record in caplog.records if record.name == "nemo_steerlm.client.servers"]
+    assert len(told) == 1, "once in a while, not at every try"
+    assert told[0].startswith(f"waiting for {url}: ConnectError")
+
+
+def test_patience_ends_with_what_each_server_last_said() -> None:
     async def never(pool: ServerPool) -> None:
         raise AssertionError("nobody answers there")
 
     with served(Handler) as url:
         pass
-    with pytest.raises(UnavailableError):
+    with pytest.raises(UnavailableError, match=r"no server gave an answer for 0\.3 s"):
         with_pool([url], never, RetryPolicy(patience=0.3, wait_initial=0.002, wait_max=0.01))
-    told = [record.getMessage() for record in caplog.records if record.name == "nemo_steerlm.client.servers"]
-    assert len(told) == 1, "once in a while, not at every try"
-    assert told[0].startswith(f"waiting for {url}: ConnectError")
