@@ -54,7 +54,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, int] = {}
         language = None
         for option in options:
-            name, equals, text = option.partition("=")
+            name, equals, text = option.rpartition("=")  # names may have one, values have none
             if not name or not equals:
                 raise UsageError(f"attribute {shown(option)}: write name=value, as quality=4")
             if name == LANGUAGE_KEY:
