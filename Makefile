@@ -1,6 +1,7 @@
 # make run            the quickstart: SteerLM on this machine, on real data
 # make test           everything that is checked, as .ci/run does
 # make test-fast      the same without a Kubernetes cluster
+# make test-slow      what takes minutes and rarely breaks: see CONTRIBUTING.md
 # make test-cluster   the operator on a real control plane and node only
 # make test-engines   every engine on SmolLM2-135M, a real vLLM, and other clients against our server
 # make test-gpu       what only CUDA can show, where there is CUDA; make bench-gpu: speed and memory there
@@ -27,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three processes share the tests and two cores: those with a cluster's wait more than they compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
-.PHONY: run test test-fast test-cluster test-engines test-gpu bench-gpu lint browser cluster bench mutants chart docs help clean install
+.PHONY: run test test-fast test-slow test-cluster test-engines test-gpu bench-gpu lint browser cluster bench mutants chart docs help clean install
 
 install: $(INSTALLED)
 
@@ -59,10 +60,13 @@ cluster: $(INSTALLED)
 	@$(BIN)/python tests/cluster/cluster.py build || echo "no cluster: its tests will skip"
 
 test: lint browser cluster
-	$(PYTEST)
+	$(PYTEST) -m 'not slow'
 
 test-fast: lint browser
-	$(PYTEST) -m 'not cluster'
+	$(PYTEST) -m 'not cluster and not slow'
+
+test-slow: browser cluster
+	$(PYTEST) -m slow
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster tests/cluster

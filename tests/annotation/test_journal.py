@@ -161,6 +161,7 @@ with Journal(Path(sys.argv[1]), HEADER) as journal:
 
 
 @pytest.mark.parametrize("size", [700, 701, 733])
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_and_leaves_whole_lines(tmp_path: Path, size: int) -> None:
     path = tmp_path / "j"
     command = [sys.executable, "-c", FULL_DISK, path, str(size)]

@@ -23,8 +23,6 @@ from nemo_steerlm.core.errors import SteerLMError
 from tests.annotation.labelling_server import Handler
 from tests.annotation.running import CLIENT_ENV, client_command, expected, options, served, served_by_process, write_conversations
 
-pytestmark = pytest.mark.timeout(120)
-
 
 class Counting(Handler):
     """Counts how often each record is asked for."""
@@ -164,7 +162,7 @@ def started(source: Path, output: Path, url: str, *, command: bool):
         forked.join()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_killed_at_a_hundred_moments_it_ends_with_every_record_once(tmp_path: Path) -> None:
     """One file, one client after another. Where one ends before it is killed, its output is looked at and the file is labelled anew."""
     source, output = write_conversations(tmp_path / "in.jsonl", 150), tmp_path / "out.jsonl"
@@ -214,6 +212,7 @@ def test_a_signal_ends_it_with_its_code_and_a_rerun_goes_on(tmp_path: Path, numb
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+@pytest.mark.slow
 def test_servers_killed_and_restarted_at_random_cost_nothing(tmp_path: Path) -> None:
     source, output = write_conversations(tmp_path / "in.jsonl", 900), tmp_path / "out.jsonl"
     chance, ended = random.Random(8), threading.Event()

@@ -10,6 +10,8 @@ from tests.cluster.operating import Operator
 from tests.cluster.pipelines import TWO_NODES
 from tests.cluster.stand_in import DONE, RUNNING, job_of
 
+pytestmark = pytest.mark.slow
+
 JOBS = {"p-prepare-1", "p-train-value-1", "p-annotate-1", "p-annotate-merge-1", "p-train-steer-1", "p-evaluate-1"}
 
 

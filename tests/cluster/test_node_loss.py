@@ -40,6 +40,7 @@ def stage(item, name):
     return next((each for each in item.get("status", {}).get("stages", []) if each["name"] == name), {})
 
 
+@pytest.mark.slow
 @pytest.mark.megatron
 @pytest.mark.timeout(1500)
 def test_a_node_lost_under_a_training_counts_no_failure(installed, local_cluster, namespace, inputs):

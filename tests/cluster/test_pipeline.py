@@ -252,6 +252,7 @@ def done(item, name):
     return stages.get(name, {}).get("phase") in ("Succeeded", "CacheHit")
 
 
+@pytest.mark.slow
 def test_pods_killed_at_random_change_nothing(place, first):
     """One pod of a training, one annotation server and one shard are deleted as they run."""
     _, work, *_ = first

@@ -100,6 +100,7 @@ def test_a_tree_of_ten_thousand_levels(tmp_path):
     assert [turn["value"] for turn in deep["conversations"]] == [f"m{i}" for i in range(depth)]
 
 
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_file(tmp_path):
     def peak(megabytes: int) -> int:
         source = tmp_path / f"{megabytes}.jsonl"

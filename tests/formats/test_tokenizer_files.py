@@ -92,6 +92,7 @@ def _both(folder: Path) -> tuple[TextTokenizer, TextTokenizer]:
     return SentencePieceTokenizer(folder / "tokenizer.model"), HuggingFaceTokenizer.load(folder)
 
 
+@pytest.mark.slow
 def test_byte_level_equals_transformers_own_reading_of_the_gguf(byte_level_folder: Path) -> None:
     source = inputs.smollm2()
     reference = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
@@ -108,6 +109,7 @@ def test_byte_level_digits_stand_alone(byte_level_folder: Path) -> None:
     assert [tokenizer.decode([i]) for i in _ids(tokenizer, "in 2023")] == ["in", " ", "2", "0", "2", "3"]
 
 
+@pytest.mark.slow
 def test_byte_level_prompt_is_the_same_for_transformers(byte_level_folder: Path) -> None:
     ours, theirs = load_tokenizer(byte_level_folder), AutoTokenizer.from_pretrained(byte_level_folder)
     assert theirs.encode(PROMPT, add_special_tokens=False) == _ids(ours, PROMPT)

@@ -113,6 +113,7 @@ def test_byte_level_untied_scaled_and_sharded(untied: Path, tmp_path: Path) -> N
     assert "lm_head.weight" in load_file(tmp_path / "hf" / "model.safetensors")
 
 
+@pytest.mark.slow
 def test_smollm2_from_gguf(tmp_path: Path) -> None:
     _round_trip(inputs.smollm2(), tmp_path)
 
@@ -130,6 +131,7 @@ def tied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 def test_two_ranks_take_their_shards_and_give_them_back(tied: Path, untied: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m", "tests.megatron.load_and_export"]
     done = subprocess.run(

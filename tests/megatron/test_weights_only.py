@@ -71,6 +71,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_parts_hold_code_is_refused(base_nemo, tmp_path, trap):
     def elsewhere(content: bytes) -> bytes:
         description = pickle.loads(content)

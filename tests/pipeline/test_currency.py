@@ -234,6 +234,7 @@ def test_a_file_system_without_locks_is_a_configuration_that_says_what_to_mount(
         pass
 
 
+@pytest.mark.slow
 def test_a_run_from_a_stage_does_it_again_although_it_is_done(tmp_path):
     manifest = with_field("spec.data.oasst", {"path": str(OASST), "limit": 8})
     manifest["spec"]["model"] = {"base": str(STORIES), "maxSequenceLength": 512}

@@ -100,6 +100,7 @@ def descendants(pid):
     return found
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(undisturbed, finished):
     work, printed = finished
     assert [f"{stage}: already done" in printed for stage in STAGES] == [True] * 4 + [False]
@@ -160,6 +161,7 @@ def test_a_second_run_does_nothing(manifest, undisturbed):
     assert "control error " in again.stdout
 
 
+@pytest.mark.slow
 def test_a_bootstrap_round_trains_on_what_the_model_wrote_and_the_value_model_read(undisturbed, tmp_path):
     shutil.copytree(undisturbed.path, tmp_path / "work")
     work = WorkDirectory(tmp_path / "work")

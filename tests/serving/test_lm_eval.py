@@ -42,7 +42,7 @@ generation_kwargs: {until: ["."], max_gen_toks: 30, temperature: 0}
 metric_list: [{metric: exact_match}]
 """
 
-pytestmark = pytest.mark.timeout(900)  # the first run makes the environment
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first run makes the environment
 
 
 @pytest.fixture(scope="module")

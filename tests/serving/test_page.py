@@ -153,6 +153,7 @@ def test_what_was_never_taught_is_greyed_out_and_the_nearest_is_offered(page):
     expect(note).to_be_visible()
 
 
+@pytest.mark.slow
 def test_strength_and_the_best_of_several_are_asked_for_and_readings_are_marked_on_the_sliders(page):
     slider(page, "strength").fill("2")
     slider(page, "best of").fill("2")
@@ -213,6 +214,7 @@ def test_presets_move_the_sliders(page):
     expect(field(page, "Sampling")).to_have_value("custom")
 
 
+@pytest.mark.slow
 def test_stop_ends_the_answer_and_keeps_what_has_come(page, writer):
     choose(page, "Sampling", "steady (always the same)")
     ask(page)
@@ -232,6 +234,7 @@ def test_stop_ends_the_answer_and_keeps_what_has_come(page, writer):
     expect(chip(page, "quality")).to_have_text(read_as(4))
 
 
+@pytest.mark.slow
 def test_two_settings_answer_one_question_side_by_side(page, writer):
     page.get_by_role("tab", name="Compare").click()
     choose(page, "Sampling", "steady (always the same)")
@@ -294,6 +297,7 @@ def test_what_goes_wrong_is_said_and_the_question_stays(page, writer):
     wait_until_idle(writer)  # the next test asks the same server
 
 
+@pytest.mark.slow
 def test_the_keyboard_is_enough(page):
     expect(page.get_by_label("Your message")).to_be_focused()
     page.keyboard.type(QUESTION)
@@ -320,6 +324,7 @@ TABS = (("Chat", "Your message", "Send"), ("Compare", "One question", "Compare")
 
 @pytest.mark.parametrize("colors", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 800, 1400])
+@pytest.mark.slow
 def test_every_tab_fits_its_width_and_has_one_main_action(browser, writer, width, colors):
     with opened(browser, writer.url, {"width": width, "height": 800}) as page:
         page.emulate_media(color_scheme=colors)
@@ -388,6 +393,7 @@ def test_a_token_opens_the_page_and_the_reader_is_another_server(browser, locked
             page.locator("html[data-ready]").wait_for(state="attached")
 
 
+@pytest.mark.slow
 def test_a_reader_that_is_gone_is_said_beside_the_answer(browser, steer_folder):
     with running(steer_folder, "--reader", "http://127.0.0.1:9") as server, opened(browser, server.url) as page:
         ask(page)
@@ -401,6 +407,7 @@ def test_a_reader_that_is_gone_is_said_beside_the_answer(browser, steer_folder):
         assert page.locator("#conversation .assistant .text").inner_text() == before, "a failed try takes nothing away"
 
 
+@pytest.mark.slow
 def test_an_answer_that_breaks_off_is_said(browser, steer_folder):
     with running(steer_folder) as server, opened(browser, server.url) as page:
         ask(page)

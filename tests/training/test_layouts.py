@@ -154,6 +154,7 @@ def test_a_nemo_of_one_layout_loads_under_another(trained: Trained) -> None:
     assert abs(metrics(loaded)["validation_loss"] - losses(saved)[0]) > 1e-3  # the weights are not the base model's
 
 
+@pytest.mark.slow
 def test_the_sharded_optimizer_steps_as_torchs_and_resumes_under_another_layout(trained: Trained) -> None:
     """What two data-parallel ranks saved after two steps is gone on from under TP 2."""
     alone = trained("sharded one")

@@ -165,6 +165,7 @@ def test_sigterm_saves_and_the_same_command_ends_as_if_nothing_had_been(undistur
     assert [path.name for path in (out / "checkpoints").glob("step=*")] == ["step=00000005"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_leaves_no_thread_behind(tmp_path: Path) -> None:
     """With one more than there are cores, OpenMP would let all of them sleep between products."""
     command = [sys.executable, "-m", "tests.training.threads_of_a_save", str(STORIES / "tokenizer.model"), str(tmp_path)]
@@ -307,6 +308,7 @@ def test_a_progress_line_says_how_fast_it_is_and_how_long_it_takes(capsys: pytes
     assert [(line["done"], line["tokens_per_second"], line["seconds_left"]) for line in lines] == [(1, 100.0, 3.0), (2, 50.0, 4.0)]
 
 
+@pytest.mark.slow
 def test_the_step_that_steers_best_is_what_is_saved(
     base_nemo: Path, records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
