@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,9 +59,6 @@ def loggers_as_they_were() -> Iterator[None]:
     logging.disable(logging.NOTSET)
     for name, logger in logging.root.manager.loggerDict.items():
         if isinstance(logger, logging.Logger) and name.startswith(("nemo_steerlm", "steerlm_operator")):
-            if os.environ.get("LOGDEBUG") and (logger.disabled or not logger.propagate or logger.level):
-                with open("/tmp/logdebug.txt", "a") as f:
-                    f.write(f"{os.environ.get('PYTEST_CURRENT_TEST')} {name} {logger.disabled} {logger.propagate} {logger.level}\n")
             logger.disabled, logger.propagate = False, True
             logger.setLevel(logging.NOTSET)
 
