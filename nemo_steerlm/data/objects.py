@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.core.files import json_line
+from nemo_steerlm.core.json_text import Streamed, check_streamed
 from nemo_steerlm.core.text_files import BOM, READ_ERRORS, open_binary, open_text, unreadable
 from nemo_steerlm.data.records import Record, parse_line, raw_lines
 from nemo_steerlm.data.rejects import Rejects
@@ -60,12 +62,14 @@ def _items(path: str | Path) -> Iterator[Object]:
     import ijson
 
     found = False
+    repeated: list[tuple[Streamed, str]] = []
     try:
         with open_text(path) as file:
-            for i, item in enumerate(ijson.items(file, "item", use_float=True)):
+            for i, item in enumerate(ijson.items(file, "item", use_float=True, map_type=functools.partial(Streamed, repeated))):
                 where = Where(file=str(path), field=f"[{i}]")
                 if not isinstance(item, dict):
                     raise DataError(f"not an object: {shown(item)}", where=where, instead="write an array of objects")
+                check_streamed(item, repeated, where)
                 found = True
                 yield Object(item, where, json_line(item))
     except ijson.JSONError as error:
@@ -84,6 +88,7 @@ def _rows(path: str | Path) -> Iterator[Object]:
     number = 0
     try:
         with parquet.ParquetFile(path) as table:
+            check_columns(table.schema_arrow.names, Where(file=str(path)))
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
@@ -92,6 +97,12 @@ def _rows(path: str | Path) -> Iterator[Object]:
         raise DataError(f"broken Parquet: {error}", where=Where(file=str(path)), instead="copy or download it again") from error
     if not number:
         raise DataError("no rows", where=Where(file=str(path)), instead="write one conversation a row")
+
+
+def check_columns(names: Sequence[str], where: Where) -> None:
+    """Raise DataError where several columns have one name: only one of them would be read."""
+    if repeated := next((name for name in names if names.count(name) > 1), None):
+        raise DataError(f"several columns are called {shown(repeated)}", where=where, instead="name each differently")
 
 
 def _text(row: dict[str, Any]) -> str:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
-
-import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation
 from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.core.files import atomic_write, json_line
+from nemo_steerlm.core.json_text import Streamed, check_streamed, parse_json
 from nemo_steerlm.core.template import ChatTokens, check_typed_text
 from nemo_steerlm.core.text_files import BOM, READ_ERRORS, open_text, unreadable
 from nemo_steerlm.data.rejects import Rejects
@@ -29,38 +28,24 @@ class Line(NamedTuple):
 
 
 def parse_line(raw: bytes, where: Where) -> Record:
-    """The JSON object in one line. Raises DataError for broken UTF-8, broken JSON, or JSON that is not an object."""
+    """The JSON object in one line.
+
+    Raises DataError for broken UTF-8, broken JSON, a key that an object has twice, or JSON that is not an object.
+    """
     raw = raw.removeprefix(BOM)  # of each file where several were put together
     try:
-        # Checked first: the decoder looks no further than the strings it keeps.
-        raw.decode("utf-8")
-        record = msgspec.json.decode(raw)
-    except msgspec.DecodeError as error:
-        record = _parse_nan(raw)
-        if record is None:
-            raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object per line") from error
+        record = parse_json(raw)
     except UnicodeDecodeError as error:
         raise DataError(f"invalid UTF-8 at byte {error.start}", where=where, instead="save the file as UTF-8") from error
+    except ValueError as error:
+        raise DataError(f"broken JSON: {error}", where=where, instead="write one JSON object per line") from error
     except RecursionError:
         record = _parse_deep(raw, where)
+    except DataError as error:
+        raise error.located(file=where.file, line=where.line) from error
     if not isinstance(record, dict):
         what = "a JSON array, not an object" if isinstance(record, list) else f"not an object: {shown(record)}"
         raise DataError(what, where=where, instead="write one JSON object per line")
-    return record
-
-
-def _parse_nan(raw: bytes) -> Any:
-    """``raw`` with Python's NaN read as null; None where that is not what ails it."""
-
-    def null(name: str) -> None:
-        if name != "NaN":
-            raise ValueError(name)
-
-    try:
-        record = json.loads(raw, parse_constant=null)
-        msgspec.json.encode(record)  # raises on half a surrogate pair
-    except (ValueError, RecursionError):
-        return None
     return record
 
 
@@ -68,10 +53,12 @@ def _parse_deep(raw: bytes, where: Where) -> Any:
     """``raw`` decoded without recursion: slower, but a tree may be as deep as memory allows."""
     import ijson
 
-    builder = ijson.ObjectBuilder()
+    repeated: list[tuple[Streamed, str]] = []
+    builder = ijson.ObjectBuilder(map_type=functools.partial(Streamed, repeated))
     try:
         for event, value in ijson.basic_parse(raw, use_float=True):
             builder.event(event, value)
+        check_streamed(builder.value, repeated, where)
     except ijson.JSONError as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"broken JSON: {reason}", where=where, instead="write one JSON object per line") from error

@@ -10,7 +10,7 @@ from typing import IO, Any, NamedTuple
 
 from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
 from nemo_steerlm.core.text_files import READ_ERRORS, open_binary, open_text, unreadable
-from nemo_steerlm.data.objects import is_whole, read_whole
+from nemo_steerlm.data.objects import check_columns, is_whole, read_whole
 from nemo_steerlm.data.records import parse_line, raw_lines
 
 csv.field_size_limit(1 << 30)
@@ -90,7 +90,7 @@ def _cells(path: str | Path, kind: str, *, header: bool, encoding: str) -> Itera
                 if not values:
                     continue
                 if header and names is None:
-                    names = [value.strip() for value in values]
+                    names = _names(values, Where(file=where.file, line=reader.line_num))
                     continue
                 found = True
                 yield _row(reader.line_num, values, names, where, encoding)
@@ -102,6 +102,12 @@ def _cells(path: str | Path, kind: str, *, header: bool, encoding: str) -> Itera
         raise DataError(f"cannot be read: {error}", where=where) from error
     if not found:
         raise DataError("empty file" if names is None else "no rows below the header", where=where, instead="write one text a row")
+
+
+def _names(values: list[str], where: Where) -> list[str]:
+    names = [value.strip() for value in values]
+    check_columns([name for name in names if name], where)
+    return names
 
 
 def _opened(path: str | Path, encoding: str) -> IO[bytes]:

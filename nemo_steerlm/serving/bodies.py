@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.json_text import once
 from nemo_steerlm.serving.service import Service
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ def parsed(body: bytes) -> Any:
     """What a JSON body says.
 
     Raises:
-        DataError: If it has too many values.
+        DataError: If it has too many values, or an object has a key twice.
         ValueError: If it is no JSON.
         RecursionError: If it is nested too deeply.
     """
@@ -41,7 +42,7 @@ def parsed(body: bytes) -> Any:
         for number, _ in enumerate(_VALUE.finditer(plain), 1):
             if number > MOST_VALUES:
                 raise DataError(f"the body has more than {MOST_VALUES} texts, lists and objects", instead="send several smaller requests")
-    return json.loads(body)
+    return json.loads(body, object_pairs_hook=once)
 
 
 async def read_beside(service: Service, read: Callable[[bytes], T], body: bytes) -> T:

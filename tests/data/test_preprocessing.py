@@ -98,6 +98,9 @@ def test_a_tree_of_ten_thousand_levels(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out_train.jsonl").read_text().splitlines()]
     deep = next(line for line in lines if line["tree_id"] == "deep")
     assert [turn["value"] for turn in deep["conversations"]] == [f"m{i}" for i in range(depth)]
+    source.write_text('{"message_tree_id": "deep", "prompt": ' + opening + '], "text": ""}' + "]}" * (depth - 1) + "}\n")
+    with pytest.raises(DataError, match=":1: the key 'text' stands twice in one object"):
+        preprocess(source, tmp_path / "out", PreprocessingRules())
 
 
 @pytest.mark.slow

@@ -232,6 +232,13 @@ def test_a_table_with_columns_for_prompt_and_system_prompt(tmp_path, form):
     assert [record["conversations"][1]["label"] for record in found] == [f"positivity:{round(i * 4 / 3)}" for i in range(4)]
 
 
+def test_a_header_that_names_two_columns_alike_is_refused(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("text,score,,score,\nGood.,1,,4,\n")
+    with pytest.raises(DataError, match=r"t.csv:1: several columns are called 'score'; name each differently"):
+        read(described(path, header=True, text_column="text", ratings={"positivity": {"column": "score"}}), tmp_path)
+
+
 def test_a_table_without_a_header_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "t.tsv"
     path.write_text("3\ttext\n", encoding="utf-8-sig")

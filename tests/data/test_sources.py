@@ -271,6 +271,7 @@ BAD = {
     "history": ("alpaca", {"history": [["a"]], "instruction": "a", "output": "b"}, "history[0]: pair is ['a']"),
     "half": ("alpaca", {"instruction": "a"}, "output: missing key 'output'"),
     "json": ("alpaca", "{", "broken JSON"),
+    "twice": ("alpaca", '{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' stands twice in one object; keep one"),
 }
 
 
@@ -303,12 +304,20 @@ def test_what_cannot_be_used_is_named_or_set_aside(tmp_path, name):
         ("[3]", r"\[0\]: not an object: 3"),
         ("", "empty file"),
         ('[{"a": 1}, {', "broken JSON array"),
+        ('[{"messages": 1, "messages": 2}]', r"\[0\]: the key 'messages' stands twice in one object"),
     ],
 )
 def test_an_array_that_is_none(tmp_path, text, sentence):
     path = tmp_path / "data.json"
     path.write_text(text)
     with pytest.raises(DataError, match=f"missing key|{sentence}"):
+        read_again(path)
+
+
+def test_two_columns_of_one_name_are_no_row(tmp_path):
+    path = tmp_path / "data.parquet"
+    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["messages", "messages"]), path)
+    with pytest.raises(DataError, match="several columns are called 'messages'; name each differently"):
         read_again(path)
 
 

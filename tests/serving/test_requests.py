@@ -118,6 +118,9 @@ def test_what_is_no_json_is_told_so(writer):
     said = writer.post("/v1/chat/completions", content=json.dumps(CHAT)).json()["error"]["message"]
     assert said == "send a JSON object, with the header Content-Type: application/json"
     assert writer.post("/v1/chat/completions", content=b"[]", headers=json_type).json()["error"]["message"].startswith("the body must be")
+    twice = b'{"messages": [{"role": "user", "content": "Hi"}], "attributes": {"quality": 0, "quality": 4}}'
+    said = writer.post("/v1/chat/completions", content=twice, headers=json_type)
+    assert (said.status_code, said.json()["error"]["message"]) == (400, "the key 'quality' stands twice in one object; keep one of them")
     assert "is empty" in writer.post("/v1/chat/completions", headers=json_type).json()["error"]["message"]
 
 
