@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import pydantic
-import yaml
 from pydantic import Field
 
 from nemo_steerlm import __version__
 from nemo_steerlm.core import environment
-from nemo_steerlm.core.errors import ConfigError
+from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.processes import GRACE_SECONDS
+from nemo_steerlm.core.spec import from_plain
+from nemo_steerlm.core.yaml_files import read_yaml
 from nemo_steerlm.pipeline.cluster_spec import (
     AmountSpec,
     ClaimTemplateSpec,
@@ -23,6 +23,7 @@ from nemo_steerlm.pipeline.cluster_spec import (
     SchedulingSpec,
     StorageSpec,
 )
+from nemo_steerlm.pipeline.mistakes import mistakes
 from nemo_steerlm.pipeline.pod_spec import EVERYBODY_MAY, PodSpec, PodsSpec
 from nemo_steerlm.pipeline.sources import Spec
 
@@ -107,11 +108,15 @@ def load(path: str | None = None) -> OperatorConfig:
     if not path:
         return OperatorConfig()
     try:
-        return OperatorConfig.model_validate(yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {})
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        documents = read_yaml(path)
+    except UsageError as error:
+        raise ConfigError(str(error)) from error
+    if not documents:
+        return OperatorConfig()
+    if len(documents) > 1:
+        raise ConfigError(f"{path}: {len(documents)} documents, where one is read")
+    [document] = documents
+    try:
+        return from_plain(OperatorConfig, document.value)
     except pydantic.ValidationError as error:
-        lines = [f"{path}: {'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors(include_url=False)]
-        raise ConfigError("\n".join(lines)) from error
+        raise ConfigError(mistakes(error, OperatorConfig, path, document.lines, document.texts)) from error

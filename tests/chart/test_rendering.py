@@ -11,7 +11,7 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 from steerlm_operator import metrics
-from steerlm_operator.config import OperatorConfig
+from steerlm_operator.config import OperatorConfig, load
 
 from charts.generate import CHART, files
 from nemo_steerlm import __version__
@@ -126,9 +126,10 @@ def test_rendering_twice_gives_the_same(render, values):
 
 
 @pytest.mark.parametrize("values", MATRIX, ids=str)
-def test_the_operator_reads_its_configuration(render, values):
+def test_the_operator_reads_its_configuration(render, values, tmp_path):
     (text,) = [item["data"]["config.yaml"] for item in render(MATRIX[values]) if "config.yaml" in item.get("data", ())]
-    config = OperatorConfig.model_validate(yaml.safe_load(text))
+    (tmp_path / "config.yaml").write_text(text)
+    config = load(str(tmp_path / "config.yaml"))
     assert config.address == "0.0.0.0:8080"
     wanted = {"own namespace": ("team",), "two namespaces": ("blue", "green")}
     assert config.namespaces == wanted.get(values, ())
