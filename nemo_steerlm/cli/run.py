@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 
+from nemo_steerlm.cli.foresight import print_foresight
 from nemo_steerlm.core.errors import UsageError, shown
 from nemo_steerlm.core.processes import Message
 from nemo_steerlm.pipeline import local
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.currency import StageState
+from nemo_steerlm.pipeline.run_context import files_folder
 from nemo_steerlm.pipeline.stages import Stage, stages
 from nemo_steerlm.pipeline.time_left import TimeLeft, spoken
 
@@ -31,17 +33,20 @@ def run(
     workdir: Path | None = typer.Option(None, help="Where artifacts go.  [default: runs/NAME]"),
     from_stage: str | None = typer.Option(None, "--from", help="Run this stage and all after it again, even if they are done."),
     until_stage: str | None = typer.Option(None, "--until", help="Stop after this stage."),
-    dry_run: bool = typer.Option(False, "--dry-run", help="Print the stages and what would run; start nothing."),
+    dry_run: bool = typer.Option(False, "--dry-run", help="Print the stages, what would run and what it takes; start nothing."),
 ) -> None:
     """Run a pipeline: stages that are done are kept, an interrupted one goes on where it was."""
     if not file.is_file():
         raise UsageError(f"{file}: no such file")
     work = workdir or local.default_workdir(file)
+    pipeline = manifests.load(file)
+    graph = stages(pipeline)
     if dry_run:
         print_plan(file, work)
+        print()
+        print_foresight(pipeline, graph, files_folder(file), work)
         return
-    pipeline = manifests.load(file)
-    left = TimeLeft(pipeline.spec, stages(pipeline))
+    left = TimeLeft(pipeline.spec, graph)
     listener = _Bars(left) if sys.stdout.isatty() else _Lines(left)
     with listener, local.stop_on_signals():
         local.run_pipeline(file, work, from_stage=from_stage, until_stage=until_stage, listener=listener)

@@ -5,7 +5,9 @@ Its settings are the user's: HF_ENDPOINT, HF_HOME, HF_HUB_OFFLINE, and a token f
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -26,16 +28,41 @@ def fetch_from_hub(reference: str, kind: RepositoryKind) -> Path:
     What was fetched before is used where the hub cannot be reached. Raises UsageError where there is no such repository, revision or
     file, ConfigError where it asks for a token or for consent, UnavailableError where the hub cannot be reached.
     """
+    owner, name, revision, file = _parts(reference, kind)
+    with _refusals(reference, kind):
+        return _fetched(f"{owner}/{name}", revision, file, kind)
+
+
+def ask_hub(reference: str) -> None:
+    """Whether a data set, or the file of one, may be had: asks without fetching it. Raises what ``fetch_from_hub`` raises."""
+    from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
+
+    owner, name, revision, file = _parts(reference, "dataset")
+    with _refusals(reference, "dataset"):
+        if file:
+            get_hf_file_metadata(hf_hub_url(f"{owner}/{name}", file, repo_type="dataset", revision=revision))
+        else:
+            HfApi().auth_check(f"{owner}/{name}", repo_type="dataset")
+
+
+def _parts(reference: str, kind: RepositoryKind) -> tuple[str, str, str | None, str | None]:
     match = _REFERENCE.fullmatch(reference)
     if not match:
         raise UsageError(f"{shown(reference)}: write hf:OWNER/NAME{'/FILE' if kind == 'dataset' else '[@REVISION]'}")
     owner, name, revision, file = match.groups()
+    return owner, name, revision, file
+
+
+@contextlib.contextmanager
+def _refusals(reference: str, kind: RepositoryKind) -> Iterator[None]:
+    """What the hub's library raises in the block, as this project says it."""
     from huggingface_hub import errors
 
+    owner, name, revision, _ = _parts(reference, kind)
     noun = "data set" if kind == "dataset" else "model"
     private = f"{reference}: no public {noun} has this name; if it is private, set HF_TOKEN to a token that may read it"
     try:
-        return _fetched(f"{owner}/{name}", revision, file, kind)
+        yield
     except errors.GatedRepoError as error:
         where = f"accept the terms of {owner}/{name} on the hub, then set HF_TOKEN to a token of that account"
         raise ConfigError(f"{reference}: this {noun} is gated; {where}") from error

@@ -63,9 +63,7 @@ def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
     Raises UsageError for a reference that is malformed or names nothing, UnavailableError where the index cannot be reached.
     """
     wanted = _parse(reference)
-    home = (cache or default_cache()) / "pypi" / f"{wanted.name}-{wanted.version}"
-    # A folder of its own for each path: a file that was fetched must not pass for the folder that holds it.
-    target = home / hashlib.sha256(wanted.path.encode()).hexdigest()[:16] / PurePosixPath(wanted.path).name
+    home, target = _places(wanted, cache)
     if target.exists():
         return target
     complaints = []
@@ -76,6 +74,19 @@ def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
             return target
         complaints.append(f"{kind}: {complaint}")
     raise UsageError(f"{reference}: {'; '.join(complaints)}")
+
+
+def kept_from_package(reference: str) -> Path | None:
+    """The local copy of what ``reference`` names, where it was fetched before. Raises UsageError for a reference that is malformed."""
+    _, target = _places(_parse(reference), None)
+    return target if target.exists() else None
+
+
+def _places(wanted: _Wanted, cache: Path | None) -> tuple[Path, Path]:
+    """The folder of a package's distributions, and where the wanted part of it goes."""
+    home = (cache or default_cache()) / "pypi" / f"{wanted.name}-{wanted.version}"
+    # A folder of its own for each path: a file that was fetched must not pass for the folder that holds it.
+    return home, home / hashlib.sha256(wanted.path.encode()).hexdigest()[:16] / PurePosixPath(wanted.path).name
 
 
 def _try(wanted: _Wanted, kind: str, folder: Path, out: Path) -> str | None:

@@ -97,7 +97,7 @@ def manifest(draft: Draft, guess: Guess, survey: Survey, path: str) -> str:
         "  data:",
         *_data(guess, survey, path),
         "  model:",
-        "    # Llama, Mistral, Qwen2, Qwen3 or Phi-3: a folder, hf:OWNER/NAME, or a .gguf file.",
+        "    # Llama, Mistral, Qwen2, Qwen3, Phi-3, Granite or OLMo 2: a folder, hf:OWNER/NAME, or a .gguf file.",
         f"    base: {_plain(draft.base)}",
         "    # Tokens. What is longer is cut; most of these conversations are not.",
         f"    maxSequenceLength: {draft.length}",

@@ -23,6 +23,7 @@ SHARE = 0.4
 """Of the speed of large matrix products, what trainings of small models reach."""
 BF16_GAIN = 3.0
 """How much faster than in fp32 matrix products are with bf16 instructions."""
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _PROCESS = 1.5 * (1 << 30)
 """What a process of NeMo has before there is a model."""
 
@@ -44,6 +45,17 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
 def memory(config: ModelConfig, trainings: Sequence[Training]) -> float:
     """Bytes that the largest of the trainings takes on a CPU."""
     return max(_memory(config, training) for training in trainings) - CONTEXT + _PROCESS
+
+
+def disk(config: ModelConfig, trainings: Sequence[Training]) -> int:
+    """Bytes on disk that the trainings take at most.
+
+    Each leaves a .nemo in fp32 and an export in the base model's own type. While all weights are trained there are also two checkpoints,
+    the latest and the next: weights and both of Adam's moments in fp32. Adapters' checkpoints are small.
+    """
+    kept = (4 + _BYTES[config.dtype]) * len(trainings)
+    passing = 2 * 12 if any(not training.lora_rank for training in trainings) else 0
+    return (kept + passing) * parameters(config)
 
 
 def _memory(config: ModelConfig, training: Training) -> float:

@@ -77,6 +77,8 @@ class Hub(BaseHTTPRequestHandler):
         name = parts[-1]
         if "gated" in parts:
             return self._send(403, GATED, b"", body)
+        if "missing" in parts:
+            return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"", body)
         self.asked.append(name)
         return self._send(200, {"X-Repo-Commit": SHA, "ETag": f'"{name}"'}, FILES[name], body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,10 @@ WIDE = "  1x4 devices, TP 2, PP 1, DP 2"
 )
 def test_a_dry_run_names_every_stage_and_starts_nothing(name, rounds, width, tmp_path):
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", "run", str(FOLDER / f"{name}.yaml"), "--dry-run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "absent")}
+    done = subprocess.run(command, cwd=tmp_path, env=offline, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
+    lines = done.stdout.partition("\n\n")[0].splitlines()
     assert [line.split()[:2] for line in lines] == [[stage, "waiting"] for stage in [*STAGES, *rounds, "evaluate"]]
     trainings = [line for line in lines if "train" in line.split()[0]]
     assert all(line.endswith(f"--workdir {tmp_path / 'runs' / name.replace('_', '-')}{width}") for line in trainings)

@@ -1,0 +1,91 @@
+"""What commands say before anything runs: what was found of a pipeline's inputs, and what its trainings take on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from nemo_steerlm.core import hardware
+
+if TYPE_CHECKING:
+    from nemo_steerlm.formats.families.base import ModelConfig
+    from nemo_steerlm.pipeline.manifest import SteerLMPipeline
+    from nemo_steerlm.pipeline.stages import Stage
+
+GIB = 1 << 30
+
+
+class Training(NamedTuple):
+    """One training as far as its costs go."""
+
+    steps: int
+    global_batch_size: int
+    micro_batch_size: int
+    tokens: int
+    """Of a record, at most."""
+    lora_rank: int
+
+
+def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: Path, work: Path) -> None:
+    """A line about each source, the base model, what is absent, and what the trainings take; raises what ``foresee`` raises.
+
+    Args:
+        pipeline: The pipeline.
+        graph: Its stages.
+        folder: Where its relative references start.
+        work: Its work directory.
+    """
+    from nemo_steerlm.formats.families import parameters
+    from nemo_steerlm.pipeline.foresight import FIRST, foresee
+
+    found = foresee(pipeline.spec, folder)
+    for name, count in found.read.items():
+        print(f"  data.{name}: {f'the first {count}' if count == FIRST else f'all {count}'} conversations can be read")
+    for sentence in found.absent:
+        print(f"  not looked at: {sentence}")
+    if found.config is None:
+        return
+    print(f"  model.base: {found.config.family}, {parameters(found.config) / 1e6:.3g} million parameters")
+    trainings = [stage.training.spec for stage in graph if stage.training]
+    if any(spec.parallel.nodes * spec.parallel.devices > 1 for spec in trainings):
+        return  # the estimates are of one process
+    length = pipeline.spec.model.max_sequence_length
+    print_costs(
+        found.config,
+        [
+            Training(
+                steps=spec.max_steps,
+                global_batch_size=spec.global_batch_size,
+                micro_batch_size=spec.micro_batch_size,
+                tokens=length,
+                lora_rank=spec.lora.rank if spec.lora else 0,
+            )
+            for spec in trainings
+        ],
+        work,
+    )
+
+
+def print_costs(config: ModelConfig, trainings: Sequence[Training], work: Path) -> None:
+    """Time, memory and disk of ``trainings`` on this machine, and what is too much for it."""
+    try:
+        from nemo_steerlm.training import forecast
+    except ImportError:
+        print("Training needs NeMo: pip install 'nemo_steerlm[nemo]'. What it takes can be said once that is there.")
+        return
+    costs = [forecast.Training(**training._asdict(), mean_tokens=training.tokens // 2) for training in trainings]
+    processor, gpus = hardware.processor(), hardware.gpus()
+    needed, free = forecast.memory(config, costs), hardware.memory()[1]
+    stored, room = forecast.disk(config, costs), hardware.disk(work)
+    print(f"On this machine ({processor.cores} cores{', fp32' if not processor.bf16 else ''}) the trainings take at most:")
+    if not gpus:
+        speed = forecast.speed(processor)
+        minutes = sum(forecast.seconds(config, training, speed) for training in costs) / 60
+        print(f"  time    {max(1, round(minutes))} minutes; labelling and evaluation come on top, about as long again for a small model")
+        print(f"  memory  {needed / GIB:.1f} GiB; {free / GIB:.1f} GiB are free")
+    print(f"  disk    {stored / GIB:.1f} GiB; {room / GIB:.1f} GiB are free")
+    if needed > free and not gpus:
+        print("That is more memory than is free: choose a smaller base model, or another machine.")
+    if stored > room:
+        print("That is more disk than is free: choose another --workdir.")

@@ -1,0 +1,128 @@
+"""``validate`` and ``run --dry-run`` find before anything runs what can be found: files, kinds, families, licences, sizes, times."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import msgspec
+import pytest
+import yaml
+
+from nemo_steerlm.core.errors import ConfigError, DataError
+from nemo_steerlm.formats.families import parameters
+from nemo_steerlm.formats.hf_config import load_config
+from nemo_steerlm.pipeline.foresight import foresee
+from nemo_steerlm.pipeline.manifest import parse
+from nemo_steerlm.training import forecast
+from tests.data.shapes import chats
+from tests.data.test_hub import Hub, hub  # noqa: F401  a fixture
+from tests.inputs import STORIES
+
+RATINGS = {"quality": {"key": "scores.quality", "range": [0, 4]}}
+
+
+def manifest(data, base=STORIES):
+    """Of a small training, as plain data."""
+    training = {"maxSteps": 10, "globalBatchSize": 8, "microBatchSize": 4}
+    return {
+        "apiVersion": "steerlm.dev/v1alpha1",
+        "kind": "SteerLMPipeline",
+        "metadata": {"name": "p"},
+        "spec": {
+            "attributes": {"custom": [{"name": "quality"}]},
+            "data": data,
+            "model": {"base": str(base), "maxSequenceLength": 256},
+            "trainValue": training,
+            "trainSteer": {**training, "lora": {}},
+        },
+    }
+
+
+def found(folder, data, base=STORIES):
+    return foresee(parse(manifest(data, base), "m").spec, folder)
+
+
+def steerlm(folder, *arguments, data=None, base=STORIES, **variables):
+    """A command about ``p.yaml`` in ``folder``, as people call it."""
+    (folder / "p.yaml").write_text(yaml.safe_dump(manifest(data or messages(), base)))
+    env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {"NO_PROXY": "127.0.0.1", **variables}
+    command = [sys.executable, "-m", "nemo_steerlm.cli.main", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+def messages(path="chats.jsonl", **fields):
+    return {"messages": {"path": path, "ratings": RATINGS}, **fields}
+
+
+def test_what_is_here_is_read_to_try(tmp_path):
+    chats(tmp_path / "chats.jsonl", rows=140)
+    seen = found(tmp_path, messages())
+    assert (seen.read, seen.absent, seen.config.family) == ({"messages": 100}, [], "llama")
+
+
+def test_what_is_not_here_is_named_and_no_mistake(tmp_path):
+    data = {"sources": [{"messages": {"path": "a.jsonl", "ratings": RATINGS}}, {"records": {"train": "b.jsonl", "validation": "c.jsonl"}}]}
+    seen = found(tmp_path, data, "models/base")
+    assert (seen.read, seen.config) == ({}, None)
+    assert [sentence.partition(":")[0] for sentence in seen.absent] == ["a.jsonl", "b.jsonl", "c.jsonl", "models/base"]
+
+
+def test_records_that_cannot_be_used_are_found_now(tmp_path):
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"message": "Hi"}) + "\n")
+    with pytest.raises(DataError, match=r"chats.jsonl:1: messages: missing key 'messages'; did you mean message\?"):
+        found(tmp_path, messages())
+    with pytest.raises(DataError, match=r"data.messages: none of 1 records can be used; 1 of them: missing key 'messages'"):
+        found(tmp_path, messages(onError="skip"))
+
+
+def test_a_base_model_that_cannot_be_trained_is_found_now(tmp_path):
+    chats(tmp_path / "chats.jsonl")
+    shutil.copytree(STORIES, tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(ConfigError, match="model_type is 'mamba'; known families: llama"):
+        found(tmp_path, messages(), "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps({**config, "intermediate_size": 8}))
+    with pytest.raises(ConfigError, match=r"config\.json makes it"):
+        found(tmp_path, messages(), "base")
+
+
+def test_the_hub_is_asked_for_licences_and_fetches_nothing(hub, tmp_path):  # noqa: F811
+    chats(tmp_path / "chats.jsonl")
+    for base, data, code, sentence in (
+        ("hf:own/gated", None, 78, "hf:own/gated/config.json: this model is gated; accept the terms of own/gated on the hub"),
+        ("hf:own/missing", None, 2, "hf:own/missing/config.json: the Hugging Face hub has no such"),
+        ("hf:own/public", None, 78, "model_type is None; known families"),
+        (STORIES, messages("hf:own/gated/train.jsonl"), 78, "hf:own/gated/train.jsonl: this data set is gated; accept the terms"),
+    ):
+        refused = steerlm(tmp_path, "validate", "p.yaml", data=data, base=base, HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "home"))
+        assert (refused.returncode, sentence in refused.stderr) == (code, True), refused.stderr
+    assert not set(Hub.asked) & {"model.safetensors", "train.jsonl"}
+    gone = steerlm(tmp_path, "validate", "p.yaml", base="hf:own/never", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"))
+    assert gone.returncode == 0, gone.stderr
+    assert "not looked at: hf:own/never/config.json: the Hugging Face hub cannot be reached" in gone.stdout
+
+
+@pytest.mark.parametrize("command", [("validate", "p.yaml"), ("run", "p.yaml", "--dry-run")])
+def test_commands_say_it_with_what_the_trainings_take(command, tmp_path):
+    chats(tmp_path / "chats.jsonl")
+    done = steerlm(tmp_path, *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  data.messages: all 60 conversations can be read\n  model.base: llama, 0.26 million parameters\n" in done.stdout
+    for pattern in (r"  memory  \d+\.\d GiB; \d+\.\d GiB are free", r"  disk    0\.0 GiB; \d+\.\d GiB are free"):
+        assert re.search(pattern, done.stdout), done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.jsonl", "p.yaml"]
+
+
+def test_disk_counts_what_trainings_leave_and_what_passes():
+    config = load_config(STORIES)
+    adapters = forecast.Training(steps=1, global_batch_size=1, micro_batch_size=1, tokens=8, mean_tokens=4, lora_rank=4)
+    whole = msgspec.structs.replace(adapters, lora_rank=0)
+    # fp32 both in the .nemo and in the export, as a run of this model leaves it; and two checkpoints of 12 bytes a weight.
+    assert forecast.disk(config, [adapters, adapters]) == 2 * 8 * parameters(config)
+    assert forecast.disk(config, [adapters, whole]) == (2 * 8 + 2 * 12) * parameters(config)
