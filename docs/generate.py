@@ -75,9 +75,15 @@ def _fields(node: dict[str, Any], known: dict[str, Any], prefix: str) -> Iterato
         inner, suffix = _target(field, known)
         required = name in node.get("required", ())
         default = "required" if required else _default(field.get("default"), inner)
-        yield path, _kind(field, known), default, " ".join(field.get("description", "").split())
+        yield path, _kind(field, known), default, _described(field, inner)
         if inner is not None:
             yield from _fields(inner, known, f"{path}{suffix}.")
+
+
+def _described(field: dict[str, Any], inner: dict[str, Any] | None) -> str:
+    """What is said of a field; where nothing is, what is said of the kind that it holds."""
+    said = (node.get("description") for node in (field, *field.get("anyOf", ()), inner or {}))
+    return " ".join(next((text for text in said if text), "").split())
 
 
 def _target(field: dict[str, Any], known: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:

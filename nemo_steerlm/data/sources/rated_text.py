@@ -72,7 +72,8 @@ class RatedTextSource(Source):
     limit: Annotated[int, Field(ge=8, le=100_000_000)] | None = None
     """Use a random sample of so many rows, the same number from each file where there are enough; all rows by default."""
     hidden: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Share of rows whose ratings are hidden from the value model, to check what it predicts for them. It labels all rows."""
+    """Share of rows whose ratings are hidden from the value model, to check what it predicts for them. It labels all rows.
+    Half checks and teaches alike; where ratings are few, hide fewer."""
     split_ratio: SplitRatio = 0.95
     """Share of rows used for training; the rest validates."""
     seed: Seed = 10
