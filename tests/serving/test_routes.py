@@ -16,6 +16,8 @@ import httpx
 import pytest
 import uvicorn
 from fastapi.routing import APIRoute
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from starlette.routing import BaseRoute, Route
 from starlette.staticfiles import StaticFiles
 
@@ -23,6 +25,8 @@ import nemo_steerlm.serving
 from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.bodies import BodyRoute
+from nemo_steerlm.serving.generate import ALLOWED_KEYS
+from nemo_steerlm.serving.schemas import AttributesBody, ChatBody, CompletionBody
 from nemo_steerlm.serving.server import bind
 from nemo_steerlm.serving.service import Service, Settings
 from nemo_steerlm.serving.startup import local_model
@@ -195,6 +199,44 @@ def test_no_route_gives_a_file_away_fails_or_leads_elsewhere(open_app, locked_ap
     assert broken_into(open_app, canary, {}) == []
     assert broken_into(locked_app, canary, {}) == []
     assert broken_into(locked_app, canary, {"Authorization": "Bearer sesame"}) == []
+
+
+FIELDS = sorted({*ChatBody.model_fields, *CompletionBody.model_fields, *AttributesBody.model_fields, *ALLOWED_KEYS, "key", "data", "path"})
+USER = {"role": "user", "content": "Hi", "from": "User", "value": "Hi"}
+LIKELY = (
+    USER, [USER], [{"conversations": [USER], "system": "", "mask": ""}], "Hi", ["Hi"], {"quality": 1}, {"5": 1.0}, "none",
+    0, 1, 2, -1, 0.5, 10**20, True, None, "", [], {}, [[5]], "\x00", "../../etc/passwd", "file:///etc/passwd",
+)  # fmt: skip
+VALUES = st.sampled_from(LIKELY) | st.recursive(
+    st.sampled_from(LIKELY) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=6,
+)
+SHORT = {"/v1/completions": {"max_tokens": 2}, "/v1/chat/completions": {"max_tokens": 2}, "/generate": {"tokens_to_generate": 2}}
+NEEDED = {"/v1/completions": "prompt", "/v1/chat/completions": "messages", "/v1/attributes": "messages", "/generate": "sentences"}
+"""Without it a body is refused before anything else in it is looked at."""
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck), database=None)
+@given(draw=st.data())
+def test_whatever_is_sent_to_any_route_is_answered_and_no_server_fails(open_app, canary, draw):
+    """Every route of the app at each turn, as it is mounted and not as its document says: an upgrade's new ones too."""
+    connection = http.client.HTTPConnection(urlsplit(open_app.url).netloc, timeout=WAIT)
+    for path, route in leaves(open_app.app.routes):
+        fields = draw.draw(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=5), VALUES, max_size=4))
+        if path in NEEDED and draw.draw(st.booleans()):
+            fields = {NEEDED[path]: draw.draw(st.sampled_from(LIKELY[:5]))} | fields
+        whole = json.dumps(fields | SHORT.get(path, {})).encode()
+        body = draw.draw(st.just(whole) | st.binary(max_size=40) | st.integers(0, len(whole)).map(lambda end, whole=whole: whole[:end]))
+        tail = draw.draw(st.sampled_from(["", "", "/", "?a=%00&key=1", "%2e%2e/", f"/..{canary}"]))
+        method = draw.draw(st.sampled_from([*(route.methods or ()), *METHODS]))
+        kind = draw.draw(st.sampled_from(["application/json", "application/json", "text/plain", "multipart/form-data", ""]))
+        connection.request(method, path.replace("{name:path}", "steerlm") + tail, body, {"Content-Type": kind} if kind else {})
+        answer = connection.getresponse()
+        said = answer.read()
+        assert answer.status < 500, (method, path, tail, body, said)
+        assert CANARY.encode() not in said
+    connection.close()
 
 
 def test_what_serves_files_is_found_out(models, canary):
