@@ -14,6 +14,7 @@ from nemo_steerlm.evaluation.control import Control, Joint
 from nemo_steerlm.evaluation.pairs import PairFigures
 from nemo_steerlm.evaluation.report import plots
 from nemo_steerlm.evaluation.samples import Sample
+from nemo_steerlm.evaluation.showcase import answer_pairs
 from nemo_steerlm.evaluation.summary import ModelRow, interval, sentences
 from nemo_steerlm.evaluation.value_model import AttributeCheck
 
@@ -74,6 +75,7 @@ def write_page(path: Path, report: Report) -> None:
         agreement_plot=plots.agreement_plot(report.checks) if report.checks else None,
         loss_plot=plots.loss_plot(report.losses) if report.losses else None,
         answers=answers_by_level(report.samples),
+        pairs=answer_pairs(report.samples, len(report.control)),
         number=lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}",
         interval=interval,
         sentences=sentences,

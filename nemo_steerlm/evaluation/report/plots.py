@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 READ = "#2f6db5"
 JUDGED = "#d1642a"
 QUIET = "#9aa3ad"
+READABLE = 54
+"""Points of the screen for an inch of a plot, of which it has 72, below which its letters become too small."""
 COLUMNS = 3
 """Plots side by side."""
 
@@ -143,4 +145,6 @@ def _svg(figure: Figure) -> str:
     # A fixed salt and no date: the same figures give the same bytes.
     with mpl.rc_context({"svg.hashsalt": "steerlm", "svg.fonttype": "path"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return re.sub(r"^.*?(?=<svg)", "", buffer.getvalue(), flags=re.DOTALL)
+    # On a phone it scrolls, rather than becoming too small to read.
+    readable = f'<svg style="min-width: {READABLE * figure.get_figwidth():.0f}pt"'
+    return re.sub(r"^.*?<svg", readable, buffer.getvalue(), count=1, flags=re.DOTALL)
