@@ -51,5 +51,5 @@ def test_data_and_client_commands_read_their_flags_with_little(name):
 
 
 def test_reading_and_cleaning_imports_nothing_heavy():
-    modules = ["preprocessing", "cleaning", "rated_text", "sources", "packages", "tables"]
+    modules = ["preprocessing", "cleaning", "sources", "packages", "tables"]
     assert not imported(f"from nemo_steerlm.data import {', '.join(modules)}") & (HEAVY | SLOW)

@@ -6,10 +6,10 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest, shown
-from nemo_steerlm.core.text_files import READ_ERRORS, open_binary, open_text, unreadable
+from nemo_steerlm.core.text_files import READ_ERRORS, open_text, unreadable
 from nemo_steerlm.data.objects import check_columns, is_whole, read_whole
 from nemo_steerlm.data.records import parse_line, raw_lines
 
@@ -29,7 +29,7 @@ class Row(NamedTuple):
     """Why the row cannot be read, with no cells then."""
 
 
-def read_rows(path: str | Path, *, header: bool = True, encoding: str = "utf-8") -> Iterator[Row]:
+def read_rows(path: str | Path, *, header: bool = True) -> Iterator[Row]:
     """The rows of a ``.csv``, ``.tsv``, ``.txt`` (tab-separated, without quoting), ``.jsonl``, ``.json`` or ``.parquet`` file.
 
     All but the last may be packed. A row that cannot be read comes with its error instead of its cells. Raises DataError where the file
@@ -39,7 +39,7 @@ def read_rows(path: str | Path, *, header: bool = True, encoding: str = "utf-8")
     if kind in (".jsonl", ".json", ".parquet"):
         yield from _objects(path)
     elif kind in (".csv", ".tsv", ".txt"):
-        yield from _cells(path, kind, header=header, encoding=encoding)
+        yield from _cells(path, kind, header=header)
     else:
         raise UsageError(f"{path}: name it .csv, .tsv, .txt (tab-separated), .jsonl, .json or .parquet, or one of these with .gz or .zst")
 
@@ -78,13 +78,13 @@ def _objects(path: str | Path) -> Iterator[Row]:
             yield Row(number, {}, text, error)
 
 
-def _cells(path: str | Path, kind: str, *, header: bool, encoding: str) -> Iterator[Row]:
+def _cells(path: str | Path, kind: str, *, header: bool) -> Iterator[Row]:
     where = Where(file=str(path))
     names: list[str] | None = None
     found = False
     try:
         # Undecodable bytes become surrogates, so that one bad row is one error.
-        with _opened(path, encoding) as file, io.TextIOWrapper(file, encoding, "surrogateescape", newline="") as text:
+        with open_text(path) as file, io.TextIOWrapper(file, "utf-8", "surrogateescape", newline="") as text:
             reader = csv.reader(text) if kind == ".csv" else csv.reader(text, delimiter="\t", quoting=csv.QUOTE_NONE)
             for values in reader:
                 if not values:
@@ -93,9 +93,7 @@ def _cells(path: str | Path, kind: str, *, header: bool, encoding: str) -> Itera
                     names = _names(values, Where(file=where.file, line=reader.line_num))
                     continue
                 found = True
-                yield _row(reader.line_num, values, names, where, encoding)
-    except LookupError as error:
-        raise UsageError(f"{path}: unknown encoding {shown(encoding)}") from error
+                yield _row(reader.line_num, values, names, where)
     except READ_ERRORS as error:
         raise unreadable(error, path) from error
     except csv.Error as error:
@@ -110,16 +108,11 @@ def _names(values: list[str], where: Where) -> list[str]:
     return names
 
 
-def _opened(path: str | Path, encoding: str) -> IO[bytes]:
-    utf8 = encoding.lower().replace("-", "").replace("_", "") in ("utf8", "utf8sig")
-    return open_text(path) if utf8 else open_binary(path)
-
-
-def _row(number: int, values: list[str], names: list[str] | None, where: Where, encoding: str) -> Row:
+def _row(number: int, values: list[str], names: list[str] | None, where: Where) -> Row:
     where = Where(file=where.file, line=number)
     raw = "\t".join(values)
     if any("\udc80" <= character <= "\udcff" for character in raw):
-        raw = raw.encode(encoding, "surrogateescape").decode(encoding, "backslashreplace")
-        return Row(number, {}, raw, DataError(f"invalid {encoding}", where=where, instead="save the file as UTF-8, or name its encoding"))
+        raw = raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        return Row(number, {}, raw, DataError("invalid utf-8", where=where, instead="save the file as UTF-8"))
     names = names if names is not None else [str(i) for i in range(len(values))]
     return Row(number, dict(zip(names, values, strict=False)), raw)

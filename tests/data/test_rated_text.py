@@ -13,20 +13,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.errors import DataError, UsageError
-from nemo_steerlm.core.template import ChatTokens
-from nemo_steerlm.data.rated_text import RatedText, read_rated_text
+from nemo_steerlm.core.spec import from_plain
 from nemo_steerlm.data.rejects import Rejects
+from nemo_steerlm.data.sources.rated_text import RatedTextSource
+from nemo_steerlm.data.sources.source import SourceContext
 
 SCHEMA = AttributeSchema(attributes=(Attribute(name="positivity"), Attribute(name="verbosity")))
 
 
-def read(source: dict[str, object], folder: Path, on_error="fail", schema=SCHEMA, tokens=None):
+def read(source: dict[str, object], folder: Path, on_error="fail", system=None):
+    """Records with their part: a split, and whether the label is hidden."""
     with Rejects(folder / "out", on_error) as rejects:
-        placed = read_rated_text(RatedText.from_dict(source), schema, rejects, tokens=tokens)
-        return [(part, conversation.to_record()) for part, conversation in placed]
+        reading = SourceContext(resolve=Path, schema=SCHEMA, rejects=rejects, folder=folder, system=system)
+        placed = from_plain(RatedTextSource, source).read(reading)
+        return [(f"{'' if each.teaches else 'hidden_'}{each.split}", each.conversation.to_record()) for each in placed]
 
 
 def table(folder: Path, rows: int = 400, name: str = "t.tsv") -> Path:
@@ -40,7 +44,7 @@ def table(folder: Path, rows: int = 400, name: str = "t.tsv") -> Path:
 def described(path: Path, **more: object) -> dict[str, object]:
     return {
         "files": [{"path": str(path), "prompt": "Write a review."}],
-        "text_column": "2",
+        "textColumn": "2",
         "header": False,
         "ratings": {"positivity": {"column": "1"}},
         "computed": {"verbosity": {"measure": "words"}},
@@ -78,7 +82,7 @@ def test_a_record_has_upstreams_shape(tmp_path):
     assert list(record) == ["conversations", "tree_id", "system", "mask", "type"]
     assert record["conversations"][0] == {"value": "Write a review.", "from": "User"}
     assert list(record["conversations"][1]) == ["value", "from", "label"]
-    assert part in ("train", "validation")
+    assert part in ("train", "val")
 
 
 def test_hidden_labels_are_hidden_and_equal_texts_stay_together(tmp_path):
@@ -87,7 +91,7 @@ def test_hidden_labels_are_hidden_and_equal_texts_stay_together(tmp_path):
     source = {
         "files": [{"path": str(path), "prompt": "?"}],
         "ratings": {"positivity": {"column": "score", "range": [0, 4]}},
-        "split_ratio": 0.8,
+        "splitRatio": 0.8,
     }
     placed = read(source, tmp_path)
     parts = collections.defaultdict(set)
@@ -96,7 +100,7 @@ def test_hidden_labels_are_hidden_and_equal_texts_stay_together(tmp_path):
         parts[turn["value"]].add(part)
         assert ("gt_label" in turn, "label" in turn) == (part.startswith("hidden"), not part.startswith("hidden"))
     assert all(len(found) == 1 for found in parts.values())
-    assert {part for found in parts.values() for part in found} == {"train", "validation", "hidden_train", "hidden_validation"}
+    assert {part for found in parts.values() for part in found} == {"train", "val", "hidden_train", "hidden_val"}
     assert len(placed) == 1000
 
 
@@ -114,8 +118,8 @@ def test_ranges_are_linear_and_clamped(tmp_path):
         "".join(json.dumps({"body": f"t{i}", "stars": v, "q": f"Q{i}"}) + "\n" for i, v in enumerate([-9, 1, 2, 3, "4", 5, 99]))
     )
     source = {
-        "files": [{"path": str(path), "prompt_column": "q"}],
-        "text_column": "body",
+        "files": [{"path": str(path), "promptColumn": "q"}],
+        "textColumn": "body",
         "ratings": {"positivity": {"column": "stars", "range": [1, 5]}},
         "hidden": 0,
     }
@@ -151,7 +155,7 @@ def test_packed_tables_quotes_and_long_texts(tmp_path):
     path = tmp_path / "t.csv.gz"
     path.write_bytes(gzip.compress(b'text,score\n"two\nlines, ""quoted""",1\n"one two three four",2\n'))
     source = {"files": [{"path": str(path), "prompt": "?"}], "ratings": {"positivity": {"column": "score", "range": [0, 4]}}, "hidden": 0}
-    placed = read({**source, "max_words": 3}, tmp_path)
+    placed = read({**source, "maxWords": 3}, tmp_path)
     assert [r["conversations"][1]["value"] for _, r in placed] == ['two\nlines, "quoted"']
 
 
@@ -172,38 +176,25 @@ def test_a_bad_row_is_named_or_set_aside(tmp_path, name):
     path.write_bytes(b"text,score\ngood,1\n" + row + b"fine,2\n")
     source = {"files": [{"path": str(path), "prompt": "?"}], "ratings": {"positivity": {"column": "score", "range": [0, 4]}}}
     with pytest.raises(DataError) as error:
-        read(source, tmp_path, tokens=ChatTokens())
+        read(source, tmp_path)
     assert str(error.value).startswith(f"{path}:3: ")
     assert sentence in str(error.value)
-    assert len(read(source, tmp_path, "skip", tokens=ChatTokens())) == 2
+    assert len(read(source, tmp_path, "skip")) == 2
     assert json.loads((tmp_path / "out.rejected.jsonl").read_text())["line"] == 3
-
-
-def test_latin_1_is_read_where_it_is_named(tmp_path):
-    path = tmp_path / "t.csv"
-    path.write_bytes("text,score\nschön,1\n".encode("latin-1"))
-    source = {
-        "files": [{"path": str(path), "prompt": "?"}],
-        "ratings": {"positivity": {"column": "score", "range": [0, 4]}},
-        "encoding": "latin-1",
-    }
-    assert read(source, tmp_path)[0][1]["conversations"][1]["value"] == "schön"
 
 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"ratings": {"positivty": {"column": "1"}}}, "did you mean positivity"),
-        ({"ratings": {}, "computed": {}}, "at least one attribute"),
         ({"computed": {"positivity": {}}}, "both rated and computed"),
         ({"ratings": {"positivity": {"column": "1", "range": [2, 2]}}}, "two different ratings"),
-        ({"encoding": "latin-99"}, "unknown encoding"),
         ({"files": [{"path": "x.xlsx", "prompt": "?"}]}, "name it .csv"),
-        ({"files": [{"path": "x.csv"}]}, "exactly one of prompt and prompt_column"),
+        ({"files": [{"path": "x.csv"}]}, "exactly one of prompt and promptColumn"),
     ],
 )
 def test_a_description_that_cannot_be_meant(tmp_path, change, sentence):
-    with pytest.raises((UsageError, DataError), match=sentence):
+    with pytest.raises((UsageError, DataError, ValidationError), match=sentence):
         read(described(table(tmp_path, 8), **change), tmp_path)
 
 
@@ -220,13 +211,12 @@ def test_a_table_with_columns_for_prompt_and_system_prompt(tmp_path, form):
     else:
         path.write_text(json.dumps(rows) if form == "json" else "".join(json.dumps(row) + "\n" for row in rows))
     source = {
-        "files": [{"path": str(path), "prompt_column": "q", "system_column": "s"}],
-        "text_column": "a",
+        "files": [{"path": str(path), "promptColumn": "q", "systemColumn": "s"}],
+        "textColumn": "a",
         "ratings": {"positivity": {"column": "score", "range": [0, 3]}},
         "hidden": 0.0,
-        "system": "all",
     }
-    found = [record for _, record in read(source, tmp_path)]
+    found = [record for _, record in read(source, tmp_path, system="all")]
     assert [record["system"] for record in found] == ["S", "all", "S", "all"]
     assert [[turn["value"] for turn in record["conversations"]] for record in found] == [[f"Q{i}", f"A{i}"] for i in range(4)]
     assert [record["conversations"][1]["label"] for record in found] == [f"positivity:{round(i * 4 / 3)}" for i in range(4)]
@@ -236,11 +226,11 @@ def test_a_header_that_names_two_columns_alike_is_refused(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text,score,,score,\nGood.,1,,4,\n")
     with pytest.raises(DataError, match=r"t.csv:1: several columns are called 'score'; name each differently"):
-        read(described(path, header=True, text_column="text", ratings={"positivity": {"column": "score"}}), tmp_path)
+        read(described(path, header=True, textColumn="text", ratings={"positivity": {"column": "score"}}), tmp_path)
 
 
 def test_a_table_without_a_header_may_begin_with_a_byte_order_mark(tmp_path):
     path = tmp_path / "t.tsv"
     path.write_text("3\ttext\n", encoding="utf-8-sig")
-    source = described(path, text_column="1", ratings={"positivity": {"column": "0", "range": [0, 4]}}, hidden=0.0)
+    source = described(path, textColumn="1", ratings={"positivity": {"column": "0", "range": [0, 4]}}, hidden=0.0)
     assert label_of(read(source, tmp_path)[0][1])[0] == 3

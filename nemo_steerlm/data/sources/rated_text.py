@@ -1,16 +1,26 @@
-"""Any tables of rated text as a source."""
+"""Any tables of rated text as a source: each row answers a question, and its ratings are the answer's label."""
 
 from __future__ import annotations
 
+import array
+import bisect
+import heapq
 import re
 from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
+from nemo_steerlm.core.attributes import Attribute
+from nemo_steerlm.core.conversation import ASSISTANT, USER, Conversation, Turn
+from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.core.spec import Name, Reference, Spec, Text
-from nemo_steerlm.data import rated_text
-from nemo_steerlm.data.sources.source import Placed, Seed, Source, SourceContext, SplitRatio
+from nemo_steerlm.core.template import ChatTokens, first_marker
+from nemo_steerlm.data.chance import chance
+from nemo_steerlm.data.sources.rows import share
+from nemo_steerlm.data.sources.source import Placed, Seed, Source, SourceContext, SplitRatio, level
+from nemo_steerlm.data.splits import Split
+from nemo_steerlm.data.tables import Row, cell, number_in, read_rows
 
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
@@ -23,12 +33,22 @@ class RatingColumn(Spec):
     range: tuple[float, float] | None = None
     """The ratings that map to the attribute's low and high, linearly, clamped outside. Without it, equally filled bins."""
 
+    @model_validator(mode="after")
+    def _differ(self) -> RatingColumn:
+        if self.range is not None and self.range[0] == self.range[1]:
+            raise ValueError(f"range needs two different ratings, found {self.range[0]} twice")
+        return self
+
 
 class ComputedAttribute(Spec):
     """An attribute measured on the text itself."""
 
     measure: Literal["words", "characters"] = "words"
     """What is counted; counts become levels by equally filled bins over the teaching half."""
+
+    def of(self, text: str) -> int:
+        """The measure of ``text``."""
+        return len(text.split()) if self.measure == "words" else len(text)
 
 
 class RatedFile(Spec):
@@ -99,8 +119,165 @@ class RatedTextSource(Source):
         return tuple(file.path for file in self.files)
 
     def read(self, reading: SourceContext) -> Iterator[Placed]:
-        """Every row; those whose label is hidden are only to be labelled."""
-        files = [file.model_dump() | {"path": str(reading.resolve(file.path))} for file in self.files]
-        tables = rated_text.RatedText.from_dict({**self.model_dump(), "files": files, "system": reading.system_prompt})
-        for part, conversation in rated_text.read_rated_text(tables, reading.schema, reading.rejects, tokens=reading.tokens):
-            yield Placed("train" if part.endswith("train") else "val", conversation, teaches=not part.startswith("hidden"))
+        """A conversation for every chosen row, in file order; those whose label is hidden are only to be labelled.
+
+        Which rows are sampled, hidden and held out follows from ``seed`` and the row alone, so changing one row moves no other; rows with
+        equal texts fall into the same part. Edges of bins come from the teaching rows, never from hidden ones. The tables are read up to
+        three times, and memory holds at most one number per row and binned attribute. A bad row goes to ``reading.rejects``.
+
+        Raises:
+            DataError: If an attribute is none of the schema's.
+        """
+        for name in (*self.ratings, *self.computed):
+            reading.schema[name]  # raises on a name that the schema lacks
+        tables = _Tables(self, reading)
+        sample = tables.sample()
+        bins = tables.bins(sample)
+        for row in tables.rows():
+            if isinstance(row, _BadRow):
+                reading.rejects.add(row.error, row.raw)
+            elif sample.has(row):
+                yield tables.placed(row, bins)
+
+
+class _BadRow(NamedTuple):
+    error: DataError
+    raw: str
+
+
+class _RatedRow(NamedTuple):
+    """A row that can be used."""
+
+    file: int
+    """Position of its table."""
+    number: int
+    prompt: str
+    text: str
+    system: str
+    values: dict[str, float]
+    """Ratings and measures by attribute, not yet levels."""
+
+
+class _Sample(NamedTuple):
+    """Which rows are used: those whose chance is at most their table's threshold."""
+
+    seed: int
+    thresholds: list[float]
+
+    def has(self, row: _RatedRow) -> bool:
+        return chance(self.seed, "sample", row.file, row.number) <= self.thresholds[row.file]
+
+
+class _Bins(NamedTuple):
+    """A level more at each edge that is reached."""
+
+    attribute: Attribute
+    edges: list[float]
+
+    def of(self, value: float) -> int:
+        return self.attribute.low + bisect.bisect_right(self.edges, value)
+
+
+class _Tables:
+    """The tables of one source, and what becomes of their rows."""
+
+    def __init__(self, source: RatedTextSource, reading: SourceContext) -> None:
+        self.source, self.schema, self.tokens = source, reading.schema, reading.tokens
+        self.system = reading.system_prompt
+        self.paths = [reading.resolve(file.path) for file in source.files]
+
+    def rows(self) -> Iterator[_RatedRow | _BadRow]:
+        """Every row of some text that is not too long; a bad one as its error."""
+        source = self.source
+        for i, path in enumerate(self.paths):
+            for row in read_rows(path, header=source.header):
+                try:
+                    rated = self._rated(i, row, Where(file=str(path), line=row.number))
+                except DataError as error:
+                    yield _BadRow(error, row.raw)
+                    continue
+                if rated.text and (source.max_words is None or len(rated.text.split()) <= source.max_words):
+                    yield rated
+
+    def _rated(self, i: int, row: Row, where: Where) -> _RatedRow:
+        source, file = self.source, self.source.files[i]
+        text = _text(row, source.text_column, where, self.tokens)
+        if source.remove is not None:
+            text = re.sub(source.remove, "", text).strip()
+        prompt = _text(row, file.prompt_column, where, self.tokens) if file.prompt_column else file.prompt or ""
+        system = self.system
+        if file.system_column and str(cell(row, file.system_column, where) or "").strip():
+            system = _text(row, file.system_column, where, self.tokens)
+        values: dict[str, float] = {name: number_in(row, rating.column, where) for name, rating in source.ratings.items()}
+        values |= {name: computed.of(text) for name, computed in source.computed.items()}
+        return _RatedRow(i, row.number, prompt, text, system, values)
+
+    def sample(self) -> _Sample:
+        """The same number of rows from each table where there are enough, ``limit`` altogether."""
+        source = self.source
+        if source.limit is None:
+            return _Sample(source.seed, [1.0] * len(self.paths))
+        lowest: list[list[float]] = [[] for _ in self.paths]
+        for row in self.rows():
+            if isinstance(row, _RatedRow):
+                # A heap of negatives keeps the `limit` lowest chances of each table.
+                place = -chance(source.seed, "sample", row.file, row.number)
+                (heapq.heappush if len(lowest[row.file]) < source.limit else heapq.heappushpop)(lowest[row.file], place)
+        thresholds = [-1.0] * len(self.paths)
+        left = source.limit
+        by_size = sorted(range(len(lowest)), key=lambda i: len(lowest[i]))
+        for rank, i in enumerate(by_size):
+            quota = min(len(lowest[i]), left // (len(by_size) - rank))
+            left -= quota
+            if quota:
+                thresholds[i] = sorted(-place for place in lowest[i])[quota - 1]
+        return _Sample(source.seed, thresholds)
+
+    def bins(self, sample: _Sample) -> dict[str, _Bins]:
+        """By attribute, where its levels do not follow from a range of ratings."""
+        ranged = {name for name, rating in self.source.ratings.items() if rating.range is not None}
+        binned = {name: array.array("d") for name in (*self.source.ratings, *self.source.computed) if name not in ranged}
+        for row in self.rows() if binned else ():
+            if isinstance(row, _RatedRow) and sample.has(row) and not self._hidden(row):
+                for name, numbers in binned.items():
+                    numbers.append(row.values[name])
+        return {name: _Bins(self.schema[name], _edges(numbers, len(self.schema[name].values))) for name, numbers in binned.items()}
+
+    def placed(self, row: _RatedRow, bins: dict[str, _Bins]) -> Placed:
+        """The row as a conversation."""
+        hidden, label = self._hidden(row), self.schema.encode({name: self._level(name, value, bins) for name, value in row.values.items()})
+        answer = Turn(speaker=ASSISTANT, text=row.text, label=None if hidden else label, gt_label=label if hidden else None)
+        conversation = Conversation(
+            turns=(Turn(speaker=USER, text=row.prompt), answer),
+            tree_id=f"{self.paths[row.file].name}:{row.number}",
+            system=row.system,
+            mode="TEXT_TO_VALUE",
+        )
+        split: Split = "train" if chance(self.source.seed, "split", row.text) < self.source.split_ratio else "val"
+        return Placed(split, conversation, teaches=not hidden)
+
+    def _hidden(self, row: _RatedRow) -> bool:
+        return chance(self.source.seed, "hidden", row.text) < self.source.hidden
+
+    def _level(self, name: str, value: float, bins: dict[str, _Bins]) -> int:
+        if name in bins:
+            return bins[name].of(value)
+        bounds = self.source.ratings[name].range
+        assert bounds is not None
+        return level(self.schema[name], share(value, bounds, Where()))
+
+
+def _text(row: Row, column: str, where: Where, tokens: ChatTokens) -> str:
+    value = cell(row, column, where)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"text is {shown(value)}", where=where.at(column), instead="write a text that is not empty")
+    if (found := first_marker(value, tokens)) is not None:
+        instead = "remove it, or choose other chat tokens"
+        raise DataError(f"control token {shown(found)} in the text", where=where.at(column), instead=instead)
+    return value.strip()
+
+
+def _edges(values: array.array[float], count: int) -> list[float]:
+    """Borders of ``count`` equally filled bins. A value on a border belongs above it, so equal values share a bin."""
+    ordered = sorted(values)
+    return [ordered[len(ordered) * i // count] for i in range(1, count)] if ordered else []
