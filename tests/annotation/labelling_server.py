@@ -110,6 +110,17 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class Poisoned(Handler):
+    """Cannot answer requests with question 3 or 17 in them."""
+
+    status = 500
+
+    def reply(self, body, answer):
+        said = json.dumps(body)
+        poisoned = "answer 3." in said or "answer 17." in said
+        return (self.status, {"error": {"code": "data", "message": "too long"}}) if poisoned else (200, answer(body))
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True

@@ -63,6 +63,10 @@ def client_command(*arguments: str | Path) -> list[str]:
 CLIENT_ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 
 
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
 def write_conversations(path: Path, count: int, turns: int = 2) -> Path:
     with path.open("w", encoding="utf-8") as file:
         for i in range(count):
