@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import warnings
 from typing import Any
 
@@ -11,13 +10,12 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.optimizer import get_param_id_to_sharded_param_map, make_sharded_optimizer_tensor
 from nemo.core.optim import prepare_lr_scheduler
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
 from nemo_steerlm.training.arithmetic import TORCH
-
-logger = logging.getLogger(__name__)
+from nemo_steerlm.training.settings import fit_schedule
 
 ADAM_STATE = ("exp_avg", "exp_avg_sq")
 
@@ -27,7 +25,7 @@ def set_up(model: SteerLMGPTSFTModel, max_steps: int) -> None:
     cfg: DictConfig = model.cfg.optim
     sched = cfg.get("sched")
     if sched is not None:
-        _fit_schedule(sched, max_steps)
+        fit_schedule(sched, max_steps)
     if cfg.name != TORCH:
         if model.use_mcore_dist_optim:
             model.setup_mcore_distributed_parallel()
@@ -51,25 +49,6 @@ def set_up(model: SteerLMGPTSFTModel, max_steps: int) -> None:
     model._scheduler = None
     if sched is not None:
         model._scheduler = prepare_lr_scheduler(model._optimizer, OmegaConf.to_container(sched))
-
-
-def _fit_schedule(sched: DictConfig, max_steps: int) -> None:
-    """A training shorter than its warm-up and its constant end has a shorter warm-up and no such end.
-
-    Upstream's schedule would be at ``min_lr`` for all of the training but its warm-up: gpt_sft.yaml's ``constant_steps`` is 1000.
-    """
-    with open_dict(sched):
-        sched.max_steps = max_steps
-        warmup, constant = sched.get("warmup_steps") or 0, sched.get("constant_steps") or 0
-        if warmup + constant >= max_steps:
-            sched.constant_steps, sched.warmup_steps = 0, min(warmup, max_steps // 10)
-            logger.info(
-                "%d steps are fewer than warmup_steps=%d and constant_steps=%d: %d and 0 take their place",
-                max_steps,
-                warmup,
-                constant,
-                sched.warmup_steps,
-            )
 
 
 def sharded_state(model: SteerLMGPTSFTModel, *, loading: bool) -> dict[str, Any]:

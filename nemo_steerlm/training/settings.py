@@ -5,19 +5,22 @@ One line a mistake: the key, what was found, what to write instead.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from nemo_steerlm.core.errors import ConfigError, nearest, shown
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.megatron.model_config import Parallelism
 from nemo_steerlm.training.arithmetic import check_optimizer, precision_of
 from nemo_steerlm.training.batches import Sizes
+
+logger = logging.getLogger(__name__)
 
 CONF = Path(__file__).parent / "conf"
 LORA_TARGETS = ("attention_qkv", "attention_dense", "mlp_fc1", "mlp_fc2", "attention", "mlp", "all")
@@ -292,6 +295,25 @@ def check_adapters(model: DictConfig, *, transformer_engine: bool = False) -> No
             raise ConfigError(f"{key}.layer_selection: there is no layer {number}; they are numbered 1 to {model.num_layers}")
     if tuning.get("variant", "nemo") != "nemo" or tuning.weight_tying:
         raise ConfigError(f"{key}: only variant=nemo without weight_tying can be merged")
+
+
+def fit_schedule(sched: DictConfig, max_steps: int) -> None:
+    """Shorten the warm-up, and leave out the constant end, where ``max_steps`` leave no steps between the two.
+
+    Upstream's schedule would be at ``min_lr`` for all of the training but its warm-up: gpt_sft.yaml's ``constant_steps`` is 1000.
+    """
+    with open_dict(sched):
+        sched.max_steps = max_steps
+        warmup, constant = sched.get("warmup_steps") or 0, sched.get("constant_steps") or 0
+        if warmup + constant >= max_steps:
+            sched.constant_steps, sched.warmup_steps = 0, min(warmup, max_steps // 10)
+            logger.info(
+                "%d steps are fewer than warmup_steps=%d and constant_steps=%d: %d and 0 take their place",
+                max_steps,
+                warmup,
+                constant,
+                sched.warmup_steps,
+            )
 
 
 def deadline_seconds(limit: object) -> int | None:

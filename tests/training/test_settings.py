@@ -121,6 +121,16 @@ def test_the_schedules_are_nemos_whose_rate_follows_from_the_step() -> None:
 
 
 @pytest.mark.parametrize(
+    ("warmup", "constant", "steps", "fitted"),
+    [(50, 50, 101, (50, 50)), (50, 50, 100, (10, 0)), (50, 50, 99, (9, 0)), (3, 1000, 100, (3, 0)), (None, None, 1, (None, None))],
+)
+def test_a_schedule_keeps_steps_between_its_warm_up_and_its_end(warmup, constant, steps, fitted) -> None:
+    sched = OmegaConf.create({"warmup_steps": warmup, "constant_steps": constant})
+    settings.fit_schedule(sched, steps)
+    assert (sched.warmup_steps, sched.constant_steps, sched.max_steps) == (*fitted, steps)
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"window_size": [128, 0]}, "only TransformerEngine computes"),
