@@ -139,6 +139,16 @@ def test_joint_requests_are_told_by_how_often_they_were_taught():
     ]
 
 
+def test_the_error_of_a_mean_is_that_of_a_sample():
+    made = [
+        Sample(attribute="verbosity", level=level, prompt="p", answer="a", read={"verbosity": 0.0}, judged=judged)
+        for level in (0, 1)
+        for judged in (1.0, 2.0, 3.0)
+    ]
+    for level in control(made, {"verbosity": "words"})[0].levels:
+        assert (level.judged, level.judged_error) == (2, pytest.approx(3**-0.5))
+
+
 def test_fluency():
     found = fluency(["a b c", "a b", "A b", "a b"], ["stop", "length", "stop", "stop"], training={"a b"})
     assert found.distinct_2 == pytest.approx(2 / 5)
@@ -152,7 +162,9 @@ def test_fluency():
 def test_spread_uses_every_prompt_equally_and_depends_on_the_seed_only():
     chosen = spread(["a", "b", "c"], 9, seed=1)
     assert sorted(chosen) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert chosen == spread(["a", "b", "c"], 9, seed=1)
+    assert chosen == spread([1, 2, 3], 9, seed=1)
+    assert sorted(spread(range(9), 9, seed=2)) == list(range(9))
+    assert spread(range(9), 9, seed=2) != spread(range(9), 9, seed=1)
 
 
 def test_rank_correlation_is_over_single_answers():

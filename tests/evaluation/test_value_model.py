@@ -27,6 +27,26 @@ def test_ridge_beats_the_commonest_value_where_words_tell():
     assert check.expected is None
 
 
+def rated(*pairs):
+    return [RatedTurn(text=text, values={"verbosity": value}) for text, value in pairs]
+
+
+def test_baselines_know_only_what_was_taught():
+    """Nearly all lessons are 1, nearly all held-out turns 3."""
+    taught, held_out = rated(*[("a film", 1)] * 9, ("a film", 3)), rated(*[("a film", 3)] * 9, ("a film", 1))
+    check = check_value_model(taught, held_out, [t.values for t in held_out], SCHEMA)["verbosity"]
+    assert check.majority.mae == pytest.approx(9 * 2 / 10)
+    assert check.ridge.mae == pytest.approx(0.9 * (3 - 1.2) + 0.1 * 0.2)  # their mean is 1.2
+
+
+@pytest.mark.parametrize("most", [0, 4])
+def test_a_guess_beyond_the_scale_is_its_end(most):
+    """Length tells the value, and the held-out text is longer than any that was taught."""
+    taught = rated(*[("word " * n, abs(4 - most - n // 8)) for n in range(1, 40)])
+    check = check_value_model(taught, rated(("word " * 10_000, most)), [{"verbosity": most}], SCHEMA)["verbosity"]
+    assert check.ridge.mae == 0
+
+
 def test_the_expected_value_stands_beside_the_likeliest():
     """Two turns of value 2 whose likeliest value is 1, by a hair: the expected value is nearly right."""
     rated = [RatedTurn(text="a", values={"verbosity": 2})] * 2
