@@ -22,7 +22,7 @@ from steerlm_operator.config import OperatorConfig
 
 from charts.alerts import rules
 from charts.dashboard import dashboard
-from charts.values import SET_BY_THE_CHART, Pipeline, Values
+from charts.values import SET_BY_THE_CHART, PipelineValues, Values
 from nemo_steerlm.pipeline import crd
 
 AFFINITY_FROM = "1.34.0"
@@ -142,7 +142,7 @@ def table() -> str:
 
 
 def _pipeline_rows() -> Iterator[str]:
-    for name, field in Pipeline.model_fields.items():
+    for name, field in PipelineValues.model_fields.items():
         default = "required" if field.is_required() else f"`{json.dumps(field.get_default(call_default_factory=True))}`"
         yield f"| `pipelines.NAME.{name}` | {default} | {_plain(field.description or '')} |"
 

@@ -24,7 +24,7 @@ SET_BY_THE_CHART = ("namespaces", "address")
 """Fields of the operator's configuration that follow from other values."""
 
 
-class Image(Spec):
+class ImageValues(Spec):
     """A container image."""
 
     registry: Annotated[str, Field(max_length=253, pattern=r"^[^\s]*$")] = ""
@@ -123,7 +123,7 @@ class MetricsService(Spec):
     """Its annotations."""
 
 
-class Monitor(Spec):
+class MonitorValues(Spec):
     """An object that tells the Prometheus operator to read /metrics; its CustomResourceDefinitions must be there."""
 
     enabled: bool = False
@@ -156,14 +156,14 @@ class Rules(Spec):
     """Labels that your Prometheus selects on."""
 
 
-class Metrics(Spec):
+class MetricsValues(Spec):
     """Prometheus metrics."""
 
     service: MetricsService = MetricsService()
     """The Service in front of them."""
-    service_monitor: Monitor = Monitor()
+    service_monitor: MonitorValues = MonitorValues()
     """A ServiceMonitor; needs the Service."""
-    pod_monitor: Monitor = Monitor()
+    pod_monitor: MonitorValues = MonitorValues()
     """A PodMonitor; needs no Service."""
     rules: Rules = Rules()
     """A PrometheusRule."""
@@ -182,7 +182,7 @@ class NetworkPolicy(Spec):
     """Namespaces whose pods may read the metrics; all where empty."""
 
 
-class Pipeline(Spec):
+class PipelineValues(Spec):
     """A SteerLMPipeline that belongs to the release."""
 
     namespace: Annotated[str, Field(max_length=63, pattern="^([a-z0-9]([-a-z0-9]*[a-z0-9])?)?$")] = ""
@@ -212,7 +212,7 @@ class Values(Spec):
     """With scope `namespaced`: which; the release's own where empty. With scope `cluster` it has to be empty."""
     crds: Definition = Definition()
     """The CustomResourceDefinition."""
-    image: Image = Image()
+    image: ImageValues = ImageValues()
     """The operator's image. The workloads' images are `config.images`."""
     image_pull_secrets: Annotated[tuple[ObjectName, ...], Field(max_length=8)] = ()
     """Names of the Secrets, in the release's namespace, that allow pulling it."""
@@ -248,10 +248,10 @@ class Values(Spec):
     """Taints that its pod accepts."""
     affinity: dict[str, Any] = {}
     """Affinity of its pod, as in a pod's spec."""
-    metrics: Metrics = Metrics()
+    metrics: MetricsValues = MetricsValues()
     """Metrics."""
     network_policy: NetworkPolicy = NetworkPolicy()
     """The NetworkPolicy around its pod."""
-    pipelines: Annotated[dict[PipelineName, Pipeline], Field(max_length=256)] = {}
+    pipelines: Annotated[dict[PipelineName, PipelineValues], Field(max_length=256)] = {}
     """Pipelines that belong to the release, by name. Helm cannot make a resource together with its definition, so that on a cluster that
     has none yet they come with the first `helm upgrade`; NOTES says so."""

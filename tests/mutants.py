@@ -30,7 +30,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "evaluation": (("nemo_steerlm/evaluation/*",), ("tests/evaluation",)),
     "pipeline": (("nemo_steerlm/pipeline/*",), ("tests/pipeline",)),
     "serving": (("nemo_steerlm/serving/*",), ("tests/serving",)),
-    "operator": (("steerlm_operator/reconcile.py", "steerlm_operator/progress.py", "steerlm_operator/readings.py",
+    "operator": (("steerlm_operator/reconcile.py", "steerlm_operator/progress.py", "steerlm_operator/*readings.py",
                   "steerlm_operator/draft.py", "steerlm_operator/changes.py", "steerlm_operator/work_queue.py",
                   "steerlm_operator/resources/*"), ("tests/operator",)),
 }  # fmt: skip

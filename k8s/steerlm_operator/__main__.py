@@ -19,7 +19,7 @@ def main() -> None:
     try:
         config = configs.load()
     except ConfigError as error:
-        raise SystemExit(_told(error)) from error
+        raise SystemExit(_report(error)) from error
     as_json = os.environ.get(environment.LOG_FORMAT) == "json"
     kopf.configure(log_format=kopf.LogFormat.JSON if as_json else kopf.LogFormat.FULL)
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # it tells of every event of every object
@@ -33,7 +33,7 @@ def main() -> None:
     )
 
 
-def _told(error: ConfigError) -> int:
+def _report(error: ConfigError) -> int:
     print(f"steerlm-operator: {error}")  # noqa: T201 - there is no logging yet
     return error.exit_code
 

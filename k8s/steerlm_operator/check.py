@@ -23,10 +23,10 @@ from steerlm_operator.cluster import ApiError, Cluster
 
 SHOWN = 5
 
-Answer = tuple[bool, str]
+CheckResult = tuple[bool, str]
 
 
-async def operator(url: str) -> AsyncIterator[Answer]:
+async def operator(url: str) -> AsyncIterator[CheckResult]:
     """Whether the operator says that it is well."""
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30)) as session:
         for page in ("healthz", "readyz"):
@@ -37,7 +37,7 @@ async def operator(url: str) -> AsyncIterator[Answer]:
                 yield False, f"{url}/{page}: {type(error).__name__}: {error}"
 
 
-async def definition(cluster: Cluster) -> AsyncIterator[Answer]:
+async def definition(cluster: Cluster) -> AsyncIterator[CheckResult]:
     """Whether the API server's definition has every field that this version knows: one that was not upgraded drops them silently."""
     try:
         schemas = await cluster.schemas(API_VERSION)
@@ -50,7 +50,7 @@ async def definition(cluster: Cluster) -> AsyncIterator[Answer]:
     yield not missing, f"{API_VERSION} is served" + (f" without {_few(missing)}: upgrade {crd.NAME}" if missing else "")
 
 
-async def role(cluster: Cluster, rules: list[dict[str, list[str]]], namespaces: tuple[str, ...]) -> AsyncIterator[Answer]:
+async def role(cluster: Cluster, rules: list[dict[str, list[str]]], namespaces: tuple[str, ...]) -> AsyncIterator[CheckResult]:
     """Whether the operator's rights are in effect wherever it looks for pipelines."""
     for namespace in namespaces or (None,):
         asked = [
@@ -85,11 +85,11 @@ def _few(items: list[str]) -> str:
     return ", ".join(items[:SHOWN]) + more
 
 
-async def answers(environment: Mapping[str, str]) -> AsyncIterator[Answer]:
-    """All answers, in order."""
+async def results(environment: Mapping[str, str]) -> AsyncIterator[CheckResult]:
+    """The results of all checks, in order."""
     if url := environment.get(OPERATOR_URL):
-        async for answer in operator(url):
-            yield answer
+        async for result in operator(url):
+            yield result
     settings = kopf.OperatorSettings()
     connection = kopf.login_with_service_account(settings=settings) or kopf.login_with_kubeconfig(settings=settings)
     if connection is None:
@@ -97,15 +97,15 @@ async def answers(environment: Mapping[str, str]) -> AsyncIterator[Answer]:
         return
     namespaces = configs.load().namespaces
     async with Cluster(connection) as cluster:
-        async for answer in definition(cluster):
-            yield answer
-        async for answer in role(cluster, json.loads(environment.get(OPERATOR_RULES, "[]")), namespaces):
-            yield answer
+        async for result in definition(cluster):
+            yield result
+        async for result in role(cluster, json.loads(environment.get(OPERATOR_RULES, "[]")), namespaces):
+            yield result
 
 
 async def _main() -> int:
     failed = False
-    async for well, text in answers(os.environ):
+    async for well, text in results(os.environ):
         sys.stdout.write(f"{'ok    ' if well else 'FAILED'} {text}\n")
         failed |= not well
     return int(failed)

@@ -24,7 +24,7 @@ from steerlm_operator.readings import classify_refusal, last_progress
 from steerlm_operator.reconcile import decide
 from steerlm_operator.reconcile_state import Caches, ReconcileState
 from steerlm_operator.storage import MISSING_SECONDS, UNSETTLED, USABLE
-from steerlm_operator.work_queue import Name, WorkQueue
+from steerlm_operator.work_queue import NamespacedName, WorkQueue
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,9 @@ class Controller:
         self.standby = False
         """Whether another process leads."""
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
-        self._memory: dict[Name, ReconcileState] = {}
+        self._memory: dict[NamespacedName, ReconcileState] = {}
         self.queue = WorkQueue()
-        self._phases: dict[Name, str] = {}
+        self._phases: dict[NamespacedName, str] = {}
         self._last_resync = time.monotonic()
         self._last_discovery = 0.0
 
@@ -85,7 +85,7 @@ class Controller:
                 self.queue.done(name)
                 metrics.LAST_RECONCILE.set_to_current_time()
 
-    def _note_error(self, name: Name, error: Exception) -> None:
+    def _note_error(self, name: NamespacedName, error: Exception) -> None:
         memory = self._memory.setdefault(name, ReconcileState())
         memory.errors += 1
         delay = min(0.5 * 2 ** min(memory.errors, 10), LONGEST_BACKOFF_SECONDS)
@@ -125,7 +125,7 @@ class Controller:
                 pause = asyncio.sleep(LOGS_AT_ONCE / LOG_READS_PER_SECOND if len(watched) > LOGS_AT_ONCE else 0)
                 await asyncio.gather(pause, *(self._read_progress(name, pod) for name, pod in watched[start : start + LOGS_AT_ONCE]))
 
-    async def _read_progress(self, name: Name, pod: str) -> None:
+    async def _read_progress(self, name: NamespacedName, pod: str) -> None:
         memory = self._memory.get(name)
         if self.cluster is None or memory is None:
             return
@@ -138,7 +138,7 @@ class Controller:
             memory.progress = {pod: found}
             self.queue.add(name)
 
-    async def _look(self, name: Name) -> None:
+    async def _look(self, name: NamespacedName) -> None:
         if self.cluster is None:
             self.queue.add_after(name, 1)
             return
@@ -170,7 +170,7 @@ class Controller:
             return
         self.queue.add_after(name, 1)
 
-    def _newest(self, name: Name, memory: ReconcileState) -> Object | None:
+    def _newest(self, name: NamespacedName, memory: ReconcileState) -> Object | None:
         resource = self.caches.pipeline(name)
         if resource is None or memory.latest is None:
             return resource
@@ -183,7 +183,7 @@ class Controller:
         memory.latest = None
         return resource
 
-    def _forget(self, name: Name) -> None:
+    def _forget(self, name: NamespacedName) -> None:
         self._memory.pop(name, None)
         self.queue.cancel_timer(name)
         if phase := self._phases.pop(name, None):
@@ -191,7 +191,7 @@ class Controller:
         with contextlib.suppress(KeyError):
             metrics.SERVERS_READY.remove(*name)
 
-    async def _decide(self, name: Name, resource: Object, memory: ReconcileState) -> Decision:
+    async def _decide(self, name: NamespacedName, resource: Object, memory: ReconcileState) -> Decision:
         status = PipelineStatus.model_validate(resource.get("status") or {})
         ended = holds(status, "Complete") or holds(status, "Failed")
         engine = find_condition(status, "EngineAvailable")
@@ -267,7 +267,7 @@ class Controller:
         found = await self.cluster.get(resource["apiVersion"], resource["kind"], metadata["namespace"], metadata["name"])
         return found if found and found["metadata"]["uid"] == metadata["uid"] else None
 
-    async def _act(self, name: Name, resource: Object, decision: Decision, memory: ReconcileState) -> None:
+    async def _act(self, name: NamespacedName, resource: Object, decision: Decision, memory: ReconcileState) -> None:
         cluster = self.cluster
         if cluster is None:
             return
@@ -288,7 +288,7 @@ class Controller:
         if decision.again is not None:
             self.queue.add_after(name, max(decision.again, 0.1))
 
-    async def _apply(self, name: Name, decision: Decision, memory: ReconcileState) -> bool:
+    async def _apply(self, name: NamespacedName, decision: Decision, memory: ReconcileState) -> bool:
         """Whether the API server took everything. Raises ApiError for trouble that is not about the objects."""
         if self.cluster is None:
             return False
@@ -309,7 +309,7 @@ class Controller:
             memory.refusals.pop(key, None)
         return True
 
-    async def _write_refusal(self, name: Name, resource: Object, memory: ReconcileState) -> None:
+    async def _write_refusal(self, name: NamespacedName, resource: Object, memory: ReconcileState) -> None:
         """Say in the status what was refused; the next try comes after a while."""
         decision = await self._decide(name, resource, memory)
         written = dump(decision.status)
@@ -317,7 +317,7 @@ class Controller:
             self.queue.add(name)
         self.queue.add_after(name, decision.again or LONGEST_BACKOFF_SECONDS)
 
-    def _gauge(self, name: Name, status: PipelineStatus) -> None:
+    def _gauge(self, name: NamespacedName, status: PipelineStatus) -> None:
         """Metrics of how things are: also of a pipeline whose status an earlier process wrote."""
         if (old := self._phases.get(name)) != status.phase:
             if old:
@@ -328,7 +328,7 @@ class Controller:
             metrics.SERVERS_READY.labels(*name).set(status.annotation.servers_ready)
 
 
-def _fields(name: Name, *, reason: str) -> dict[str, str]:
+def _fields(name: NamespacedName, *, reason: str) -> dict[str, str]:
     """What a log line says in fields of its own, for logs in JSON."""
     return {"namespace": name[0], "pipeline": name[1], "reason": reason}
 

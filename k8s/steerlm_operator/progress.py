@@ -11,8 +11,9 @@ from nemo_steerlm.pipeline.stages import Stage
 from steerlm_operator import names, retries, storage
 from steerlm_operator.draft import Draft, find_condition
 from steerlm_operator.models import Object
-from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, read_servers, shorten, taken_away
+from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, shorten, taken_away
 from steerlm_operator.resources import servers, work
+from steerlm_operator.server_readings import read_servers
 
 STOP_SECONDS = "stop_seconds"
 """Of a training's progress: how long it has taken at most to end a step and save."""
@@ -164,8 +165,8 @@ def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message:
     limit = draft.pipeline.run_policy.pending_deadline_seconds
     waited = draft.seconds_since(entry.start_time)
     if limit is not None and waited >= limit:
-        said = f"not started within {limit} s: {message}"
-        _fail_stage(draft, stage, entry, Reading(state="Failed", reason="PendingDeadlineExceeded", message=said, permanent=True))
+        late = f"not started within {limit} s: {message}"
+        _fail_stage(draft, stage, entry, Reading(state="Failed", reason="PendingDeadlineExceeded", message=late, permanent=True))
         return
     if limit is not None:
         draft.look_again(limit - waited)
@@ -187,10 +188,10 @@ def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Readi
         entry.progress = f"{annotation.succeeded}/{stage.shards} shards"
     elif reading.pod:
         draft.watch.append(reading.pod)
-        if said := draft.observed.progress.get(reading.pod):
-            entry.progress = describe_progress(said)
-            _compare_grace(draft, stage, said)
-            retries.note_progress(draft, stage, entry, said)
+        if progress := draft.observed.progress.get(reading.pod):
+            entry.progress = describe_progress(progress)
+            _compare_grace(draft, stage, progress)
+            retries.note_progress(draft, stage, entry, progress)
         if entry.progress != before:
             entry.progress_time = draft.timestamp()
         if _has_stalled(draft, stage, entry):
@@ -209,14 +210,14 @@ def _has_stalled(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
     if silent < limit:
         draft.look_again(limit - silent)
         return False
-    said = f"no progress within {limit} s" + (f" after {entry.progress}" if entry.progress else "")
-    _fail_stage(draft, stage, entry, Reading(state="Failed", reason="NoProgress", message=said, counted=False))
+    message = f"no progress within {limit} s" + (f" after {entry.progress}" if entry.progress else "")
+    _fail_stage(draft, stage, entry, Reading(state="Failed", reason="NoProgress", message=message, counted=False))
     return True
 
 
-def _compare_grace(draft: Draft, stage: Stage, said: Mapping[str, Any]) -> None:
+def _compare_grace(draft: Draft, stage: Stage, progress: Mapping[str, Any]) -> None:
     """Whether a training that is stopped has the time to save, by what it measured."""
-    needed = said.get(STOP_SECONDS)
+    needed = progress.get(STOP_SECONDS)
     if not isinstance(needed, int | float):
         return
     grace = draft.pipeline.grace_seconds
@@ -264,14 +265,14 @@ def _fail_stage(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading
         draft.event("StageFailed", f"{stage.name}, attempt {entry.attempt}: {reading.reason}: {reading.message}", warning=True)
         return
     delay = retries.delay(draft, entry, counted=reading.counted)
-    retries.say(draft, entry, reading)
+    retries.report_no_progress(draft, entry, reading)
     entry.phase = "Retrying"
     entry.next_attempt_time = draft.timestamp(after=delay)
     draft.look_again(delay)
     counted = "" if reading.counted else " (not counted)"
-    said = f"{stage.name}, attempt {entry.attempt}: {reading.reason}{counted}: {reading.message}"
-    draft.condition("Progressing", True, "StageRetrying", said)
-    draft.event("StageRetrying", said, warning=True)
+    message = f"{stage.name}, attempt {entry.attempt}: {reading.reason}{counted}: {reading.message}"
+    draft.condition("Progressing", True, "StageRetrying", message)
+    draft.event("StageRetrying", message, warning=True)
 
 
 def _release_servers(draft: Draft) -> None:

@@ -1,4 +1,4 @@
-"""What Jobs, Deployments and their pods say, in the pipeline's words. Pure."""
+"""What Jobs and their pods say, in the pipeline's words. Pure."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, cre
 
 
 def _read_active(pods: Sequence[Object], creation_failure: str, together: int) -> Reading:
-    waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
+    waiting = next((reading for pod in pods if (reading := waits_for(pod))), None)
     if waiting:
         return waiting
     if not pods and creation_failure:
@@ -83,8 +83,8 @@ def _index(pod: Object) -> int:
 
 def _read_success(condition: Object, pods: Sequence[Object], now: datetime.datetime) -> Reading:
     for pod in sorted(pods, key=_index):
-        ended = _terminated(pod)
-        if ended and ended.get("exitCode") == 0 and (result := parse_result_line(ended.get("message", ""))):
+        terminated = _terminated(pod)
+        if terminated and terminated.get("exitCode") == 0 and (result := parse_result_line(terminated.get("message", ""))):
             return Reading(state="Succeeded", result=result)
     if _just_ended(condition, now) and not any(_terminated(pod) for pod in pods):
         return Reading(state="Lagging")
@@ -109,7 +109,7 @@ def _read_failure(condition: Object, pods: Sequence[Object], now: datetime.datet
         return found
     if endings:
         # A rank that lost another one fails too: the exit that is nobody's consequence is the first.
-        return _exited(*endings[0])
+        return exit_of(*endings[0])
     if rule := _RULE_EXIT.search(message):
         return _exit_reading(int(rule[1]), message)
     return _unexplained(condition, pods, now)
@@ -134,22 +134,22 @@ def _unexplained(condition: Object, pods: Sequence[Object], now: datetime.dateti
     reason, message = condition.get("reason") or "JobFailed", condition.get("message") or "the Job failed"
     refused = next((pod for pod in pods if pod.get("status", {}).get("phase") == "Failed" and not _terminated(pod)), None)
     if refused:  # by its node, before its container ran
-        said = (refused["metadata"]["name"], *(refused["status"].get(key) for key in ("reason", "message")))
-        return Reading(state="Failed", reason="JobFailed", message=shorten(": ".join(filter(None, said))))
+        parts = (refused["metadata"]["name"], *(refused["status"].get(key) for key in ("reason", "message")))
+        return Reading(state="Failed", reason="JobFailed", message=shorten(": ".join(filter(None, parts))))
     if reason != "BackoffLimitExceeded":
         return Reading(state="Failed", reason=reason, message=shorten(message))
     # A pod failed, and a pod that has failed stays for as long as its Job does: this one was deleted.
     return Reading(state="Lagging") if _just_ended(condition, now) else taken_away("it was deleted before it could say how it ended")
 
 
-def taken_away(said: str) -> Reading:
+def taken_away(detail: str) -> Reading:
     """Failed by somebody who deleted a pod, or took its node: not the stage's own fault."""
-    return Reading(state="Failed", reason="Disrupted", message=shorten(f"a pod was taken away: {said}"), counted=False)
+    return Reading(state="Failed", reason="Disrupted", message=shorten(f"a pod was taken away: {detail}"), counted=False)
 
 
 def _endings(pods: Sequence[Object]) -> list[tuple[Object, Object]]:
     """Pods that failed and how, the first one first; of the same second, those that nobody deleted."""
-    found = [(pod, ended) for pod in pods if (ended := _terminated(pod)) and ended.get("exitCode") != 0]
+    found = [(pod, terminated) for pod in pods if (terminated := _terminated(pod)) and terminated.get("exitCode") != 0]
     return sorted(found, key=lambda each: (each[1].get("finishedAt") or "", _deletion(each[0]) is not None))
 
 
@@ -159,56 +159,57 @@ def _deletion(pod: Object) -> datetime.datetime | None:
     return due - datetime.timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds") or 0) if due else None
 
 
-def _was_deleted(pod: Object, ended: Object) -> bool:
+def _was_deleted(pod: Object, terminated: Object) -> bool:
     """Whether a pod's end came of its deletion."""
-    asked, finished = _deletion(pod), parse_time(ended.get("finishedAt"))
+    asked, finished = _deletion(pod), parse_time(terminated.get("finishedAt"))
     return asked is not None and (finished is None or asked <= finished)
 
 
 def _own_fault(endings: Sequence[tuple[Object, Object]]) -> Reading | None:
     """Failures that no disruption explains. Out of memory first: the pods beside it die of it."""
-    if any(ended.get("reason") == "OOMKilled" for _, ended in endings):
-        said = "killed for using more memory than its limit; raise spec.resources, or lower microBatchSize"
-        return Reading(state="Failed", reason="OutOfMemory", message=said, permanent=True)
-    return next((_exited(pod, ended) for pod, ended in endings if ended.get("exitCode") in PERMANENT_EXIT_CODES), None)
+    if any(terminated.get("reason") == "OOMKilled" for _, terminated in endings):
+        message = "killed for using more memory than its limit; raise spec.resources, or lower microBatchSize"
+        return Reading(state="Failed", reason="OutOfMemory", message=message, permanent=True)
+    return next((exit_of(pod, terminated) for pod, terminated in endings if terminated.get("exitCode") in PERMANENT_EXIT_CODES), None)
 
 
 def _read_failed_shards(message: str, endings: Sequence[tuple[Object, Object]]) -> Reading:
     last = max(endings, key=lambda found: found[1].get("finishedAt") or "", default=None)
     if last is None:
         return Reading(state="Failed", reason="ShardsFailed", message=shorten(message), permanent=True)
-    pod, ended = last
-    why = _exited(pod, ended)
+    pod, terminated = last
+    why = exit_of(pod, terminated)
     # Each shard had retries of its own.
     return Reading(state="Failed", reason="ShardsFailed", message=shorten(f"shard {_index(pod)}: {why.message}"), permanent=True)
 
 
-def _exited(pod: Object, ended: Object) -> Reading:
-    said = " ".join((ended.get("message") or ended.get("reason") or "").strip().splitlines()[-1:])
-    return _exit_reading(int(ended["exitCode"]), f"{pod['metadata']['name']}: {said}" if said else pod["metadata"]["name"])
+def exit_of(pod: Object, terminated: Object) -> Reading:
+    """How a container ended, by its exit code and the last line that it left."""
+    last_line = " ".join((terminated.get("message") or terminated.get("reason") or "").strip().splitlines()[-1:])
+    return _exit_reading(int(terminated["exitCode"]), f"{pod['metadata']['name']}: {last_line}" if last_line else pod["metadata"]["name"])
 
 
-def _exit_reading(code: int, said: str) -> Reading:
+def _exit_reading(code: int, detail: str) -> Reading:
     if code in PERMANENT_EXIT_CODES:
-        return Reading(state="Failed", reason=PERMANENT_REASONS[code], message=shorten(f"exit code {code}: {said}"), permanent=True)
+        return Reading(state="Failed", reason=PERMANENT_REASONS[code], message=shorten(f"exit code {code}: {detail}"), permanent=True)
     if code == EXIT_TERMINATED:
-        return Reading(state="Failed", reason="Terminated", message=shorten(f"stopped from outside: {said}"), counted=False)
+        return Reading(state="Failed", reason="Terminated", message=shorten(f"stopped from outside: {detail}"), counted=False)
     reasons = {69: "ServerUnreachable", 75: "TryAgain", 137: "Killed"}
-    return Reading(state="Failed", reason=reasons.get(code, "StageError"), message=shorten(f"exit code {code}: {said}"))
+    return Reading(state="Failed", reason=reasons.get(code, "StageError"), message=shorten(f"exit code {code}: {detail}"))
 
 
 _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable")
 
 
-def _waits_for(pod: Object) -> Reading | None:
+def waits_for(pod: Object) -> Reading | None:
     """What a pod that does not run waits for, where that is more than its turn."""
     status = pod.get("status", {})
     for container in status.get("containerStatuses") or ():
         waiting = container.get("state", {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _IMAGE_REASONS:
-            said = f"image {container.get('image')} cannot be pulled: {message or reason}"
-            return Reading(state="Waiting", reason="ImageNotAvailable", message=shorten(said), blocked=True)
+            cause = f"image {container.get('image')} cannot be pulled: {message or reason}"
+            return Reading(state="Waiting", reason="ImageNotAvailable", message=shorten(cause), blocked=True)
         if reason == "CreateContainerConfigError":
             kind = "SecretNotFound" if "secret" in message else "ContainerConfigError"
             return Reading(state="Waiting", reason=kind, message=shorten(message), blocked=True)
@@ -221,78 +222,6 @@ def _waits_for(pod: Object) -> Reading | None:
             reason = "ClaimUnbound" if "unbound immediate PersistentVolumeClaims" in message else reason
             return Reading(state="Waiting", reason=reason, message=shorten(message), blocked=True)
     return None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ServersReading:
-    """The state of a Deployment of inference servers."""
-
-    ready: int = 0
-    reason: str = "ServersStarting"
-    message: str = "no server answers yet"
-    failed: bool = False
-    blocked: bool = False
-    permanent: bool = False
-
-
-def read_servers(deployment: Object, pods: Sequence[Object], now: datetime.datetime) -> ServersReading:
-    """A Deployment and its pods. What cannot become well by itself has failed, however long a model may take to load."""
-    status = deployment.get("status", {})
-    ready = int(status.get("readyReplicas") or 0)
-    if ready:
-        return ServersReading(ready=ready, reason="ServersReady", message=f"{ready} of {deployment['spec'].get('replicas', 1)} answer")
-    conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    refused = conditions.get("ReplicaFailure", {})
-    if refused.get("status") == "True":
-        reason, message = classify_refusal(403, refused.get("message", ""))
-        return ServersReading(reason=reason, message=message, blocked=True)
-    if failed := _server_failure(conditions.get("Progressing", {}), pods, now):
-        return failed
-    waiting = next((reading for pod in pods if (reading := _waits_for(pod))), None)
-    return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked) if waiting else ServersReading()
-
-
-CRASHES = 3
-"""Restarts of a server's container after which it is taken for broken."""
-IMAGE_SECONDS = 600
-"""How long an image may not be there before the attempt ends: whoever waits for it may hold a GPU."""
-
-
-def _server_failure(progressing: Object, pods: Sequence[Object], now: datetime.datetime) -> ServersReading | None:
-    endings = [(pod, ended) for pod in pods for ended in _last_endings(pod)]
-    killed = next((pod for pod, ended in endings if ended.get("reason") == "OOMKilled"), None)
-    if killed:
-        said = f"{killed['metadata']['name']}: killed for using more memory than its limit; raise spec.resources.servers"
-        return ServersReading(reason="OutOfMemory", message=said, failed=True, permanent=True)
-    wrong = next((_exited(pod, ended) for pod, ended in endings if ended.get("exitCode") in PERMANENT_EXIT_CODES), None)
-    if wrong:
-        return ServersReading(reason=wrong.reason, message=wrong.message, failed=True, permanent=True)
-    if crashing := next((pod for pod in pods if _crashes(pod) >= CRASHES), None):
-        last = next((_exited(crashing, ended).message for ended in _last_endings(crashing)), crashing["metadata"]["name"])
-        said = f"{_crashes(crashing)} crashes; the last one: {last}"
-        return ServersReading(reason="ServersCrash", message=shorten(said), failed=True)
-    for pod in pods:
-        waits, since = _waits_for(pod), parse_time(pod.get("status", {}).get("startTime"))
-        if waits and waits.reason == "ImageNotAvailable" and since and (now - since).total_seconds() > IMAGE_SECONDS:
-            return ServersReading(reason=waits.reason, message=waits.message, failed=True)
-    if progressing.get("reason") != "ProgressDeadlineExceeded":
-        return None
-    said = f"; the last one: {_exited(*endings[-1]).message}" if endings else ""
-    return ServersReading(reason="ServersNotReady", message=shorten(f"no server answered in time{said}"), failed=True)
-
-
-def _crashes(pod: Object) -> int:
-    """How often a container that waits to be started again has ended; 0 where it runs."""
-    containers = pod.get("status", {}).get("containerStatuses") or ()
-    backing_off = (c for c in containers if (c.get("state", {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff")
-    return max((int(c.get("restartCount") or 0) for c in backing_off), default=0)
-
-
-def _last_endings(pod: Object) -> list[Object]:
-    states = [
-        c.get(state, {}).get("terminated") for c in pod.get("status", {}).get("containerStatuses") or () for state in ("lastState", "state")
-    ]
-    return [ended for ended in states if ended]
 
 
 _REFUSED_WORDS = {
@@ -362,9 +291,9 @@ def shorten(text: str, limit: int = 700) -> str:
 
 def _terminated(pod: Object) -> Object | None:
     for container in pod.get("status", {}).get("containerStatuses") or ():
-        ended: Object | None = container.get("state", {}).get("terminated")
-        if ended:
-            return ended
+        terminated: Object | None = container.get("state", {}).get("terminated")
+        if terminated:
+            return terminated
     return None
 
 

@@ -8,22 +8,22 @@ from typing import Any, Protocol
 
 from steerlm_operator.draft import Key, Refusal
 from steerlm_operator.models import Object
-from steerlm_operator.work_queue import Name
+from steerlm_operator.work_queue import NamespacedName
 
 
 class Caches(Protocol):
     """What the watches brought. Reads only; ``watches`` fills it."""
 
-    def pipelines(self) -> list[Name]:
+    def pipelines(self) -> list[NamespacedName]:
         """All pipelines."""
 
-    def pipeline(self, name: Name) -> Object | None:
+    def pipeline(self, name: NamespacedName) -> Object | None:
         """One pipeline's resource."""
 
-    def children(self, name: Name) -> list[Object]:
+    def children(self, name: NamespacedName) -> list[Object]:
         """Objects labelled with a pipeline's name, pods left out, each with ``kind``."""
 
-    def pods(self, name: Name) -> list[Object]:
+    def pods(self, name: NamespacedName) -> list[Object]:
         """Pods labelled with a pipeline's name."""
 
 

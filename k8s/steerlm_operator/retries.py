@@ -15,13 +15,13 @@ from steerlm_operator.readings import Reading, shorten
 LONGEST_RETRY_SECONDS = 600.0
 SAVED = "saved"
 """Of a training's progress: the step of its last checkpoint, which is how far the next attempt starts from."""
-SAID_AFTER = 2
-"""So many disruptions in a row are normal life; more are said in a condition."""
+USUAL_DISRUPTIONS = 2
+"""So many disruptions in a row are normal life; more become a condition."""
 
 
-def note_progress(draft: Draft, stage: Stage, entry: StageStatus, said: Mapping[str, Any]) -> None:
+def note_progress(draft: Draft, stage: Stage, entry: StageStatus, progress: Mapping[str, Any]) -> None:
     """A stage that got further than any attempt before is forgiven what failed until then."""
-    reached = said.get(SAVED if stage.training else "done")
+    reached = progress.get(SAVED if stage.training else "done")
     if not isinstance(reached, int) or reached <= entry.furthest:
         return
     entry.furthest = reached
@@ -40,8 +40,8 @@ def count(draft: Draft, entry: StageStatus, reading: Reading) -> Reading:
     limit = DISRUPTION_LIMIT if given is None else given
     if reading.permanent or entry.disruptions <= limit:
         return reading
-    said = f"{_since(entry)}: {entry.disruptions} disruptions in a row; the last one: {reading.message}"
-    return dataclasses.replace(reading, reason="NoProgress", message=shorten(said), permanent=True)
+    message = f"{_since(entry)}: {entry.disruptions} disruptions in a row; the last one: {reading.message}"
+    return dataclasses.replace(reading, reason="NoProgress", message=shorten(message), permanent=True)
 
 
 def delay(draft: Draft, entry: StageStatus, *, counted: bool) -> float:
@@ -51,11 +51,11 @@ def delay(draft: Draft, entry: StageStatus, *, counted: bool) -> float:
     return min(draft.pipeline.config.retry_seconds * 2.0 ** min(before, 10), LONGEST_RETRY_SECONDS)
 
 
-def say(draft: Draft, entry: StageStatus, reading: Reading) -> None:
+def report_no_progress(draft: Draft, entry: StageStatus, reading: Reading) -> None:
     """A condition for a stage that is disrupted again and again and gets no further."""
-    if entry.disruptions > SAID_AFTER:
-        said = f"{entry.name}: {_since(entry)}, attempt {entry.attempt} was the last one; it ended: {reading.message}"
-        draft.condition("Advancing", False, "NoProgress", said)
+    if entry.disruptions > USUAL_DISRUPTIONS:
+        message = f"{entry.name}: {_since(entry)}, attempt {entry.attempt} was the last one; it ended: {reading.message}"
+        draft.condition("Advancing", False, "NoProgress", message)
 
 
 def _since(entry: StageStatus) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nemo_steerlm.pipeline.cluster_status import ServingStatus
 from nemo_steerlm.pipeline.registry import EVALUATE
-from steerlm_operator import names, readings, storage
+from steerlm_operator import names, server_readings, storage
 from steerlm_operator.draft import Draft, annotation
 from steerlm_operator.models import Object
 from steerlm_operator.resources import servers, surroundings
@@ -27,7 +27,7 @@ def serve(draft: Draft) -> None:
     else:
         draft.status.serving = None
     draft.status.endpoints = {"serve": servers.url(pipeline, name)}
-    reading = readings.read_servers(seen or {}, draft.pods(component=names.SERVE), draft.now)
+    reading = server_readings.read_servers(seen or {}, draft.pods(component=names.SERVE), draft.now)
     refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
     if refusal:
         draft.condition("Serving", False, refusal.reason, refusal.message)

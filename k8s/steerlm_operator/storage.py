@@ -37,9 +37,9 @@ def ready(draft: Draft) -> bool:
         return False
     phase = claim.get("status", {}).get("phase", "Pending")
     if phase == "Lost" or claim["metadata"].get("deletionTimestamp"):
-        said = f"{_name(draft)} is lost or being deleted"
-        draft.condition("StorageReady", False, "ClaimLost", said)
-        draft.condition("Progressing", False, "ClaimLost", said)
+        message = f"{_name(draft)} is lost or being deleted"
+        draft.condition("StorageReady", False, "ClaimLost", message)
+        draft.condition("Progressing", False, "ClaimLost", message)
         draft.look_again(MISSING_SECONDS)
         return False
     if phase == "Pending":
@@ -67,8 +67,8 @@ def _make(draft: Draft, refusal: Refusal | None) -> None:
 
 
 def _tell_why_unbound(draft: Draft, claim: Object) -> None:
-    said = draft.observed.claim_event
-    if not said:
+    event = draft.observed.claim_event
+    if not event:
         draft.condition("StorageReady", True, "ClaimPending", f"{_name(draft)} has no volume yet")
         return
     spec = claim.get("spec", {})
@@ -80,7 +80,7 @@ def _tell_why_unbound(draft: Draft, claim: Object) -> None:
             f"storage class {spec['storageClassName']} may have no ReadWriteMany: name one of a shared file system (EFS, Filestore, Azure "
             "Files, NFS, CephFS, Lustre) in storage.claimTemplate.storageClassName; accessMode ReadWriteOnce does for a single node"
         )
-    draft.condition("StorageReady", False, "ClaimUnbound", "; ".join((f"{_name(draft)} gets no volume: {said}", *advice)))
+    draft.condition("StorageReady", False, "ClaimUnbound", "; ".join((f"{_name(draft)} gets no volume: {event}", *advice)))
 
 
 def _compare(draft: Draft, claim: Object, refusal: Refusal | None) -> None:
@@ -89,17 +89,19 @@ def _compare(draft: Draft, claim: Object, refusal: Refusal | None) -> None:
     wanted, held = _terms(template, claim) if template else ({}, {})
     fixed = [f"{key} {held[key]}, not {wanted[key]}" for key in wanted if key != "size" and wanted[key] != held.get(key)]
     if fixed:
-        said = f"{_name(draft)} has {' and '.join(fixed)}, which never changes: delete it once its data is elsewhere, or name another"
-        draft.condition("StorageReady", True, "ClaimDiffers", said)
+        message = f"{_name(draft)} has {' and '.join(fixed)}, which never changes: delete it once its data is elsewhere, or name another"
+        draft.condition("StorageReady", True, "ClaimDiffers", message)
         return
     more = amount(wanted["size"]) - amount(held["size"]) if wanted and held.get("size") else Decimal(0)
     if more > 0 and (made := surroundings.claim(draft.pipeline)):
         draft.last.append(made)
-        said = f"{_name(draft)} grows from {held['size']} to {wanted['size']}"
-        draft.condition("StorageReady", True, *(("ClaimDiffers", f"{said}: {refusal.message}") if refusal else ("ClaimExpanding", said)))
+        message = f"{_name(draft)} grows from {held['size']} to {wanted['size']}"
+        draft.condition(
+            "StorageReady", True, *(("ClaimDiffers", f"{message}: {refusal.message}") if refusal else ("ClaimExpanding", message))
+        )
     elif more < 0:
-        said = f"{_name(draft)} has {held['size']}, not {wanted['size']}: claims do not shrink"
-        draft.condition("StorageReady", True, "ClaimDiffers", said)
+        message = f"{_name(draft)} has {held['size']}, not {wanted['size']}: claims do not shrink"
+        draft.condition("StorageReady", True, "ClaimDiffers", message)
     else:
         draft.condition("StorageReady", True, "ClaimFound", _name(draft))
 

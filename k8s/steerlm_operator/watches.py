@@ -20,7 +20,7 @@ from nemo_steerlm.pipeline.manifest import API_VERSION, KIND
 from steerlm_operator import names
 from steerlm_operator.cluster import ApiError, Cluster
 from steerlm_operator.models import Object
-from steerlm_operator.work_queue import Name
+from steerlm_operator.work_queue import NamespacedName
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,11 @@ class Watched:
     """Whether the status is read; where neither is, the API server is asked for metadata only."""
     selector: str = names.PIPELINE
     """Label selector: only what belongs to a pipeline, not every Job and pod of the cluster."""
+
+    @property
+    def metadata_only(self) -> bool:
+        """Whether metadata is all that is read of it."""
+        return self.kind != KIND and not (self.spec or self.status)
 
     def trimmed(self, body: Mapping[str, Any]) -> Object:
         """A thousand pipelines' pod templates would not fit."""
@@ -72,7 +77,7 @@ CHILDREN = (
 class Watches:
     """The controller's caches. Objects are kept as JSON text: a tenth of what they take as dictionaries."""
 
-    def __init__(self, namespaces: Iterable[str], changed: Callable[[Name], None] = lambda _: None, selector: str = "") -> None:
+    def __init__(self, namespaces: Iterable[str], changed: Callable[[NamespacedName], None] = lambda _: None, selector: str = "") -> None:
         """``selector`` is the label selector of the pipelines that are looked at."""
         self.synced = asyncio.Event()
         """Everything was listed once: what is not here is not there."""
@@ -80,27 +85,27 @@ class Watches:
         """Told the name of a pipeline when it, or an object of it, has changed."""
         self._watched = (dataclasses.replace(PIPELINES, selector=selector), PODS, *CHILDREN)
         self._places: tuple[str | None, ...] = tuple(namespaces) or (None,)
-        self._known: dict[str, dict[Name, dict[str, bytes]]] = {watched.kind: {} for watched in self._watched}
-        self._owners: dict[tuple[str, str | None], dict[str, Name]] = {}
+        self._known: dict[str, dict[NamespacedName, dict[str, bytes]]] = {watched.kind: {} for watched in self._watched}
+        self._owners: dict[tuple[str, str | None], dict[str, NamespacedName]] = {}
         self._unlisted: set[tuple[str, str | None]] = set()
 
-    def pipelines(self) -> list[Name]:
+    def pipelines(self) -> list[NamespacedName]:
         """All pipelines."""
         return list(self._known[KIND])
 
-    def pipeline(self, name: Name) -> Object | None:
+    def pipeline(self, name: NamespacedName) -> Object | None:
         """One pipeline's resource."""
         return next(iter(self._stored(KIND, name)), None)
 
-    def children(self, name: Name) -> list[Object]:
+    def children(self, name: NamespacedName) -> list[Object]:
         """A pipeline's objects but its pods."""
         return [child for watched in CHILDREN for child in self._stored(watched.kind, name)]
 
-    def pods(self, name: Name) -> list[Object]:
+    def pods(self, name: NamespacedName) -> list[Object]:
         """A pipeline's pods."""
         return self._stored(PODS.kind, name)
 
-    def _stored(self, kind: str, name: Name) -> list[Object]:
+    def _stored(self, kind: str, name: NamespacedName) -> list[Object]:
         return [msgspec.json.decode(text) for text in self._known[kind].get(name, {}).values()]
 
     async def follow(self, cluster: Cluster) -> None:
@@ -117,7 +122,9 @@ class Watches:
             try:
                 if not version:
                     version = await self._list(cluster, watched, place)
-                async for kind, body in cluster.watch(watched.api_version, watched.kind, place, watched.selector, version, **_how(watched)):
+                async for kind, body in cluster.watch(
+                    watched.api_version, watched.kind, place, watched.selector, version, metadata_only=watched.metadata_only
+                ):
                     version = body["metadata"]["resourceVersion"]
                     delay = FIRST_DELAY_SECONDS
                     self._take(watched, place, kind, body)
@@ -134,7 +141,7 @@ class Watches:
         """Take in all there is and forget the rest; returns the version to watch from. Raises ApiError."""
         known = self._owners.setdefault((watched.kind, place), {})
         before, version = set(known), ""
-        async for page in cluster.pages(watched.api_version, watched.kind, place, watched.selector, **_how(watched)):
+        async for page in cluster.pages(watched.api_version, watched.kind, place, watched.selector, metadata_only=watched.metadata_only):
             version = page["metadata"]["resourceVersion"]
             for body in page["items"] or ():
                 self._take(watched, place, "ADDED", body)
@@ -172,7 +179,3 @@ class Watches:
             if not stored[name]:
                 del stored[name]
         self.changed(name)
-
-
-def _how(watched: Watched) -> dict[str, bool]:
-    return {"metadata_only": watched.kind != KIND and not (watched.spec or watched.status)}

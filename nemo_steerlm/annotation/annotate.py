@@ -20,7 +20,7 @@ from nemo_steerlm.annotation.progress import Progress
 from nemo_steerlm.annotation.results import ResultWriter, Summary, disk_errors, labelled, require_confidence
 from nemo_steerlm.client.announcement import Announcement
 from nemo_steerlm.client.http import async_client, client_key
-from nemo_steerlm.client.labelling import LabelFormat, Labelling, Turns, advance, taught_turns
+from nemo_steerlm.client.labelling import LabelFormat, Labelling, TurnSelection, advance, taught_turns
 from nemo_steerlm.client.retry import RequestFailed, RetryPolicy
 from nemo_steerlm.client.servers import ServerPool
 from nemo_steerlm.client.signals import run_until_signal
@@ -38,9 +38,9 @@ from nemo_steerlm.data.shard import Shard
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """How a file is labelled."""
 
-    turns: Turns | None = None
+    turns: TurnSelection | None = None
     """None: all if the model was taught labels of the user's turns too, else those that are not masked."""
-    turns_unknown: Turns = "unmasked"
+    turns_unknown: TurnSelection = "unmasked"
     """What None stands for with a model that does not say which turns had labels."""
     languages: bool = True
     """Whether the language is labelled too, if the schema has languages (upstream: process_lang)."""

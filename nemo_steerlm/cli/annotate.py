@@ -14,7 +14,7 @@ from nemo_steerlm.cli.preprocess import OnErrorChoice
 if TYPE_CHECKING:
     from nemo_steerlm.annotation.annotate import Options
     from nemo_steerlm.annotation.results import Summary
-    from nemo_steerlm.client.labelling import Turns
+    from nemo_steerlm.client.labelling import TurnSelection
 
 
 class TurnsChoice(str, enum.Enum):
@@ -28,7 +28,7 @@ class TurnsChoice(str, enum.Enum):
 _TURNS = "Turns to label: those whose speaker had labels when the model was trained, those that are not masked, or all."
 
 
-def _turns(choice: TurnsChoice) -> Turns | None:
+def _turns(choice: TurnsChoice) -> TurnSelection | None:
     return None if choice is TurnsChoice.TAUGHT else choice.value
 
 

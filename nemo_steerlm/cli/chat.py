@@ -93,7 +93,7 @@ def _reply(talk: Chat, text: str) -> None:
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print(flush=True)
-    if said := _said_of(talk.told):
+    if said := _said_of(talk.details):
         print(said, file=sys.stderr)
 
 

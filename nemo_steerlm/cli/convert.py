@@ -43,7 +43,11 @@ def convert(
 
 
 def to_nemo(source: str, out: Path, precision: str | None, tokens: ChatTokens | None) -> None:
-    """Convert to ``.nemo`` and say so. Everything that can be wrong with the words of the command is checked before NeMo is imported."""
+    """Convert to ``.nemo`` and say so. Everything that can be wrong with the words of the command is checked before NeMo is imported.
+
+    Raises:
+        UsageError: If ``out`` has another suffix, or ``precision`` is unknown.
+    """
     if out.suffix != ".nemo":
         raise UsageError(f"{out}: the name of the output must end in .nemo")
     if precision is not None and precision not in PRECISIONS:

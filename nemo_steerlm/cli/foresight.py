@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 GIB = 1 << 30
 
 
-class Training(NamedTuple):
+class PlannedTraining(NamedTuple):
     """One training as far as its costs go."""
 
     steps: int
@@ -54,7 +54,7 @@ def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: P
     print_costs(
         found.config,
         [
-            Training(
+            PlannedTraining(
                 steps=spec.max_steps,
                 global_batch_size=spec.global_batch_size,
                 micro_batch_size=spec.micro_batch_size,
@@ -67,14 +67,14 @@ def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: P
     )
 
 
-def print_costs(config: ModelConfig, trainings: Sequence[Training], work: Path) -> None:
+def print_costs(config: ModelConfig, trainings: Sequence[PlannedTraining], work: Path) -> None:
     """Time, memory and disk of ``trainings`` on this machine, and what is too much for it."""
     try:
         from nemo_steerlm.training import forecast
     except ImportError:
         print("Training needs NeMo: pip install 'nemo_steerlm[nemo]'. What it takes can be said once that is there.")
         return
-    costs = [forecast.Training(**training._asdict(), mean_tokens=training.tokens // 2) for training in trainings]
+    costs = [forecast.Workload(**training._asdict(), mean_tokens=training.tokens // 2) for training in trainings]
     processor, gpus = hardware.processor(), hardware.gpus()
     needed, free = forecast.memory(config, costs), hardware.memory()[1]
     stored, room = forecast.disk(config, costs), hardware.disk(work)

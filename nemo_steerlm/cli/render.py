@@ -26,8 +26,9 @@ def render(
     label_start: str = typer.Option("", "--label_start", help="Control string; the model folder's or <extra_id_2> by default."),
 ) -> None:
     """Show the exact prompt of a record, as a model trains on it: learned spans are coloured, or in ⟦ ⟧ where there are no colours."""
+    from nemo_steerlm.core.encoding import encode_spans
     from nemo_steerlm.core.template import Template, text_of
-    from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+    from nemo_steerlm.core.tokenization import load_tokenizer
 
     given = {"system_turn_start": system_turn_start, "turn_start": turn_start, "label_start": label_start}
     tokens, layout = _taught(tokenizer, {name: text for name, text in given.items() if text})

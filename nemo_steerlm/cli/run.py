@@ -47,7 +47,7 @@ def run(
         print_foresight(pipeline, graph, files_folder(file), work)
         return
     left = TimeLeft(pipeline.spec, graph)
-    listener = _Bars(left) if sys.stdout.isatty() else _Lines(left)
+    listener = _ProgressBars(left) if sys.stdout.isatty() else _ProgressLines(left)
     with listener, local.stop_on_signals():
         local.run_pipeline(file, work, from_stage=from_stage, until_stage=until_stage, listener=listener)
     _print_result(work)
@@ -105,7 +105,7 @@ def _state(message: Message) -> str:
     return f"loss {message['loss']:.3f}" if message.get("loss") is not None else str(text)
 
 
-class _Lines(local.Listener):
+class _ProgressLines(local.Listener):
     """For logs and pipes: a line when a stage starts, one when it ends, and every half minute one that says how far it is."""
 
     def __init__(self, left: TimeLeft, interval: float = SAY_EVERY) -> None:
@@ -152,7 +152,7 @@ class _Lines(local.Listener):
             if line := self.line():
                 print(line, flush=True)
 
-    def __enter__(self) -> _Lines:
+    def __enter__(self) -> _ProgressLines:
         self._timer.start()
         return self
 
@@ -161,7 +161,7 @@ class _Lines(local.Listener):
         self._timer.join()
 
 
-class _Bars(local.Listener):
+class _ProgressBars(local.Listener):
     """For people: a bar a stage, with steps or records, the loss, time passed and time left, and when the whole will be done."""
 
     def __init__(self, left: TimeLeft) -> None:
@@ -198,7 +198,7 @@ class _Bars(local.Listener):
         self._left.finished(stage.name, seconds, cached=cached)
         self._bars.update(self._task(stage), completed=1, total=1, state="already done" if cached else f"done in {seconds:.0f} s")  # type: ignore[arg-type]
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _ProgressBars:
         self._bars.start()
         return self
 

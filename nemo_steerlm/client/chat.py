@@ -83,7 +83,7 @@ class Chat:
         """Answers that the server writes, to give the one that reads most like the attributes. They come whole, not in pieces."""
         self.strength = strength
         """How strongly answers follow the attributes (``guidance_scale``); 1: as trained."""
-        self.told: dict[str, Any] = {}
+        self.details: dict[str, Any] = {}
         """What the server said of the last answer: how it reads, and how often its label was taught."""
         self.messages: list[dict[str, str]] = []
         announced = asyncio.run(_announcement(self.server, patience))
@@ -128,7 +128,7 @@ class Chat:
             UsageError: If it refuses.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        answer, self.told = "", {}
+        answer, self.details = "", {}
         for piece in self._ask(messages) if self.info else self._generate(messages):
             answer += piece
             yield piece
@@ -151,7 +151,7 @@ class Chat:
             with self._client.stream("POST", f"{self.server}/v1/chat/completions", json={**body, "stream": True}) as response:
                 self._require_success(response)
                 for choice in _choices(response.iter_lines()):
-                    self.told = choice.get("steerlm", self.told)
+                    self.details = choice.get("steerlm", self.details)
                     yield choice["delta"].get("content") or ""
         except httpx.HTTPError as error:
             raise _unreachable(self.server, error) from error
@@ -166,7 +166,7 @@ class Chat:
         self._require_success(response)
         try:
             choice = msgspec.json.decode(response.content)["choices"][0]
-            self.told = choice.get("steerlm", {})
+            self.details = choice.get("steerlm", {})
             return str(choice["message"]["content"])
         except (msgspec.DecodeError, UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
             raise TryAgainError(f"{self.server} gave no answer of a chat: {shown(response.text[:80])}") from error

@@ -17,11 +17,11 @@ from nemo_steerlm.core.labels import LANGUAGE_KEY, Label, join, split
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
 
-Turns = Literal["unmasked", "all"]
+TurnSelection = Literal["unmasked", "all"]
 """Which turns are labelled: those that are not masked, or all (as upstream, masked turns included)."""
 
 
-def taught_turns(info: ModelInfo) -> Turns | None:
+def taught_turns(info: ModelInfo) -> TurnSelection | None:
     """The turns that a model expects to have labels: all if the user's had some when it was trained. None where nobody wrote it down."""
     if info.labelled is msgspec.UNSET:
         return None
@@ -56,7 +56,7 @@ class LabelFormat(msgspec.Struct, frozen=True, kw_only=True):
 
     schema: AttributeSchema
     template: Template
-    turns: Turns = "unmasked"
+    turns: TurnSelection = "unmasked"
     fingerprint: str = ""
     confidence: bool = False
     """Whether labels need probabilities."""

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 START_LIMIT = 4
 FAILURES_TO_REST = 3
-TELL_SECONDS = 30.0
+REPORT_SECONDS = 30.0
 """Between two lines of the log that say for which server the pool waits."""
 
 
@@ -41,7 +41,7 @@ class Server:
         self.epoch = 0
         """Number of rests so far: a request sent before a rest cannot cause the next one."""
         self.last_failure = "was never reached"
-        self.told = -TELL_SECONDS
+        self.reported = -REPORT_SECONDS
         """When the log last said that it is waited for."""
 
 
@@ -207,7 +207,7 @@ class ServerPool:
                 server.last_failure = failure.reason
                 server.failures += 1
                 self._rest(server, failure.retry_after)
-                self._tell_waiting(server)
+                self._report_waiting(server)
             except SteerLMError as error:
                 self._broken = error
                 break
@@ -216,10 +216,10 @@ class ServerPool:
                 server.ready = True
         self._notify()
 
-    def _tell_waiting(self, server: Server) -> None:
+    def _report_waiting(self, server: Server) -> None:
         """In the log, at first and then from time to time: whoever reads it sees no server's own log."""
-        if _now() - server.told >= TELL_SECONDS:
-            server.told = _now()
+        if _now() - server.reported >= REPORT_SECONDS:
+            server.reported = _now()
             left = max(self._last_success + self.policy.patience - _now(), 0)
             logger.warning("waiting for %s: %s (%.0f s of patience left)", server.url, server.last_failure, left)
 

@@ -23,10 +23,10 @@ class Spec(BaseModel):
     )
 
 
-Part = TypeVar("Part", bound=BaseModel)
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
-def from_plain(model: type[Part], data: Any) -> Part:
+def from_plain(model: type[ModelT], data: Any) -> ModelT:
     """``data``, what JSON can say, as a ``model``: a boolean is no number, nor is a text; 3.0 is 3, as for a cluster's API server.
 
     Raises pydantic's ValidationError.

@@ -15,7 +15,7 @@ import yaml
 
 from nemo_steerlm.core.errors import UsageError, shown
 
-Place = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 MOST_VALUES = 100_000
 """In one document, aliases counted as often as they are used: a few lines of aliases to aliases would fill the memory."""
 
@@ -29,9 +29,9 @@ class Document(NamedTuple):
     """One YAML document as plain data: what JSON can say."""
 
     value: Any
-    lines: Mapping[Place, int]
+    lines: Mapping[FieldPath, int]
     """The 1-based line of each value, by the keys and indexes that lead to it."""
-    texts: Mapping[Place, str]
+    texts: Mapping[FieldPath, str]
     """What was written for each scalar that is no text."""
 
 
@@ -108,14 +108,14 @@ class _Reading:
     """One document's nodes becoming plain data."""
 
     def __init__(self, loader: _Loader, source: str) -> None:
-        self.lines: dict[Place, int] = {}
-        self.texts: dict[Place, str] = {}
+        self.lines: dict[FieldPath, int] = {}
+        self.texts: dict[FieldPath, str] = {}
         self._loader = loader
         self._source = source
         self._values = 0
         self._open: set[int] = set()
 
-    def value(self, node: yaml.Node, path: Place) -> Any:
+    def value(self, node: yaml.Node, path: FieldPath) -> Any:
         """The value of ``node``, whose place in the document is ``path``."""
         self._values += 1
         if self._values > MOST_VALUES:
@@ -135,7 +135,7 @@ class _Reading:
         self._open.discard(id(node))
         return found
 
-    def _mapping(self, node: yaml.MappingNode, path: Place) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         if node.tag != f"{_CORE}map":
             raise self._error(node, f"the tag {node.tag} is not supported; leave it out")
         found: dict[str, Any] = {}
@@ -158,7 +158,7 @@ class _Reading:
             self.lines[(*path, name)] = line
         return found
 
-    def _merged(self, node: yaml.Node, path: Place) -> dict[str, Any]:
+    def _merged(self, node: yaml.Node, path: FieldPath) -> dict[str, Any]:
         """What ``<<`` takes over: a mapping, or several of which the first that has a key gives it."""
         several = node.value if isinstance(node, yaml.SequenceNode) else [node]
         found: dict[str, Any] = {}
@@ -175,7 +175,7 @@ class _Reading:
             raise self._error(node, f'the key {node.value or "null"} is no text; put it in quotes: "{node.value}"')
         raise self._error(node, "a list or a mapping cannot be a key")
 
-    def _scalar(self, node: yaml.ScalarNode, path: Place) -> Any:
+    def _scalar(self, node: yaml.ScalarNode, path: FieldPath) -> Any:
         if node.tag == _UNCLEAR:
             raise self._error(node, _unclear(node.value))
         if node.tag not in _PLAIN:

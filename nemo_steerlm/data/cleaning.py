@@ -18,16 +18,11 @@ import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation, Mode
+from nemo_steerlm.core.encoding import encode_spans, require_learned
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.core.files import atomic_write, json_line
 from nemo_steerlm.core.template import ChatTokens, Layout, Template, text_of
-from nemo_steerlm.core.tokenization import (
-    HuggingFaceTokenizer,
-    SentencePieceTokenizer,
-    TextTokenizer,
-    encode_spans,
-    require_learned,
-)
+from nemo_steerlm.core.tokenization import HuggingFaceTokenizer, SentencePieceTokenizer, TextTokenizer
 from nemo_steerlm.data.parallel import batches, ordered_map
 from nemo_steerlm.data.records import check_conversation, parse_conversation, raw_lines
 from nemo_steerlm.data.rejects import OnError, Rejects
@@ -114,8 +109,12 @@ def clean(
     """Copy to ``output_file`` the records of one file, or several, that still have a learned token after truncation, in order.
 
     A record with nothing to learn is removed and counted (upstream: ``removed``); ``details`` names a JSONL file that gets line,
-    field and reason of each. A broken one (upstream removes it silently) raises DataError, or is set aside with ``on_error="skip"``.
-    Branches of a tree that are equal after ``rules.shorten`` are written once. Raises DataError where no record is left.
+    field and reason of each. A broken one (upstream removes it silently) ends the job, or is set aside with ``on_error="skip"``.
+    Branches of a tree that are equal after ``rules.shorten`` are written once.
+
+    Raises:
+        DataError: If a record is broken, unless it is set aside; or if no record is left.
+        UsageError: If ``rules.seq_len`` is less than 1, or the tokenizer is none.
     """
     rules = rules or CleaningRules()
     if rules.seq_len < 1:

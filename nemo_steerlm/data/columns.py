@@ -12,7 +12,7 @@ import msgspec
 from nemo_steerlm.core.attributes import Attribute
 from nemo_steerlm.core.errors import UsageError, nearest
 
-Row = Mapping[str, Any]
+Cells = Mapping[str, Any]
 
 MOST_OWN_LEVELS = 10
 """Whole numbers on a scale of at most so many stay as they are; others become five levels."""
@@ -71,7 +71,7 @@ class GuessedRating(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def text_columns(
-    rows: Sequence[Row], prompt: str | None, answer: str | None, without: set[str]
+    rows: Sequence[Cells], prompt: str | None, answer: str | None, without: set[str]
 ) -> tuple[str | None, str | None, str | None]:
     """The columns of prompt, answer and system prompt; the first two may be given. None where there seems to be none."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
@@ -102,8 +102,12 @@ def _named(lengths: Mapping[str, float], names: Sequence[str]) -> str | None:
     return exact or next((key for name in names for lower, key in by_name.items() if name in re.split(r"\W|_", lower)), None)
 
 
-def rating_columns(rows: Sequence[Row], wanted: Sequence[str], *, bins: bool) -> tuple[tuple[GuessedRating, ...], list[str]]:
-    """The columns of ratings; and why some columns of numbers, or wanted ones, are none."""
+def rating_columns(rows: Sequence[Cells], wanted: Sequence[str], *, bins: bool) -> tuple[tuple[GuessedRating, ...], list[str]]:
+    """The columns of ratings; and why some columns of numbers, or wanted ones, are none.
+
+    Raises:
+        UsageError: If there is no column of a wanted name.
+    """
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for key, value in _flat(row):

@@ -12,7 +12,7 @@ import msgspec
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
 from nemo_steerlm.core.errors import DataError, UsageError, nearest
-from nemo_steerlm.data.columns import GuessedRating, Row, number_of, rating_columns, text_columns
+from nemo_steerlm.data.columns import Cells, GuessedRating, number_of, rating_columns, text_columns
 from nemo_steerlm.data.objects import read_objects
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.tables import read_rows
@@ -103,7 +103,7 @@ def _listed(folder: Path) -> str:
     return ", ".join(files[:8]) + (" …" if len(files) > 8 else "") if files else "it has none"
 
 
-def _by_shape(rows: Sequence[Row], keys: Sequence[str], wishes: Wishes) -> Guess | None:
+def _by_shape(rows: Sequence[Cells], keys: Sequence[str], wishes: Wishes) -> Guess | None:
     """A guess for data whose keys say what it is."""
     if "message_tree_id" in keys:
         return Guess(kind="oasst", fields={}, preset="oasst")
@@ -130,7 +130,7 @@ def _ultrafeedback(*, binarized: bool) -> Guess:
     )
 
 
-def _conversations(rows: Sequence[Row], keys: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
+def _conversations(rows: Sequence[Cells], keys: Sequence[str]) -> tuple[str, dict[str, Any]] | None:
     """The kind of data that has whole conversations, and its fields."""
     if "generations" in keys or {"generation", "instruction"} <= set(keys):
         return "distilabel", {}
@@ -145,7 +145,7 @@ def _conversations(rows: Sequence[Row], keys: Sequence[str]) -> tuple[str, dict[
     return None
 
 
-def _argilla(rows: Sequence[Row], wishes: Wishes) -> Guess | None:
+def _argilla(rows: Sequence[Cells], wishes: Wishes) -> Guess | None:
     """Argilla 2's nested and flat records, and those of Argilla 1."""
     answered = [responses for row in rows if (responses := _responses(row))]
     questions = list(dict.fromkeys(name for responses in answered for name in responses))
@@ -183,7 +183,7 @@ def _required(ratings: tuple[tuple[GuessedRating, ...], list[str]], keys: Sequen
     return ratings[0]
 
 
-def _table(path: Path, rows: Sequence[Row], keys: Sequence[str], wishes: Wishes, *, header: bool) -> Guess:
+def _table(path: Path, rows: Sequence[Cells], keys: Sequence[str], wishes: Wishes, *, header: bool) -> Guess:
     prompt, answer, system = text_columns(rows, wishes.prompt, wishes.answer, without=set(wishes.ratings))
     if answer is None:
         raise UsageError(f"{path}: no column of texts found; name it with --text-column; found: {', '.join(keys)}")

@@ -17,7 +17,7 @@ from nemo_steerlm.data.rejects import Rejects
 _PARQUET = b"PAR1"
 
 
-class Object(NamedTuple):
+class FileObject(NamedTuple):
     """One object, where it stands, and its text for whoever sets it aside."""
 
     value: Record
@@ -31,7 +31,7 @@ def is_whole(path: str | Path) -> bool:
     return start.startswith((_PARQUET, b"["))
 
 
-def read_whole(path: str | Path) -> Iterator[Object]:
+def read_whole(path: str | Path) -> Iterator[FileObject]:
     """The objects of one Parquet table or JSON array, streamed.
 
     Raises DataError where it is broken.
@@ -39,7 +39,7 @@ def read_whole(path: str | Path) -> Iterator[Object]:
     yield from _rows(path) if _start(path).startswith(_PARQUET) else _items(path)
 
 
-def read_objects(path: str | Path, rejects: Rejects) -> Iterator[Object]:
+def read_objects(path: str | Path, rejects: Rejects) -> Iterator[FileObject]:
     """The objects of a file, streamed. A bad line goes to ``rejects``; a broken array or table raises, as ``read_whole`` does."""
     if is_whole(path):
         yield from read_whole(path)
@@ -47,7 +47,7 @@ def read_objects(path: str | Path, rejects: Rejects) -> Iterator[Object]:
         for number, raw in raw_lines(path):
             where = Where(file=str(path), line=number)
             with rejects.catch(raw):
-                yield Object(parse_line(raw, where), where, raw)
+                yield FileObject(parse_line(raw, where), where, raw)
 
 
 def _start(path: str | Path) -> bytes:
@@ -58,7 +58,7 @@ def _start(path: str | Path) -> bytes:
             raise unreadable(error, path) from error
 
 
-def _items(path: str | Path) -> Iterator[Object]:
+def _items(path: str | Path) -> Iterator[FileObject]:
     import ijson
 
     found = False
@@ -71,7 +71,7 @@ def _items(path: str | Path) -> Iterator[Object]:
                     raise DataError(f"not an object: {shown(item)}", where=where, instead="write an array of objects")
                 check_streamed(item, repeated, where)
                 found = True
-                yield Object(item, where, json_line(item))
+                yield FileObject(item, where, json_line(item))
     except ijson.JSONError as error:
         reason = f"broken JSON array: {str(error).splitlines()[0]}"
         raise DataError(reason, where=Where(file=str(path)), instead="write one array of objects, or one object per line") from error
@@ -81,7 +81,7 @@ def _items(path: str | Path) -> Iterator[Object]:
         raise DataError("an empty array", where=Where(file=str(path)), instead="write an array of objects, or one object per line")
 
 
-def _rows(path: str | Path) -> Iterator[Object]:
+def _rows(path: str | Path) -> Iterator[FileObject]:
     import pyarrow
     from pyarrow import parquet
 
@@ -92,7 +92,7 @@ def _rows(path: str | Path) -> Iterator[Object]:
             for batch in table.iter_batches(batch_size=1024):
                 for row in batch.to_pylist():
                     number += 1
-                    yield Object(row, Where(file=str(path), field=f"row {number}"), _text(row))
+                    yield FileObject(row, Where(file=str(path), field=f"row {number}"), _text(row))
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"broken Parquet: {error}", where=Where(file=str(path)), instead="copy or download it again") from error
     if not number:

@@ -11,13 +11,13 @@ from typing import Any, TypeVar
 
 from nemo_steerlm.core.errors import UsageError
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
 def ordered_map(
-    function: Callable[[Item], Result], items: Iterable[Item], *, jobs: int = 1, prepare: Callable[..., None], settings: tuple[Any, ...]
-) -> Iterator[Result]:
+    function: Callable[[ItemT], ResultT], items: Iterable[ItemT], *, jobs: int = 1, prepare: Callable[..., None], settings: tuple[Any, ...]
+) -> Iterator[ResultT]:
     """``function`` of each item, in order, over ``jobs`` processes; ``prepare(*settings)`` runs once in each of them before.
 
     Memory stays flat: no more than two items a process are in flight. With one job nothing is started.
@@ -43,7 +43,7 @@ def ordered_map(
             pool.shutdown(cancel_futures=True)
 
 
-def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+def batches(items: Iterable[ItemT], size: int) -> Iterator[list[ItemT]]:
     """``items`` in lists of ``size``, the last one shorter."""
     queue = iter(items)
     while batch := list(itertools.islice(queue, size)):

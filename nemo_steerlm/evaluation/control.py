@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from nemo_steerlm.evaluation.agreement import spearman
 from nemo_steerlm.evaluation.fluency import Fluency, fluency
-from nemo_steerlm.evaluation.intervals import Interval, Resamples, Weights
+from nemo_steerlm.evaluation.intervals import Interval, Resamples, ResampleWeights
 from nemo_steerlm.evaluation.samples import Sample
 
 Numbers = npt.NDArray[np.float64]
@@ -175,7 +175,7 @@ def slope(asked: npt.ArrayLike, read: npt.ArrayLike) -> float | None:
     return float(((x - x.mean()) * (y - y.mean())).sum() / spread) if spread else None
 
 
-def auc(lower: npt.ArrayLike, upper: npt.ArrayLike, weights: tuple[Weights, Weights] | None = None) -> float | None:
+def auc(lower: npt.ArrayLike, upper: npt.ArrayLike, weights: tuple[ResampleWeights, ResampleWeights] | None = None) -> float | None:
     """The probability that one of ``upper`` is larger than one of ``lower``, ties counted half; None where a side has no weight."""
     a, b = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
     above = (np.sign(b[None, :] - a[:, None]) + 1) / 2

@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-Weights = npt.NDArray[np.float64]
+ResampleWeights = npt.NDArray[np.float64]
 """How often each answer counts in one resample."""
-Statistic = Callable[[Weights], float | None]
+Statistic = Callable[[ResampleWeights], float | None]
 
 RESAMPLES = 400
 CONFIDENCE = 0.95
@@ -34,7 +34,7 @@ class Resamples:
         units = prompts if len(set(prompts)) >= FEWEST_PROMPTS else None
         numbers = np.random.default_rng(seed)
         self.count = len(prompts)
-        self.weights: list[Weights] = [
+        self.weights: list[ResampleWeights] = [
             _by_unit(units, numbers) if units is not None else _by_stratum(strata, numbers) for _ in range(RESAMPLES if prompts else 0)
         ]
 
@@ -51,13 +51,13 @@ class Resamples:
         return Interval(value=value, low=float(low), high=float(high))
 
 
-def _by_unit(units: Sequence[Hashable], numbers: np.random.Generator) -> Weights:
+def _by_unit(units: Sequence[Hashable], numbers: np.random.Generator) -> ResampleWeights:
     names = {unit: i for i, unit in enumerate(dict.fromkeys(units))}
     times = np.bincount(numbers.integers(len(names), size=len(names)), minlength=len(names))
     return times[[names[unit] for unit in units]].astype(float)
 
 
-def _by_stratum(strata: Sequence[Hashable], numbers: np.random.Generator) -> Weights:
+def _by_stratum(strata: Sequence[Hashable], numbers: np.random.Generator) -> ResampleWeights:
     weights = np.zeros(len(strata))
     for stratum in dict.fromkeys(strata):
         members = np.array([i for i, s in enumerate(strata) if s == stratum])

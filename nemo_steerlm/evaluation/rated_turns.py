@@ -20,7 +20,7 @@ class RatedTurn(msgspec.Struct, frozen=True, kw_only=True):
     values: dict[str, int]
 
 
-class Turns(msgspec.Struct, frozen=True, kw_only=True):
+class RatedTurns(msgspec.Struct, frozen=True, kw_only=True):
     """Rated turns of a pipeline. A turn that several branches of a tree share is there once."""
 
     taught: list[RatedTurn]
@@ -33,14 +33,14 @@ class Turns(msgspec.Struct, frozen=True, kw_only=True):
     """Each of the latter with what stands before it, its own turn last, without labels."""
 
 
-def rated_turns(teaching: Path, labelled: Iterable[Path], schema: AttributeSchema) -> Turns:
+def rated_turns(teaching: Path, labelled: Iterable[Path], schema: AttributeSchema) -> RatedTurns:
     """The rated turns of ``teaching``, and those of the ``labelled`` files that are not among them."""
     taught: dict[int, RatedTurn] = {}
     for conversation in read_conversations(teaching):
         for turn, place in zip(conversation.turns, places(turn.text for turn in conversation.turns), strict=True):
             if turn.label is not None and turn.speaker != conversation.mask:
                 taught.setdefault(place, RatedTurn(text=turn.text, values=schema.parse(turn.label).values))
-    turns = Turns(taught=list(taught.values()), held_out=[], predicted=[], conversations=[])
+    turns = RatedTurns(taught=list(taught.values()), held_out=[], predicted=[], conversations=[])
     seen = set(taught)
     for path in labelled:
         for conversation in read_conversations(path):

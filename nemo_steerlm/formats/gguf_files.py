@@ -58,6 +58,12 @@ class GGUFFile:
     """One memory-mapped ``.gguf`` of a Llama-architecture model."""
 
     def __init__(self, path: str | Path) -> None:
+        """Map the file.
+
+        Raises:
+            UsageError: If it is no GGUF file.
+            ConfigError: If its model is of another architecture.
+        """
         import gguf
 
         self.path = Path(path)

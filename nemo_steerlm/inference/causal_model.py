@@ -28,6 +28,11 @@ class CausalModel:
     """A model folder in memory; see BlockModel."""
 
     def __init__(self, folder: Path, *, device: str | None = None) -> None:
+        """Load the model, in fp32 on a CPU that does not multiply in bf16.
+
+        Raises:
+            UsageError: If transformers cannot load the folder.
+        """
         check_checkpoint(folder, values=True)
         config = _config(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 
 from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.encoding import prompt_ids
 from nemo_steerlm.core.exits import run_and_exit
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.processes import exit_on_sigterm
-from nemo_steerlm.core.tokenization import prompt_ids
 from nemo_steerlm.inference.control_job import ControlJob
 from nemo_steerlm.inference.engine import Engine, GenerationRequest, Sampling, ScoreRequest
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine

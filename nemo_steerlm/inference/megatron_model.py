@@ -24,10 +24,11 @@ from torch.nn.functional import linear
 from nemo_steerlm.inference.blocks import FORWARD_COST, Block, RowCache, appended
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.distributed import make_trainer, share_cores
-from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel, restore_nemo
+from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
 from nemo_steerlm.megatron.grouped_attention import grouped_sdpa
 from nemo_steerlm.megatron.hf_import import gpt_modules
 from nemo_steerlm.megatron.model_config import Parallelism
+from nemo_steerlm.megatron.nemo_files import restore_nemo
 
 logger = logging.getLogger(__name__)
 

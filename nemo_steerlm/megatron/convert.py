@@ -14,9 +14,10 @@ from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.hf_config import nemo_config
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
 from nemo_steerlm.megatron.distributed import make_trainer
-from nemo_steerlm.megatron.gpt_sft import build_model, restore_nemo, save_nemo
+from nemo_steerlm.megatron.gpt_sft import build_model
 from nemo_steerlm.megatron.hf_export import export_hf
 from nemo_steerlm.megatron.hf_import import load_hf_weights
+from nemo_steerlm.megatron.nemo_files import restore_nemo, save_nemo
 
 _DTYPES = {"32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
 _PRECISION_OF = {"float32": "32", "float16": "16", "bfloat16": "bf16"}

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import logging
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -25,25 +23,21 @@ from megatron.core.tensor_parallel.layers import param_is_not_tensor_parallel_du
 from nemo.collections.nlp.models.language_modeling.megatron_gpt_model import MegatronGPTModel, get_specs, mcore_model_customize
 from nemo.collections.nlp.models.language_modeling.megatron_gpt_sft_model import MegatronGPTSFTModel
 from nemo.collections.nlp.modules.common.megatron.clip_grads import clip_grad_norm_distributed_optimizer
-from nemo.collections.nlp.parts.nlp_overrides import NLPSaveRestoreConnector
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 
-from nemo_steerlm.core.errors import ConfigError, DataError, UsageError
+from nemo_steerlm.core.errors import ConfigError, DataError
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.formats.hf_config import multipliers, named_family
-from nemo_steerlm.formats.nemo_archive import archived_config
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.distributed import make_trainer, start_distributed
 from nemo_steerlm.megatron.forward_steps import learn_step, score_step, summed, with_bf16_products
 from nemo_steerlm.megatron.layers import SteerLMGPT, local_block_spec
-from nemo_steerlm.megatron.machine import Machine, fitted, portable
+from nemo_steerlm.megatron.machine import Machine, fitted
 from nemo_steerlm.megatron.marker_rows import MarkerRows
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.megatron.model_config import DEFAULTS
-from nemo_steerlm.megatron.nemo_places import FOLDER_ABOVE_GB, gigabytes, temporary_files_in
 from nemo_steerlm.megatron.nemo_tokenizer import build_nemo_tokenizer
-from nemo_steerlm.megatron.weights_only import weights_only
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +56,7 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         compat.activate()
         start_distributed(cfg, trainer)
         destroy_num_microbatches_calculator()  # NeMo refuses a second model of other batch sizes in one process
-        super().__init__(_fitted(cfg), trainer=trainer)
+        super().__init__(fitted_config(cfg), trainer=trainer)
 
     @property
     def info(self) -> ModelInfo | None:
@@ -292,65 +286,12 @@ def build_model(cfg: DictConfig | dict[str, Any], trainer: Trainer | None = None
     return SteerLMGPTSFTModel(cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), cfg)), trainer or make_trainer())
 
 
-def save_nemo(model: SteerLMGPTSFTModel, path: str | Path, *, folder_above_gb: float = FOLDER_ABOVE_GB) -> None:
-    """Write a ``.nemo``, whole or not at all: an archive, or where the weights are larger than that a folder. Every rank calls this."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
-    folder = gigabytes(model) > folder_above_gb
-    first = torch.distributed.get_rank() == 0
-    if first:
-        _remove(partial)
-        (partial if folder else path.parent).mkdir(parents=True, exist_ok=True)
-    torch.distributed.barrier()
-    cfg, connector = model.cfg, model._save_restore_connector
-    model.cfg, connector.pack_nemo_file = portable(cfg), not folder
-    try:
-        with temporary_files_in(path.parent):
-            model.save_to(str(partial / "packed" if folder else partial))
-    finally:
-        model.cfg, connector.pack_nemo_file = cfg, True
-    if first:
-        if folder or path.is_dir():
-            _remove(path)
-        partial.replace(path)
-    torch.distributed.barrier()
+def fitted_config(cfg: DictConfig) -> DictConfig:
+    """``cfg`` for this class on this machine.
 
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    path.unlink(missing_ok=True)
-
-
-def nemo_config(path: str | Path) -> DictConfig:
-    """The model config inside a ``.nemo``. Raises UsageError where there is no such file, DataError for one that is refused."""
-    if not Path(path).exists():
-        raise UsageError(f"{path}: no such file")
-    return archived_config(path)
-
-
-def restore_nemo(
-    path: str | Path, trainer: Trainer | None = None, overrides: dict[str, Any] | DictConfig | None = None, scratch: Path | None = None
-) -> SteerLMGPTSFTModel:
-    """Load a ``.nemo`` under any parallel layout; ``overrides`` are merged into its config.
-
-    A folder is read where it is, an archive unpacked in ``scratch`` (by default where temporary files go).
+    Raises:
+        ConfigError: If it is of a model that is not Megatron-Core's.
     """
-    trainer = trainer or make_trainer()
-    cfg = cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), nemo_config(path), overrides or {}))
-    compat.activate()
-    start_distributed(cfg, trainer)
-    connector = NLPSaveRestoreConnector()
-    connector.model_extracted_dir = str(Path(path).absolute()) if Path(path).is_dir() else None
-    with weights_only(path), temporary_files_in(scratch):
-        model: SteerLMGPTSFTModel = SteerLMGPTSFTModel.restore_from(
-            str(path), override_config_path=_fitted(cfg), trainer=trainer, save_restore_connector=connector
-        )
-    return model
-
-
-def _fitted(cfg: DictConfig) -> DictConfig:
-    """``cfg`` for this class on this machine."""
     cfg = fitted(cfg, Machine.here())
     with open_dict(cfg):
         cfg.target = f"{SteerLMGPTSFTModel.__module__}.{SteerLMGPTSFTModel.__qualname__}"

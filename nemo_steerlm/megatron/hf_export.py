@@ -29,7 +29,7 @@ from nemo_steerlm.megatron import hf_import as layout
 from nemo_steerlm.megatron.weights import write_weights
 
 
-class Adapter(Protocol):
+class AdapterWriter(Protocol):
     """What ``lora_export`` knows of a model's adapters, to be kept beside the merged weights."""
 
     def noting_rows(self, tensors: Iterator[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -40,7 +40,7 @@ class Adapter(Protocol):
 
 
 def export_hf(
-    model: Any, folder: str | Path, info: ModelInfo | None = None, adapter: Adapter | None = None, *, in_training: bool = False
+    model: Any, folder: str | Path, info: ModelInfo | None = None, adapter: AdapterWriter | None = None, *, in_training: bool = False
 ) -> ModelInfo | None:
     """Write ``model``, a NeMo GPT model, as a Hugging Face folder. Every rank calls this.
 
@@ -79,7 +79,7 @@ def _write(
     config: ModelConfig,
     nemo_tokenizer: Any,
     info: ModelInfo | None,
-    adapter: Adapter | None,
+    adapter: AdapterWriter | None,
 ) -> ModelInfo | None:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

@@ -14,7 +14,7 @@ from nemo_steerlm.pipeline import registry
 from nemo_steerlm.pipeline.cluster_types import (
     DOMAIN_PATTERN,
     WORD_PATTERN,
-    Image,
+    ImageReference,
     LabelKey,
     LabelValue,
     ObjectName,
@@ -35,11 +35,11 @@ MANAGED_BY = "steerlm.dev/operator"
 class ImagesSpec(Spec):
     """Container images, one per role."""
 
-    worker: Image | None = None
+    worker: ImageReference | None = None
     """Runs prepare, annotate, sample and evaluate; the operator's worker image by default."""
-    train: Image | None = None
+    train: ImageReference | None = None
     """Runs the trainings; needs NeMo. ``worker`` by default."""
-    serve: Image | None = None
+    serve: ImageReference | None = None
     """Runs inference servers. ``worker`` by default."""
     pull_policy: Literal["IfNotPresent", "Always", "Never"] | None = None
     """When a node pulls them; IfNotPresent by default."""

@@ -31,7 +31,7 @@ ConditionType = Literal[
 ]
 Step = Literal["Work", "Merge"]
 Timestamp = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
-Message = Annotated[str, Field(max_length=1024)]
+StatusMessage = Annotated[str, Field(max_length=1024)]
 Reason = Annotated[str, Field(max_length=64)]
 Number = Annotated[int, Field(ge=0, le=1_000_000_000)]
 
@@ -51,7 +51,7 @@ class Condition(Status):
     """Whether it holds."""
     reason: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
     """Why, in one word that does not change."""
-    message: Message = ""
+    message: StatusMessage = ""
     """Why, in a sentence."""
     last_transition_time: Timestamp
     """When ``status`` last changed."""
@@ -80,7 +80,7 @@ class StageStatus(Status):
     """Merge once all shards are done."""
     reason: Reason | None = None
     """Why it waits or failed, in one word."""
-    message: Message | None = None
+    message: StatusMessage | None = None
     """The same in a sentence."""
     progress: Annotated[str, Field(max_length=128)] | None = None
     """What its process last said, such as ``412/1000 loss 1.83``."""

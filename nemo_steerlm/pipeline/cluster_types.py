@@ -17,7 +17,7 @@ LabelValue = Annotated[str, Field(max_length=63, pattern=f"^({WORD_PATTERN})?$")
 QualifiedName = Annotated[str, Field(max_length=63, pattern=f"^{DOMAIN_PATTERN}/{WORD_PATTERN}$")]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 """An amount as Kubernetes writes it, as text: ``500m``, ``16``, ``64Gi``."""
-Image = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
+ImageReference = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 SEGMENT_PATTERN = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{SEGMENT_PATTERN}(/{SEGMENT_PATTERN})*$")]
 """A path below something, without ``.`` and ``..`` segments."""

@@ -26,7 +26,7 @@ SMALL = 500_000_000
 """Parameters below which adapters learn best at the quickstart's high learning rates."""
 
 
-class Draft(msgspec.Struct, frozen=True, kw_only=True):
+class PipelineSizes(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of a pipeline."""
 
     name: str
@@ -52,13 +52,13 @@ def sized(
     attributes: Sequence[str],
     parameters: int | None,
     characters_a_token: float = CHARACTERS_A_TOKEN,
-) -> Draft:
+) -> PipelineSizes:
     """Numbers that suit the amount and the length of what was found."""
     train = max(1, survey.conversations.get("train", 0))
     batch = min(16 if train < 4000 else 64, 1 << (train.bit_length() - 1))
     label = sum(len(name) + len(":4,") for name in attributes)
     tokens = MARGIN * (survey.characters[0] + TEMPLATE_CHARACTERS + label) / characters_a_token + TEMPLATE_TOKENS
-    return Draft(
+    return PipelineSizes(
         name=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].lstrip("0123456789-").rstrip("-") or "pipeline",
         base=base,
         length=min(4096, max(64, math.ceil(tokens / 64) * 64)),
@@ -79,16 +79,16 @@ def described(guess: Guess, path: str) -> dict[str, Any]:
     return found if guess.kind == "helpsteer" else {**found, "splitRatio": 0.9}
 
 
-def manifest(draft: Draft, guess: Guess, survey: Survey, path: str) -> str:
+def manifest(sizes: PipelineSizes, guess: Guess, survey: Survey, path: str) -> str:
     """The pipeline file, comments included. ``path`` is the data's, as the file will name it."""
-    rates = ("2.0e-3", "2.0e-4", "4.0e-3", "4.0e-4") if draft.small else ("1.0e-4", "1.0e-5", "2.0e-4", "2.0e-5")
+    rates = ("2.0e-3", "2.0e-4", "4.0e-3", "4.0e-4") if sizes.small else ("1.0e-4", "1.0e-5", "2.0e-4", "2.0e-5")
     train = survey.conversations.get("train", 0)
     lines = [
         f"# Written by `steerlm init` from {path}. Check it with `steerlm validate FILE`, run it with `steerlm run FILE`.",
         "apiVersion: steerlm.dev/v1alpha1",
         "kind: SteerLMPipeline",
         "metadata:",
-        f"  name: {draft.name}",
+        f"  name: {sizes.name}",
         "spec:",
         "  # What the models read and write: levels from low to high; default is what a request gets that names others only.",
         "  attributes:",
@@ -98,20 +98,20 @@ def manifest(draft: Draft, guess: Guess, survey: Survey, path: str) -> str:
         *_data(guess, survey, path),
         "  model:",
         "    # Llama, Mistral, Qwen2, Qwen3, Phi-3, Granite or OLMo 2: a folder, hf:OWNER/NAME, or a .gguf file.",
-        f"    base: {_plain(draft.base)}",
+        f"    base: {_plain(sizes.base)}",
         "    # Tokens. What is longer is cut; most of these conversations are not.",
-        f"    maxSequenceLength: {draft.length}",
+        f"    maxSequenceLength: {sizes.length}",
         "  # Learning to read. Adapters of rank 16 spare memory; leave lora out to train every weight.",
         "  trainValue:",
-        *_training(draft, draft.read_steps, rates[:2], train),
+        *_training(sizes, sizes.read_steps, rates[:2], train),
         "  # Learning to write under the labels that the value model gave.",
         "  trainSteer:",
-        *_training(draft, draft.write_steps, rates[2:], train),
+        *_training(sizes, sizes.write_steps, rates[2:], train),
         "  # Does what is asked for come out? More samples give narrower intervals and take longer.",
         "  evaluate:",
         "    samplesPerLevel: 16",
         "    jointRequests: 16",
-        f"    maxTokens: {draft.answer_length}",
+        f"    maxTokens: {sizes.answer_length}",
         "    temperature: 0.7",
     ]
     return "\n".join(lines) + "\n"
@@ -132,15 +132,15 @@ def _attribute(attribute: Attribute) -> str:
     return f"      - {{name: {_plain(attribute.name)}, low: {attribute.low}, high: {attribute.high}, default: {attribute.default}{said}}}"
 
 
-def _training(draft: Draft, steps: int, rates: Sequence[str], train: int) -> list[str]:
+def _training(sizes: PipelineSizes, steps: int, rates: Sequence[str], train: int) -> list[str]:
     """A training's section; ``rates`` are the highest and the lowest learning rate."""
     return [
         "    lora: {rank: 16, targetModules: [all]}",
-        f"    # {steps} steps of {draft.batch} conversations: {_passes(steps * draft.batch, train)} over them.",
+        f"    # {steps} steps of {sizes.batch} conversations: {_passes(steps * sizes.batch, train)} over them.",
         f"    maxSteps: {steps}",
-        f"    maxEpochs: {math.ceil(steps / max(1, train // draft.batch))}",
-        f"    globalBatchSize: {draft.batch}",
-        f"    microBatchSize: {draft.micro_batch}",
+        f"    maxEpochs: {math.ceil(steps / max(1, train // sizes.batch))}",
+        f"    globalBatchSize: {sizes.batch}",
+        f"    microBatchSize: {sizes.micro_batch}",
         f"    learningRate: {rates[0]}",
         f"    minLearningRate: {rates[1]}",
         f"    warmupSteps: {max(1, steps // 10)}",

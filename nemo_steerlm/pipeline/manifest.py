@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from nemo_steerlm.core.errors import SteerLMError, UsageError, nearest
 from nemo_steerlm.core.spec import from_plain
-from nemo_steerlm.core.yaml_files import Place, read_yaml
+from nemo_steerlm.core.yaml_files import FieldPath, read_yaml
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_types import NamespaceName, SecretKeySpec
@@ -246,7 +246,9 @@ class SteerLMPipeline(Spec):
     """What to do."""
 
 
-def parse(data: Any, source: str, lines: Mapping[Place, int] | None = None, texts: Mapping[Place, str] | None = None) -> SteerLMPipeline:
+def parse(
+    data: Any, source: str, lines: Mapping[FieldPath, int] | None = None, texts: Mapping[FieldPath, str] | None = None
+) -> SteerLMPipeline:
     """A manifest from plain data. A ``status``, which a cluster adds, is passed over.
 
     Args:

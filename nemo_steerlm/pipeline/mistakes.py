@@ -8,15 +8,15 @@ from typing import Any
 import pydantic
 
 from nemo_steerlm.core.errors import nearest, shown
-from nemo_steerlm.core.yaml_files import Place
+from nemo_steerlm.core.yaml_files import FieldPath
 
 
 def mistakes(
     error: pydantic.ValidationError,
     root: type[pydantic.BaseModel],
     source: str,
-    lines: Mapping[Place, int] | None = None,
-    texts: Mapping[Place, str] | None = None,
+    lines: Mapping[FieldPath, int] | None = None,
+    texts: Mapping[FieldPath, str] | None = None,
 ) -> str:
     """Every mistake that ``error`` holds.
 
@@ -31,12 +31,12 @@ def mistakes(
     return "\n".join(f"{source}{_line(e['loc'], lines or {})}: {_sentence(e, root, texts or {})}" for e in found)
 
 
-def _line(location: Place, lines: Mapping[Place, int]) -> str:
+def _line(location: FieldPath, lines: Mapping[FieldPath, int]) -> str:
     """``:LINE`` of the value there, or of the nearest around it."""
     return next((f":{lines[location[:end]]}" for end in range(len(location), 0, -1) if location[:end] in lines), "")
 
 
-def _sentence(error: Any, root: type[pydantic.BaseModel], texts: Mapping[Place, str]) -> str:
+def _sentence(error: Any, root: type[pydantic.BaseModel], texts: Mapping[FieldPath, str]) -> str:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"]).lstrip(".")
     if error["type"] == "extra_forbidden":
         key = str(error["loc"][-1])
@@ -49,7 +49,7 @@ def _sentence(error: Any, root: type[pydantic.BaseModel], texts: Mapping[Place, 
     return f"{field or 'manifest'}: {message[0].lower()}{message[1:]}{found}"
 
 
-def _found(error: Any, texts: Mapping[Place, str]) -> str:
+def _found(error: Any, texts: Mapping[FieldPath, str]) -> str:
     """The value that is wrong, and what to write where its kind is what is wrong."""
     value, written = error["input"], texts.get(error["loc"])
     wants_text = error["type"] == "string_type" or f"'{value}'" in error["msg"]
@@ -60,7 +60,7 @@ def _found(error: Any, texts: Mapping[Place, str]) -> str:
     return shown(value)
 
 
-def _model_at(root: type[pydantic.BaseModel], location: Place) -> type[pydantic.BaseModel] | None:
+def _model_at(root: type[pydantic.BaseModel], location: FieldPath) -> type[pydantic.BaseModel] | None:
     """The model whose fields stand at ``location``; list indexes and dict keys are passed over."""
     model: type[pydantic.BaseModel] | None = root
     for part in location:
@@ -76,12 +76,12 @@ def _models_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
     return [m for argument in getattr(annotation, "__args__", ()) for m in _models_in(argument)]
 
 
-def _keys_beside(root: type[pydantic.BaseModel], location: Place) -> tuple[str, ...]:
+def _keys_beside(root: type[pydantic.BaseModel], location: FieldPath) -> tuple[str, ...]:
     model = _model_at(root, location[:-1])
     return tuple(f.alias or n for n, f in model.model_fields.items()) if model else ()
 
 
-def _described(root: type[pydantic.BaseModel], location: Place) -> str:
+def _described(root: type[pydantic.BaseModel], location: FieldPath) -> str:
     model = _model_at(root, location[:-1])
     field = next((f for n, f in (model.model_fields if model else {}).items() if location[-1] in (n, f.alias)), None)
     return f"it says: {field.description}" if field and field.description else "add it"

@@ -22,7 +22,7 @@ from nemo_steerlm.pipeline.cluster_types import (
 from nemo_steerlm.pipeline.sources import Spec
 
 EnvironmentName = Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z_][A-Za-z0-9_]*$")]
-Text = Annotated[str, Field(max_length=4096)]
+LongText = Annotated[str, Field(max_length=4096)]
 ExtendedResource = Annotated[str, Field(max_length=316, pattern=f"^(hugepages-[0-9]+[KMG]i|{DOMAIN_PATTERN}/{WORD_PATTERN})$")]
 AbsolutePath = Annotated[str, Field(min_length=2, max_length=512, pattern=r"^(/[A-Za-z0-9_-][A-Za-z0-9._-]*)+$")]
 Address = Annotated[str, Field(min_length=2, max_length=45, pattern=r"^[0-9a-fA-F.:]+$")]
@@ -106,7 +106,7 @@ class DnsSpec(Spec):
 class PodSpec(Spec):
     """What is added to the pods of one role."""
 
-    env: dict[EnvironmentName, Text] = Field({}, max_length=64)
+    env: dict[EnvironmentName, LongText] = Field({}, max_length=64)
     """Environment. Names that begin with ``STEERLM_`` or ``PET_`` are the operator's."""
     env_from: Annotated[tuple[SourceSpec, ...], Field(max_length=16)] = ()
     """Environment from Secrets and ConfigMaps."""
@@ -120,7 +120,7 @@ class PodSpec(Spec):
     """Volumes and their mounts."""
     labels: dict[LabelKey, LabelValue] = Field({}, max_length=32)
     """Labels."""
-    annotations: dict[LabelKey, Text] = Field({}, max_length=32)
+    annotations: dict[LabelKey, LongText] = Field({}, max_length=32)
     """Annotations, such as the networks of a multi-network pod."""
     node_selector: dict[LabelKey, LabelValue] = Field({}, max_length=32)
     """Labels a node must have, beside those of ``scheduling``."""

@@ -67,7 +67,7 @@ class AnswerReading:
         self._asked: Label | None = None if label is None else service.prompts.info.attributes.parse(label)
         self._named = label is not None and bool(body.asked)
         self.candidates = body.best_of or 1
-        self._told: dict[int, dict[str, Any]] = {}
+        self._details: dict[int, dict[str, Any]] = {}
         if self.candidates > 1:
             self._require_choice()
         wanted = (self._named and not body.stream) if body.read is None else body.read
@@ -96,9 +96,9 @@ class AnswerReading:
             try:
                 found = await self._reader.read(whole, [None] * len(whole))
             except SteerLMError as error:
-                self._told = {i: {"read": None, "not_read": str(error)} for i in everything}
+                self._details = {i: {"read": None, "not_read": str(error)} for i in everything}
             else:
-                self._told = {i: {"read": _read(turn)} for i, turn in enumerate(found)}
+                self._details = {i: {"read": _read(turn)} for i, turn in enumerate(found)}
             return everything
         assert self._asked is not None
         label = self._asked.to_mapping()
@@ -110,12 +110,12 @@ class AnswerReading:
             for text, own, other in zip(texts, read, evaluated, strict=True)
         ]
         best = max(everything, key=lambda i: candidates[i]["logprob"])
-        self._told = {best: {"read": candidates[best]["read"], "candidates": candidates, "chosen": best}}
+        self._details = {best: {"read": candidates[best]["read"], "candidates": candidates, "chosen": best}}
         return [best]
 
-    def told(self, answer: int) -> dict[str, Any]:
+    def details(self, answer: int) -> dict[str, Any]:
         """The ``steerlm`` field of an answer, by its position: how it reads, the candidates, and how often its label was taught."""
-        return {**self._told.get(answer, {}), **self._support()}
+        return {**self._details.get(answer, {}), **self._support()}
 
     def _support(self) -> dict[str, Any]:
         taught = self._service.taught

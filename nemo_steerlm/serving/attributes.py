@@ -12,9 +12,9 @@ from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.encoding import prompt_ids
 from nemo_steerlm.core.errors import DataError, UsageError, Where
 from nemo_steerlm.core.labels import LANGUAGE_KEY
-from nemo_steerlm.core.tokenization import prompt_ids
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.inference.label_plan import LabelPlan, compile_label
 from nemo_steerlm.serving.bodies import BodyRoute

@@ -12,7 +12,7 @@ from nemo_steerlm.serving.answer_reading import AnswerReader, AnswerReading
 from nemo_steerlm.serving.errors import TimedOutError
 from nemo_steerlm.serving.logprobs import chat_logprobs
 from nemo_steerlm.serving.model import Delta
-from nemo_steerlm.serving.openai import Answer, Endpoint, limit_of
+from nemo_steerlm.serving.openai import Endpoint, PartialAnswer, limit_of
 from nemo_steerlm.serving.schemas import ChatBody
 from nemo_steerlm.serving.service import Service
 
@@ -25,6 +25,12 @@ class ChatCompletions(Endpoint):
     prefix = "chatcmpl"
 
     def __init__(self, service: Service, reader: AnswerReader, body: ChatBody) -> None:
+        """Make the rows.
+
+        Raises:
+            UsageError: If the model reads attributes instead of writing under them.
+            DataError: If the body asks for what the model does not have.
+        """
         if service.scores:
             raise UsageError("this is a value model: it reads attributes (POST /v1/attributes); serve the steer model to chat")
         super().__init__(service, body)
@@ -76,7 +82,7 @@ class ChatCompletions(Endpoint):
                 self.chosen = await asyncio.wait_for(self.reading.choose([answer.text for answer in self.answers]), seconds)
             except asyncio.TimeoutError as error:
                 raise TimedOutError(f"the answer was not read within {seconds:g} s") from error
-        more = self.reading.told(index)
+        more = self.reading.details(index)
         if self.chat.read is None and "warning" not in more:
             return []
         return [{"delta": {}, "logprobs": None, "finish_reason": None, "steerlm": more}] if more else []
@@ -85,7 +91,7 @@ class ChatCompletions(Endpoint):
         """See Endpoint."""
         return bool(self.chat.logprobs)
 
-    def opening(self, answer: Answer) -> list[dict[str, Any]]:
+    def opening(self, answer: PartialAnswer) -> list[dict[str, Any]]:
         """See Endpoint."""
         del answer
         return [{"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}]
@@ -94,10 +100,10 @@ class ChatCompletions(Endpoint):
         """See Endpoint."""
         answer = self.answers[index]
         message = {"role": "assistant", "content": answer.text, "refusal": None}
-        told = {"message": message, "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
-        return told | ({"steerlm": more} if (more := self.reading.told(index)) else {})
+        choice = {"message": message, "logprobs": self._logprobs(answer.tokens), "finish_reason": answer.finish}
+        return choice | ({"steerlm": more} if (more := self.reading.details(index)) else {})
 
-    def step(self, answer: Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, answer: PartialAnswer, delta: Delta) -> dict[str, Any]:
         """See Endpoint."""
         del answer
         content = {"content": delta.text} if delta.text else {}

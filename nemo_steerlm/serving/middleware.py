@@ -48,12 +48,14 @@ class FramingMiddleware:
         if scope["type"] == "http":
             names = {name.lower() for name, _ in scope["headers"]}
             if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
-                await _respond(send, Refusal(400, "ambiguous_length", "send Content-Length or (in HTTP/1.1) Transfer-Encoding, not both"))
+                await _respond(
+                    send, ErrorResponse(400, "ambiguous_length", "send Content-Length or (in HTTP/1.1) Transfer-Encoding, not both")
+                )
                 return
         await self._app(scope, receive, send)
 
 
-class Refusal(NamedTuple):
+class ErrorResponse(NamedTuple):
     """An error response of the middleware itself."""
 
     status: int
@@ -96,7 +98,9 @@ def in_time(receive: Receive, service: Service) -> Receive:
         with anyio.CancelScope(deadline=deadline) as scope, service.at_end(scope.cancel):
             message = await receive()
         if message is None:
-            error = service.ended() if service.ending else TimedOutError(f"no whole body within {service.settings.read_timeout:g} s")
+            error = (
+                service.draining_error() if service.ending else TimedOutError(f"no whole body within {service.settings.read_timeout:g} s")
+            )
             raise HTTPException(status_of(error), str(error)) from error
         if message["type"] == "http.disconnect":
             gone = ClientGoneError("the client hung up before its request was whole")
@@ -163,7 +167,7 @@ class RequestMiddleware:
             return message
 
         try:
-            if refused := self._refusal(scope):
+            if refused := self._refused(scope):
                 await _respond(watched_send, refused)
                 return
             await self._app(scope, watched_receive, watched_send)
@@ -171,16 +175,16 @@ class RequestMiddleware:
             self._service.in_flight -= 1
             self._record(scope, status, time.monotonic() - started, bytes(read), request_id)
 
-    def _refusal(self, scope: Scope) -> Refusal | None:
+    def _refused(self, scope: Scope) -> ErrorResponse | None:
         headers = dict(scope["headers"])
         key = self._settings.api_key
         asked = key is not None and scope["path"] not in self._open and scope["method"] != "OPTIONS"
         known = self._session is not None and self._session.admits(scope)
         if asked and not known and not bears(headers.get(b"authorization", b""), key or ""):
-            return Refusal(401, "unauthorized", "send the header Authorization: Bearer KEY", ((b"www-authenticate", b"Bearer"),))
+            return ErrorResponse(401, "unauthorized", "send the header Authorization: Bearer KEY", ((b"www-authenticate", b"Bearer"),))
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self._settings.max_body_bytes:
-            return Refusal(413, "too_large", f"bodies may have {self._settings.max_body_bytes} bytes")
+            return ErrorResponse(413, "too_large", f"bodies may have {self._settings.max_body_bytes} bytes")
         return None
 
     def _record(self, scope: Scope, status: int, seconds: float, body: bytes, request_id: str) -> None:
@@ -194,13 +198,13 @@ class RequestMiddleware:
         access_log.info("%s", json.dumps(entry, ensure_ascii=False))
 
 
-async def _respond(send: Send, refusal: Refusal) -> None:
-    body = json.dumps(error_body(refusal.status, refusal.code, refusal.message)).encode()
+async def _respond(send: Send, response: ErrorResponse) -> None:
+    body = json.dumps(error_body(response.status, response.code, response.message)).encode()
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
         (b"connection", b"close"),
-        *refusal.headers,
+        *response.headers,
     ]
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

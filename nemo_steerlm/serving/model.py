@@ -75,7 +75,12 @@ class Model(Protocol):
         """Check that the queue has room. Raises QueueFullError if ``more`` rows or conversations cannot wait."""
 
     def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
-        """The answer as it comes; ``together`` is the number of rows of its request. Leaving the loop early cancels the row."""
+        """The answer as it comes; ``together`` is the number of rows of its request. Leaving the loop early cancels the row.
+
+        Raises:
+            QueueFullError: If the row cannot wait.
+            DataError: If the request asks for what the model does not offer.
+        """
 
     async def score(self, requests: Sequence[tuple[ScoreRequest, int]]) -> list[list[ScoredTurn]]:
         """Labels of conversations; each request comes with its length in tokens."""

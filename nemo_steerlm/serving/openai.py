@@ -27,8 +27,8 @@ _COMPLETION_TOKENS = 16
 """OpenAI's default for completions; a chat answer may fill the context."""
 
 
-class Answer:
-    """One choice of the answer so far."""
+class PartialAnswer:
+    """What has been generated of one choice."""
 
     def __init__(self, prompt: Sequence[int], *, nothing: bool = False) -> None:
         """``nothing``: no token is wanted, whatever is generated."""
@@ -67,7 +67,7 @@ class Endpoint(abc.ABC):
         self.body = body
         self.id = f"{self.prefix}-{uuid.uuid4().hex}"
         self.created = int(time.time())
-        self.answers: list[Answer] = []
+        self.answers: list[PartialAnswer] = []
         self.generations: list[Generation] = []
         self.stop_ids = service.prompts.stop_ids(body.stop_token_ids, eos=not body.ignore_eos)
         bias = body.logit_bias or {}
@@ -95,7 +95,7 @@ class Endpoint(abc.ABC):
         nothing = max_tokens == 0
         room = self.service.prompts.room(max(prompt, wanted.get("reference") or (), key=len), max_tokens)
         for n in range((self.body.n or 1) * self.candidates):
-            self.answers.append(Answer(prompt, nothing=nothing))
+            self.answers.append(PartialAnswer(prompt, nothing=nothing))
             if nothing and not wanted.get("prompt_logprobs"):
                 continue
             request = GenerationRequest(
@@ -168,7 +168,7 @@ class Endpoint(abc.ABC):
                 yield {"index": index, **chunk}
 
     async def closing(self, index: int) -> list[dict[str, Any]]:
-        """What is told of an answer once all are complete."""
+        """What is told of an answer once all are complete. Raises TimedOutError if finding it out takes too long."""
         del index
         return []
 
@@ -192,7 +192,7 @@ class Endpoint(abc.ABC):
         return False
 
     @abc.abstractmethod
-    def opening(self, answer: Answer) -> list[dict[str, Any]]:
+    def opening(self, answer: PartialAnswer) -> list[dict[str, Any]]:
         """Choices that are told before the first token."""
 
     @abc.abstractmethod
@@ -204,7 +204,7 @@ class Endpoint(abc.ABC):
         """An answer as a whole, by its position."""
 
     @abc.abstractmethod
-    def step(self, answer: Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, answer: PartialAnswer, delta: Delta) -> dict[str, Any]:
         """One step of an answer."""
 
 
@@ -215,6 +215,11 @@ class Completions(Endpoint):
     prefix = "cmpl"
 
     def __init__(self, service: Service, body: CompletionBody) -> None:
+        """Make the rows.
+
+        Raises:
+            DataError: If neither tokens nor the prompt are wanted.
+        """
         super().__init__(service, body)
         self.completion = body
         self.offsets: dict[int, _Offsets] = {}
@@ -234,7 +239,7 @@ class Completions(Endpoint):
         """See Endpoint."""
         return bool(self.completion.echo) and self.completion.logprobs is not None
 
-    def opening(self, answer: Answer) -> list[dict[str, Any]]:
+    def opening(self, answer: PartialAnswer) -> list[dict[str, Any]]:
         """See Endpoint."""
         if not self.completion.echo:
             return []
@@ -250,16 +255,16 @@ class Completions(Endpoint):
             "finish_reason": answer.finish,
         }
 
-    def step(self, answer: Answer, delta: Delta) -> dict[str, Any]:
+    def step(self, answer: PartialAnswer, delta: Delta) -> dict[str, Any]:
         """See Endpoint."""
         tokens = [delta.token] if delta.token else []
         return {"text": delta.text, "logprobs": self._logprobs(answer, tokens), "finish_reason": delta.finish}
 
-    def prompt_text(self, answer: Answer) -> str:
+    def prompt_text(self, answer: PartialAnswer) -> str:
         """The prompt as text."""
         return self.service.model.tokenizer.decode(answer.prompt)
 
-    def _logprobs(self, answer: Answer, tokens: Sequence[NextToken] = (), *, prompt: bool = False) -> dict[str, Any] | None:
+    def _logprobs(self, answer: PartialAnswer, tokens: Sequence[NextToken] = (), *, prompt: bool = False) -> dict[str, Any] | None:
         """Of the ``tokens`` that came last, behind those of the prompt if ``prompt``."""
         if self.completion.logprobs is None:
             return None

@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.encoding import prompt_ids
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.labels import LANGUAGE_KEY, Label
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template
-from nemo_steerlm.core.tokenization import TextTokenizer, prompt_ids
+from nemo_steerlm.core.tokenization import TextTokenizer
 from nemo_steerlm.serving.errors import ContextLengthError
-from nemo_steerlm.serving.schemas import Message
+from nemo_steerlm.serving.schemas import ChatMessage
 
-Asked = Mapping[str, object] | Literal["none"]
+AskedAttributes = Mapping[str, object] | Literal["none"]
 """Attributes that a request names, or that it asks for no label."""
 _CHARACTERS_PER_TOKEN = 32
 """Text that has more of them than the model takes tokens is refused unread: tokenizing it would hold up everybody else."""
@@ -97,8 +98,12 @@ class Prompts:
         languages = self.info.attributes.languages
         return ", ".join([*parts, f"{LANGUAGE_KEY} {'|'.join(languages)}"] if languages else parts)
 
-    def conversation(self, messages: Sequence[Message], label: str | None) -> Conversation:
-        """Chat messages as a conversation; assistants' turns get their own attributes' label, or ``label``."""
+    def conversation(self, messages: Sequence[ChatMessage], label: str | None) -> Conversation:
+        """Chat messages as a conversation; assistants' turns get their own attributes' label, or ``label``.
+
+        Raises:
+            DataError: If no message is a turn, or one has attributes that the model does not.
+        """
         names = {"user": self.info.user, "assistant": self.info.assistant}
         system = [m.text for m in messages if m.role not in names]
         turns = []
@@ -110,16 +115,16 @@ class Prompts:
             raise DataError("messages have no turn", instead="add a message with role user")
         return Conversation(turns=tuple(turns), system="\n\n".join(system) if system else self.info.system, mask=self.info.user)
 
-    def asked(self, attributes: Asked) -> str | None:
+    def asked(self, attributes: AskedAttributes) -> str | None:
         """The label string that an answer is written under; None: none."""
         return None if isinstance(attributes, str) else self.label(attributes)
 
-    def chat(self, messages: Sequence[Message], attributes: Asked) -> list[int]:
+    def chat(self, messages: Sequence[ChatMessage], attributes: AskedAttributes) -> list[int]:
         """Token ids up to where the assistant's next text starts. Raises DataError, ContextLengthError."""
         label = self.asked(attributes)
         return self._reply(messages, label, label)
 
-    def reference(self, messages: Sequence[Message], attributes: Asked, against: Asked | None) -> list[int]:
+    def reference(self, messages: Sequence[ChatMessage], attributes: AskedAttributes, against: AskedAttributes | None) -> list[int]:
         """What guidance leads away from: the prompt of ``chat`` with another label, or with none in the whole conversation.
 
         Args:
@@ -143,7 +148,7 @@ class Prompts:
             raise DataError(error.reason, where=Where(field="guidance_attributes"), instead=error.instead) from error
         return self._reply(messages, label, self.asked(attributes))
 
-    def _reply(self, messages: Sequence[Message], label: str | None, before: str | None) -> list[int]:
+    def _reply(self, messages: Sequence[ChatMessage], label: str | None, before: str | None) -> list[int]:
         """The prompt of an answer under ``label`` after earlier ones under ``before``."""
         self.require_short(sum(len(message.text) for message in messages), "messages")
         spans = self.template.reply_prompt(self.conversation(messages, before), self.info.assistant, label)

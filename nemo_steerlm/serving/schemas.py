@@ -114,8 +114,8 @@ _PART = {
     "required": ["type", "text"],
 }
 
-Text = Annotated[str, AfterValidator(_encodable)]
-Stop = Annotated[Text, AfterValidator(_short)]
+EncodableText = Annotated[str, AfterValidator(_encodable)]
+Stop = Annotated[EncodableText, AfterValidator(_short)]
 StopList = Annotated[list[Stop], Field(max_length=MOST_STOPS, fail_fast=True), BeforeValidator(_stops)]
 # Strict: True is no number, and "2" is none. JSON Schema's whole numbers include 2.0.
 Whole = Annotated[int, BeforeValidator(whole), Strict()]
@@ -165,7 +165,7 @@ class _Body(BaseModel):
 class SampledBody(_Body):
     """What chat and completions share. Names and ranges are OpenAI's; those that it does not have are vLLM's."""
 
-    model: Text | None = Field(None, description="A name from GET /v1/models; by default the first")
+    model: EncodableText | None = Field(None, description="A name from GET /v1/models; by default the first")
     max_tokens: Whole | None = Field(None, ge=-1, le=1_000_000, description="Tokens to generate at most; -1: as many as fit")
     temperature: Finite | None = Field(None, ge=0, le=MOST)
     top_p: Finite | None = Field(None, gt=0, le=1)
@@ -195,7 +195,7 @@ class CompletionBody(SampledBody):
     return_tokens_as_token_ids: Flag | None = Field(None, description="Name tokens token_id:N in logprobs")
 
 
-class Message(_Body):
+class ChatMessage(_Body):
     """One message. ``attributes`` are those it was written under; an assistant's message without takes the request's."""
 
     ignored: ClassVar[frozenset[str]] = frozenset({"annotations", "reasoning", "reasoning_content"})
@@ -237,7 +237,7 @@ class TemplateArguments(_Body):
 class ChatBody(SampledBody):
     """``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000, fail_fast=True)]
     attributes: LevelsOrNone | None = Field(
         None, description='What to write like, as {"quality": 4, "lang": "en"}; "none": write under no label'
     )
@@ -274,9 +274,9 @@ class ChatBody(SampledBody):
 class AttributesBody(_Body):
     """``POST /v1/attributes``: conversations as JSONL records, or one as chat messages."""
 
-    model: Text | None = Field(None, description="A name from GET /v1/models; by default the model that reads")
+    model: EncodableText | None = Field(None, description="A name from GET /v1/models; by default the model that reads")
     conversations: Annotated[list[dict[str, Any]], Field(min_length=1, max_length=1024, fail_fast=True)] | None = None
-    messages: Annotated[list[Message], Field(min_length=1, max_length=10_000, fail_fast=True)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=10_000, fail_fast=True)] | None = None
     turns: Literal["unmasked", "all"] = "unmasked"
     labels: list[list[Levels | None]] | None = Field(
         None,

@@ -113,7 +113,7 @@ class Service:
         finally:
             del self._enders[key]
 
-    def ended(self) -> DrainingError:
+    def draining_error(self) -> DrainingError:
         """What is said to those whose answers are not ready when the service ends."""
         return DrainingError("this server stopped before the answer was complete; ask again")
 
@@ -158,7 +158,7 @@ class Service:
                 steps.put_nowait((index, EngineFailedError("the answer failed; see the server's log")))
 
         tasks = [asyncio.create_task(follow(i, g)) for i, g in enumerate(generations)]
-        ending = self.at_end(lambda: steps.put_nowait((0, self.ended())))
+        ending = self.at_end(lambda: steps.put_nowait((0, self.draining_error())))
         # Not wait_for: before Python 3.12 it may swallow a cancellation, and it costs a task per step.
         seconds = self.settings.request_timeout
         too_late = TimedOutError(f"no complete answer within {seconds:g} s")
@@ -195,7 +195,7 @@ class Service:
             if task.done():
                 return task.result()
             if ended.is_set():
-                raise self.ended()
+                raise self.draining_error()
             if gone.done():
                 raise ClientGoneError("the client hung up")
             raise TimedOutError(f"no answer within {self.settings.request_timeout:g} s")

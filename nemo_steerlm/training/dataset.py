@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from nemo_steerlm.core.conversation import Conversation, Mode
+from nemo_steerlm.core.encoding import Encoded, loss_mask, require_learned, require_own_structure
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.labels import LANGUAGE_KEY, split
 from nemo_steerlm.core.template import Role, Span, Template, text_of
-from nemo_steerlm.core.tokenization import Encoded, TextTokenizer, loss_mask, require_learned, require_own_structure
+from nemo_steerlm.core.tokenization import TextTokenizer
 
 
 class ValueToken(NamedTuple):

@@ -28,7 +28,7 @@ _PROCESS = 1.5 * (1 << 30)
 """What a process of NeMo has before there is a model."""
 
 
-class Training(msgspec.Struct, frozen=True, kw_only=True):
+class Workload(msgspec.Struct, frozen=True, kw_only=True):
     """One training as far as its costs go."""
 
     steps: int
@@ -42,12 +42,12 @@ class Training(msgspec.Struct, frozen=True, kw_only=True):
     """0: all weights are trained."""
 
 
-def memory(config: ModelConfig, trainings: Sequence[Training]) -> float:
+def memory(config: ModelConfig, trainings: Sequence[Workload]) -> float:
     """Bytes that the largest of the trainings takes on a CPU."""
     return max(_memory(config, training) for training in trainings) - CONTEXT + _PROCESS
 
 
-def disk(config: ModelConfig, trainings: Sequence[Training]) -> int:
+def disk(config: ModelConfig, trainings: Sequence[Workload]) -> int:
     """Bytes on disk that the trainings take at most.
 
     Each leaves a .nemo in fp32 and an export in the base model's own type. While all weights are trained there are also two checkpoints,
@@ -58,7 +58,7 @@ def disk(config: ModelConfig, trainings: Sequence[Training]) -> int:
     return (kept + passing) * parameters(config)
 
 
-def _memory(config: ModelConfig, training: Training) -> float:
+def _memory(config: ModelConfig, training: Workload) -> float:
     lora = {"lora_tuning": {"target_modules": ["all"], "adapter_dim": training.lora_rank or 1}}
     peft = {"peft": {"peft_scheme": "lora" if training.lora_rank else "none", **lora}}
     model = OmegaConf.merge(OmegaConf.load(DEFAULTS), nemo_config(config), peft)
@@ -67,7 +67,7 @@ def _memory(config: ModelConfig, training: Training) -> float:
     return estimate(model, config.vocab_size, Parallelism(world_size=1, tensor=1, pipeline=1), work, bf16=False).total
 
 
-def seconds(config: ModelConfig, training: Training, speed: float) -> float:
+def seconds(config: ModelConfig, training: Workload, speed: float) -> float:
     """About how long a training takes at ``speed`` floating-point operations a second."""
     # Two a weight and token forward, two for the gradient of what goes in, two for that of the weights, which adapters spare.
     work = (4 if training.lora_rank else 6) * parameters(config)

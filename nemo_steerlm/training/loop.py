@@ -22,8 +22,9 @@ from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.megatron import compat, lora
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from nemo_steerlm.megatron.distributed import make_trainer, share_cores, start_distributed
-from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel, build_model, restore_nemo, save_nemo
+from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel, build_model
 from nemo_steerlm.megatron.micro_batch import MicroBatch
+from nemo_steerlm.megatron.nemo_files import restore_nemo, save_nemo
 from nemo_steerlm.training import checkpoints, optimizer
 from nemo_steerlm.training.arithmetic import precision_of
 from nemo_steerlm.training.batches import Collator, TrainingOrder

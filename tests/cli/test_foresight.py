@@ -121,7 +121,7 @@ def test_commands_say_it_with_what_the_trainings_take(command, tmp_path):
 
 def test_disk_counts_what_trainings_leave_and_what_passes():
     config = load_config(STORIES)
-    adapters = forecast.Training(steps=1, global_batch_size=1, micro_batch_size=1, tokens=8, mean_tokens=4, lora_rank=4)
+    adapters = forecast.Workload(steps=1, global_batch_size=1, micro_batch_size=1, tokens=8, mean_tokens=4, lora_rank=4)
     whole = msgspec.structs.replace(adapters, lora_rank=0)
     # fp32 both in the .nemo and in the export, as a run of this model leaves it; and two checkpoints of 12 bytes a weight.
     assert forecast.disk(config, [adapters, adapters]) == 2 * 8 * parameters(config)

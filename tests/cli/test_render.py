@@ -8,8 +8,8 @@ import subprocess
 import sys
 
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.encoding import encode_spans
 from nemo_steerlm.core.template import Template, text_of
-from nemo_steerlm.core.tokenization import encode_spans
 from tests.core.tokenizers_of_all_kinds import MODEL, sentencepiece_plain
 
 RECORD = {

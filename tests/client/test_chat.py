@@ -22,16 +22,16 @@ def test_a_streamed_answer_says_how_it_reads(url):
     with Chat(url, ASKED, max_tokens=8) as chat:
         pieces = list(chat.say("Once upon a time"))
         assert len(pieces) > 2
-        assert set(chat.told["read"]["attributes"]) == {"quality", "toxicity", "humor"}
-        assert _said_of(chat.told).startswith("[reads quality ")
+        assert set(chat.details["read"]["attributes"]) == {"quality", "toxicity", "humor"}
+        assert _said_of(chat.details).startswith("[reads quality ")
         assert chat.messages[-1]["content"] == "".join(pieces)
 
 
 def test_the_best_of_several_comes_whole(url):
     with Chat(url, ASKED, max_tokens=8, temperature=1.0, best_of=3) as chat:
         (answer,) = chat.say("Once upon a time")
-        assert answer == chat.told["candidates"][chat.told["chosen"]]["text"]
-        assert f"answer {chat.told['chosen'] + 1} of 3" in _said_of(chat.told)
+        assert answer == chat.details["candidates"][chat.details["chosen"]]["text"]
+        assert f"answer {chat.details['chosen'] + 1} of 3" in _said_of(chat.details)
         chat.best_of = 17
         with pytest.raises(UsageError, match="best_of"):
             list(chat.say("And then?"))

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import yaml
 from local_cluster.client import Cluster, environment_kubeconfig
-from steerlm_operator.check import answers
+from steerlm_operator.check import results
 
 from charts.generate import CHART
 from tests.cluster.operating import await_definition
@@ -115,7 +115,7 @@ def checked(plane, home, tmp_path, monkeypatch):
 
 
 async def collected(environment):
-    return [answer async for answer in answers(environment)]
+    return [result async for result in results(environment)]
 
 
 @pytest.fixture(scope="module")

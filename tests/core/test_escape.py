@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.encoding import encode_spans, prompt_ids, require_own_structure
 from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.core.escape import Escape
 from nemo_steerlm.core.template import ChatTokens, Role, Span, Template, text_of
-from nemo_steerlm.core.tokenization import encode_spans, prompt_ids, require_own_structure
 from tests.core import tokenizers_of_all_kinds as kinds
 
 TOKENS = ChatTokens()

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.encoding import encode_spans
 from nemo_steerlm.core.errors import ConfigError, DataError, UsageError
 from nemo_steerlm.core.escape import Escape
 from nemo_steerlm.core.template import ChatTokens, Role, Template, check_typed_text, learned_intervals, text_of
-from nemo_steerlm.core.tokenization import encode_spans
 from tests.core import tokenizers_of_all_kinds as kinds
 
 DEFAULT = ChatTokens()

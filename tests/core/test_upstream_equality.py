@@ -6,8 +6,9 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.encoding import encode_spans
 from nemo_steerlm.core.template import ChatTokens, Template
-from nemo_steerlm.core.tokenization import TextTokenizer, encode_spans
+from nemo_steerlm.core.tokenization import TextTokenizer
 from tests.core import tokenizers_of_all_kinds as kinds
 from tests.core.records_for_tests import ordinary_records
 from tests.core.upstream_model import NotOrdinaryError, upstream

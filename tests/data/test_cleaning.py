@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
 from nemo_steerlm.core.conversation import Conversation, Turn
+from nemo_steerlm.core.encoding import encode_spans
 from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.template import ChatTokens, Template
-from nemo_steerlm.core.tokenization import encode_spans
 from nemo_steerlm.data.cleaning import CleaningRules, TokenizerChoice, clean
 from tests.core.records_for_tests import ordinary_records
 from tests.core.tokenizers_of_all_kinds import MODEL, byte_level_bpe, sentencepiece_plain

@@ -31,7 +31,7 @@ def test_every_link_to_a_file_leads_to_one(page):
 
 ANSWERS = {
     "the newline rule": ("core/template.py", 'header             S "System" N system E'),
-    "the loss mask": ("core/tokenization.py", "def loss_mask("),
+    "the loss mask": ("core/encoding.py", "def loss_mask("),
     "the label parser": ("core/labels.py", "def split("),
     "what makes a stage current (a cache hit)": ("pipeline/currency.py", "def examine("),
     "the source of a 429": ("serving/errors.py", "QueueFullError: 429"),

@@ -75,7 +75,7 @@ def _reference(source: Path, ids: torch.Tensor) -> torch.Tensor:
 
 def _round_trip(source: Path, folder: Path) -> None:
     from nemo_steerlm.megatron.convert import convert_hf_to_nemo, convert_nemo_to_hf
-    from nemo_steerlm.megatron.gpt_sft import restore_nemo
+    from nemo_steerlm.megatron.nemo_files import restore_nemo
 
     convert_hf_to_nemo(source, folder / "m.nemo", tokens=ChatTokens())
     model = restore_nemo(folder / "m.nemo").eval()
@@ -165,15 +165,15 @@ def small_nemo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_precision_is_stored_and_tokens_are_optional(small_nemo: Path) -> None:
-    from nemo_steerlm.megatron.gpt_sft import nemo_config, restore_nemo
+    from nemo_steerlm.megatron.nemo_files import nemo_config, restore_nemo
 
     assert nemo_config(small_nemo).precision == "bf16"
     assert restore_nemo(small_nemo).tokenizer.vocab_size == 512
 
 
 def test_fingerprint_names_weights_and_description(small_nemo: Path, tmp_path: Path) -> None:
-    from nemo_steerlm.megatron.gpt_sft import restore_nemo
     from nemo_steerlm.megatron.hf_export import export_hf
+    from nemo_steerlm.megatron.nemo_files import restore_nemo
 
     info = ModelInfo(kind="value", attributes=preset("oasst"), tokens=ChatTokens(turn_start="<s>"))
     model = restore_nemo(small_nemo)
@@ -192,7 +192,7 @@ def test_fingerprint_names_weights_and_description(small_nemo: Path, tmp_path: P
 
 def test_an_export_that_fails_leaves_the_old_folder(small_nemo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nemo_steerlm.megatron import hf_export
-    from nemo_steerlm.megatron.gpt_sft import restore_nemo
+    from nemo_steerlm.megatron.nemo_files import restore_nemo
 
     model = restore_nemo(small_nemo)
     hf_export.export_hf(model, tmp_path / "hf")
@@ -240,8 +240,8 @@ def test_what_is_no_llama_is_refused(tmp_path: Path, change: dict[str, object], 
 
 
 def test_other_sizes_are_refused_by_name(small_nemo: Path, untied: Path) -> None:
-    from nemo_steerlm.megatron.gpt_sft import restore_nemo
     from nemo_steerlm.megatron.hf_import import load_hf_weights
+    from nemo_steerlm.megatron.nemo_files import restore_nemo
 
     with pytest.raises(ConfigError, match="hidden_size is 48, the model's is 64"):
         load_hf_weights(restore_nemo(small_nemo), untied)

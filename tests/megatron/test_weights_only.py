@@ -59,7 +59,7 @@ def test_tensors_are_read_and_code_is_not_run(tmp_path, trap):
 RESTORE = """
 import sys
 from nemo_steerlm.core.errors import DataError
-from nemo_steerlm.megatron.gpt_sft import restore_nemo
+from nemo_steerlm.megatron.nemo_files import restore_nemo
 
 for path in sys.argv[1:]:
     try:

@@ -3,7 +3,8 @@
 import datetime
 
 import pytest
-from steerlm_operator.readings import classify_refusal, completed, flat_metrics, read_job, read_servers
+from steerlm_operator.readings import classify_refusal, completed, flat_metrics, read_job
+from steerlm_operator.server_readings import read_servers
 
 from nemo_steerlm.core.environment import parse_result_line
 
@@ -122,13 +123,16 @@ def test_a_pod_that_is_being_deleted_is_noticed_unless_another_has_failed():
     assert read_job(job(), [pod(1), going], NOW).taken is None
 
 
-def test_a_failed_shard_names_itself_and_is_final():
-    reading = read_job(
-        job("Failed", "FailedIndexes", "Job has failed indexes"), [pod(1, index=2, message="no route"), pod(0, index=0)], NOW
-    )
+def test_the_shard_that_failed_last_is_named_and_is_final():
+    pods = [
+        pod(1, index=2, at="2026-01-01T00:00:01Z", message="no route"),
+        pod(1, index=1, at="2026-01-01T00:00:09Z", message="no room"),
+        pod(1, index=3, at="2026-01-01T00:00:05Z", message="no time"),
+        pod(0, index=0, at="2026-01-01T00:00:10Z"),
+    ]
+    reading = read_job(job("Failed", "FailedIndexes", "Job has failed indexes"), pods, NOW)
     assert (reading.reason, reading.permanent) == ("ShardsFailed", True)
-    assert "shard 2" in reading.message
-    assert "no route" in reading.message
+    assert "shard 1: exit code 1: j-1: no room" in reading.message
 
 
 WAITING = [

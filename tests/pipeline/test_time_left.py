@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_steerlm.cli.run import _Lines
+from nemo_steerlm.cli.run import _ProgressLines
 from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.pipeline.time_left import LEARN, READ, WRITE, TimeLeft, spoken
@@ -106,7 +106,7 @@ def test_it_is_said_in_words(seconds, text):
 
 def test_a_log_gets_a_line_while_a_stage_runs(left, clock, capsys):
     value = left._stages["train-value"]
-    with _Lines(left, interval=0.01) as lines:
+    with _ProgressLines(left, interval=0.01) as lines:
         assert lines.line() is None
         lines.started(value)
         assert lines.line() == "train-value: starting"

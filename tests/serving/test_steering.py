@@ -14,7 +14,7 @@ from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.serving.prompts import Prompts
-from nemo_steerlm.serving.schemas import ChatBody, Message
+from nemo_steerlm.serving.schemas import ChatBody, ChatMessage
 from tests.serving.in_process import local, served
 
 QUESTION = [{"role": "user", "content": "Once upon a time"}]
@@ -208,9 +208,9 @@ def prompts(folder, **counted):
 
 def test_a_model_taught_without_labels_is_led_away_from_none_and_another_from_its_defaults(steer_folder):
     asked = [
-        Message(role="user", content="Hi"),
-        Message(role="assistant", content="Ho", attributes={"quality": 2}),
-        Message(role="user", content="?"),
+        ChatMessage(role="user", content="Hi"),
+        ChatMessage(role="assistant", content="Ho", attributes={"quality": 2}),
+        ChatMessage(role="user", content="?"),
     ]
     plain, both = prompts(steer_folder), prompts(steer_folder, unlabelled=1)
     unlabelled = [message.model_copy(update={"attributes": None}) for message in asked]

@@ -61,7 +61,8 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
     from transformers import AutoModelForCausalLM
 
     from nemo_steerlm.core.conversation import Conversation, Turn
-    from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+    from nemo_steerlm.core.encoding import encode_spans
+    from nemo_steerlm.core.tokenization import load_tokenizer
 
     info, tokenizer = ModelInfo.load(folder), load_tokenizer(folder)
     template = info.template(tokenizer)
@@ -89,8 +90,9 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
 def nemo_file(folder: Path, path: Path) -> Path:
     """An exported model as the ``.nemo`` it could have come from."""
     from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config
-    from nemo_steerlm.megatron.gpt_sft import build_model, save_nemo
+    from nemo_steerlm.megatron.gpt_sft import build_model
     from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
+    from nemo_steerlm.megatron.nemo_files import save_nemo
 
     model = build_model(
         {**model_config_from_hf(folder), "tokenizer": nemo_tokenizer_config(folder), "steerlm": ModelInfo.load(folder).to_dict()}

@@ -68,7 +68,8 @@ def base_nemo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.set_num_threads(1)
     from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
-    from nemo_steerlm.megatron.gpt_sft import build_model, save_nemo
+    from nemo_steerlm.megatron.gpt_sft import build_model
+    from nemo_steerlm.megatron.nemo_files import save_nemo
 
     tokenizer = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer_files(STORIES, tokenizer, ChatTokens().markers)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.encoding import encode_spans
 from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.core.template import ChatTokens, Template
-from nemo_steerlm.core.tokenization import SentencePieceTokenizer, encode_spans
+from nemo_steerlm.core.tokenization import SentencePieceTokenizer
 from nemo_steerlm.training import token_files
 from nemo_steerlm.training.dataset import ChatDataset
 from tests.core.tokenizers_of_all_kinds import normalising_sentencepiece

@@ -21,7 +21,11 @@ class DistilabelSource(MappedSource):
     """
 
     def examples(self, row: Record, where: Where) -> list[Example]:
-        """A conversation for each generation that is there."""
+        """A conversation for each generation that is there.
+
+        Raises:
+            DataError: If a generation is no text, or a list of ratings has another length than the generations.
+        """
         question = self._question(row, where)
         several = "generations" in row
         answers = field(row, "generations", list, where) if several else [field(row, "generation", str, where)]

@@ -38,7 +38,11 @@ class NemotronSource(RowSource):
         return "reasoning is on" if self.reasoning == "off" and row.get("reasoning") == "on" else None
 
     def examples(self, row: Record, where: Where) -> list[Example]:
-        """One conversation without ratings."""
+        """One conversation without ratings.
+
+        Raises:
+            DataError: If the input is a rendered prompt, as in the first release.
+        """
         if "messages" in row:
             return [Example(turns_of(row, "messages", ("role", "content"), ROLES, where), {})]
         system = optional_text(row, "system_prompt", where)

@@ -14,7 +14,7 @@ from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.train_spec import ParallelSpec, TrainSpec
 
-Image = Literal["worker", "train"]
+ImageRole = Literal["worker", "train"]
 Amount = Literal["prepare", "train", "annotate", "evaluate"]
 Credential = Literal["hugging_face", "wandb"]
 
@@ -98,7 +98,7 @@ class Stage:
     """How wide it runs."""
     shards: int = 1
     """Parts that may be done side by side, to be merged at the end."""
-    image: Image = "worker"
+    image: ImageRole = "worker"
     """Which of ``spec.images`` it runs in."""
     resources: Amount
     """Which entry of ``spec.resources`` its pods ask for."""

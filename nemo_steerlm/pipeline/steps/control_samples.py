@@ -12,11 +12,12 @@ import msgspec
 from nemo_steerlm.client.bulk import Answer, AnswerRequest, GenerationOptions, TurnReading, generate_answers, read_turns
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
+from nemo_steerlm.core.encoding import encode_spans
 from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.template import Template
-from nemo_steerlm.core.tokenization import encode_spans, load_tokenizer
+from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.records import read_conversations
 from nemo_steerlm.evaluation.judges import judge
 from nemo_steerlm.evaluation.samples import Sample, spread
