@@ -76,3 +76,4 @@ def until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < deadline, "condition not met in time"
+        time.sleep(0.01)  # for those who are waited for
