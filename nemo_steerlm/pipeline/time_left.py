@@ -13,8 +13,8 @@ from nemo_steerlm.core.processes import Message
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages import Stage
 
-LEARN, READ, WRITE = 3.0, 1.0, 8.0
-"""What a text costs: forward and backward; one forward; one forward a token of an answer, in a batch."""
+LEARN, READ, WRITE = 3.0, 1.0, 2.0
+"""What a text costs: forward and backward; one forward; an answer, whose tokens come one by one but in large batches. The quickstart's."""
 
 
 class TimeLeft:
@@ -96,18 +96,18 @@ class TimeLeft:
         if stage.kind == "annotate":
             return READ * (self._records or 0)
         if stage.kind == "sample":
-            return (WRITE + READ) * spec.bootstrap.prompts * spec.bootstrap.samples_per_prompt + self._evaluation()
+            return (WRITE + READ) * spec.bootstrap.prompts * spec.bootstrap.samples_per_prompt + self._evaluation(spec.evaluate.best_of)
         if stage.kind == "evaluate":
             how = spec.evaluate
-            return self._evaluation() * (1 + len(how.baselines)) + READ * how.calibration_turns
+            return self._evaluation(how.best_of) + self._evaluation() * len(how.baselines) + READ * how.calibration_turns
         return 0.0
 
-    def _evaluation(self) -> float:
-        """Asking one model what the evaluation asks."""
+    def _evaluation(self, candidates: int = 1) -> float:
+        """Asking one model what the evaluation asks, for so many candidates for each answer."""
         how, schema = self._spec.evaluate, self._spec.attributes.schema_()
         levels = sum(len(schema[name].values) for name in how.attributes or schema.names)
         answers = levels * how.samples_per_level + how.joint_requests
-        return (WRITE + READ) * answers * how.best_of
+        return (WRITE + READ) * answers * candidates
 
 
 def spoken(seconds: float) -> str:
