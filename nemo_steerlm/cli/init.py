@@ -41,7 +41,7 @@ def init(
     """
     from nemo_steerlm.cli.foresight import print_costs
     from nemo_steerlm.data.guessing import Wishes, guess
-    from nemo_steerlm.data.packages import local_path
+    from nemo_steerlm.data.packages import REMOTE, local_path
     from nemo_steerlm.pipeline import drafting
 
     asks = not yes and sys.stdin.isatty() and sys.stdout.isatty()
@@ -62,7 +62,7 @@ def init(
         _print_guess(data, found)
     if asks:
         base = typer.prompt("Base model", default=base)
-    reference = data if data.startswith(("hf:", "pypi:", "pypi-sdist:")) else os.path.relpath(path, target.absolute().parent)
+    reference = data if data.startswith(REMOTE) else os.path.relpath(path, target.absolute().parent)
     surveyed = _survey(found, path, reference)
     _print_survey(surveyed)
     config = _base_config(base)

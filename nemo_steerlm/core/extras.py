@@ -12,6 +12,7 @@ _LIBRARIES = {
     "openvino": ("openvino",),
     "report": ("jinja2", "langdetect", "matplotlib", "pyphen", "scipy", "sklearn", "vaderSentiment"),
     "data": ("pyarrow",),
+    "remote": ("fsspec", "s3fs", "gcsfs", "adlfs"),
     "operator": ("kopf", "steerlm_operator"),
 }
 EXTRAS = {library: extra for extra, libraries in _LIBRARIES.items() for library in libraries}

@@ -6,12 +6,15 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.alias_generators import to_camel
 
+from nemo_steerlm.core.references import PATTERN, check_scheme
+
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
-Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f]+$")]
-"""A file or folder: a path (relative ones start at the manifest), ``pypi:NAME==VERSION/path/in/archive``, or a hub name."""
+Reference = Annotated[str, Field(min_length=1, max_length=1024, pattern=PATTERN), BeforeValidator(check_scheme)]
+"""A file or folder: a path (relative ones start at the manifest), ``pypi:NAME==VERSION/path/in/archive``, a hub name, or an address that
+begins with one of ``references.SCHEMES``."""
 Name = Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 

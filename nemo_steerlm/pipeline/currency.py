@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import TryAgainError, UsageError, shown
+from nemo_steerlm.data.packages import REMOTE
 from nemo_steerlm.pipeline import legacy
 from nemo_steerlm.pipeline.artifacts import Success, WorkDirectory
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
-from nemo_steerlm.pipeline.run_context import REMOTE, resolve
+from nemo_steerlm.pipeline.run_context import resolve
 from nemo_steerlm.pipeline.stages import Stage
 from nemo_steerlm.pipeline.stages.stage import digest
 

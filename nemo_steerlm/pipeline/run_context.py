@@ -15,14 +15,11 @@ from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.core.processes import report
 from nemo_steerlm.data.hub import RepositoryKind
-from nemo_steerlm.data.packages import local_path
+from nemo_steerlm.data.packages import REMOTE, local_path
 from nemo_steerlm.data.shard import Shard
 from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
 from nemo_steerlm.pipeline.stages import Stage
-
-REMOTE = ("pypi:", "pypi-sdist:", "hf:")
-"""References whose text names their content: a released archive or a hub file."""
 
 RECORDED_VERSIONS = ("torch", "nemo_toolkit", "megatron-core", "transformers")
 """Packages whose versions are worth recording beside an artifact."""

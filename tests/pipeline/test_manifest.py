@@ -24,6 +24,11 @@ def test_smallest_manifest_has_the_tutorials_numbers():
         ("spec.data.oast", {}, "spec.data.oast: unknown key; did you mean oasst?"),
         ("spec.model", {}, "spec.model.base: missing; it says:"),
         ("spec.model.base", 3, "spec.model.base: input should be a valid string, found 3"),
+        (
+            "spec.model.base",
+            "ftp://host/model",
+            "spec.model.base: unknown scheme 'ftp'; write s3://, gs://, az://, https://, hf:, pypi: or a path",
+        ),
         ("spec.evaluate.base", {"humour": 1}, "evaluate.base: unknown attribute 'humour'; did you mean humor?"),
         ("spec.evaluate.base", {"humor": 5}, "evaluate.base: humor: label out of range: humor is 5"),
         ("spec.trainValue.globalBatchSize", 3, "globalBatchSize 3 must be a multiple of microBatchSize x data parallel size (2 x 1)"),
