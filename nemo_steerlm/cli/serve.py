@@ -36,6 +36,9 @@ def serve(
     cache_tokens: int = typer.Option(
         0, min=0, help="Tokens whose keys and values are kept at once; others wait. 0: as many as half of the free memory holds."
     ),
+    prefix_cache: bool = typer.Option(
+        True, "--prefix-cache/--no-prefix-cache", help="Keep what was read, in a quarter of --cache-tokens, for texts that begin alike."
+    ),
     max_waiting: int = typer.Option(1024, min=1, help="Rows that may wait; more are answered 429."),
     max_body_mb: float = typer.Option(8.0, min=0.001, help="Largest request body, in megabytes."),
     read_timeout: float = typer.Option(60.0, min=0.1, help="Seconds in which a request's head must have come, and then its body."),
@@ -86,7 +89,8 @@ def serve(
     if print_command and command:
         print(shlex.join([*command, "--port", "PORT"]))
         return
-    options = EngineOptions(max_rows=max_rows, max_model_len=length, cache_tokens=cache_tokens or None, device=device or None)
+    tokens = cache_tokens or None
+    options = EngineOptions(max_rows=max_rows, max_model_len=length, cache_tokens=tokens, prefix_cache=prefix_cache, device=device or None)
     add_reader = None
     if page or reader:
         beside = WorkDirectory(model).model("value") if folder != model else None

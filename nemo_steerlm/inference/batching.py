@@ -11,9 +11,10 @@ import torch
 
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache, pieces
+from nemo_steerlm.inference.blocks import Block, BlockModel, Part, RowCache, pieces
 from nemo_steerlm.inference.engine import GenerationRequest, NextToken, ScoredTurn, ScoreRequest, TokenLogprob
 from nemo_steerlm.inference.memory import free_bytes
+from nemo_steerlm.inference.prefix_cache import Known, PrefixCache
 from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.inference.sampling import adjust, draw, generator, guide
 from nemo_steerlm.inference.scoring import AttributeScorer
@@ -24,6 +25,9 @@ _PIECE = 128
 """Prompt tokens per forward if their log-probabilities are requested."""
 _MARGIN = 64
 """Tokens for which there must be room beside a row's own when it joins, so that rows are not sent back as soon as they have joined."""
+
+_KEPT = 4
+"""One part in so many of the tokens there is room for may be kept for texts that begin alike."""
 
 
 class _Running:
@@ -77,11 +81,17 @@ class BatchedEngine:
             logger.warning("takes %d tokens of prompt and answer together: there is no memory for more", self.max_length)
         elif length < model.max_length:
             logger.info("takes %d tokens of prompt and answer together; --max-model-len raises it, to %d at most", length, model.max_length)
-        self._scorer = AttributeScorer(model, tokenizer, info) if info is not None and info.kind == "value" else None
+        self._prefixes = PrefixCache(model, self._cache_tokens // _KEPT if options.prefix_cache else 0)
+        self._scorer = AttributeScorer(model, tokenizer, info, self._prefixes) if info is not None and info.kind == "value" else None
         self._waiting: list[_Running] = []
         self._running: list[_Running] = []
         self._removed: set[int] = set()
         self._cache: RowCache | None = None
+
+    @property
+    def reused_tokens(self) -> int:
+        """See Engine."""
+        return self._prefixes.reused
 
     def add(self, row: int, request: GenerationRequest) -> None:
         """See Engine."""
@@ -105,6 +115,10 @@ class BatchedEngine:
         keep = [i for i, r in enumerate(self._running) if r.row not in gone]
         if len(keep) == len(self._running):
             return
+        self._make_room([self._running[i] for i in keep])
+        for row, known in zip(self._running, self._known(), strict=False):
+            if row.row in gone:
+                self._prefixes.keep(known.ids, known.part, answer=len(known.ids) - len(row.request.prompt))
         self._running = [self._running[i] for i in keep]
         if not keep:
             self._cache = None
@@ -131,7 +145,9 @@ class BatchedEngine:
         if running and self._cache is not None:
             block = Block([[r.ids[-1]] for r in running], [len(r.ids) - 1 for r in running])
             tokens |= self._choose(running, self._model.forward(self._cache, block, reads=_last(block)))
-        for group in self._groups(self._admitted()):
+        admitted = self._admitted()
+        self._make_room([*running, *(one for row in admitted for one in row.rows)])
+        for group in self._groups(admitted):
             cache, scores = self._prefill(group)
             tokens |= self._choose(group, scores)
             if self._cache is None:
@@ -167,14 +183,28 @@ class BatchedEngine:
         admitted, self._waiting = self._waiting[:count], self._waiting[count:]
         return admitted
 
+    def _make_room(self, rows: list[_Running]) -> None:
+        """Keep texts only in the room that ``rows`` leave."""
+        longest = max((len(r.ids) for r in rows), default=0)
+        self._prefixes.limit(self._cache_tokens - len(rows) * (longest + _MARGIN))
+
+    def _known(self) -> list[Known]:
+        """What the rows that run have in the cache: all but the token that was chosen last."""
+        if self._cache is None or not self._prefixes.most:
+            return []
+        columns = [visible.nonzero()[:, 0].tolist() for visible in self._cache.visible]
+        return [Known(r.ids[:-1], Part(self._cache, i, columns[i])) for i, r in enumerate(self._running)]
+
     def _groups(self, admitted: list[_Running]) -> list[list[_Running]]:
-        """Rows in groups of similar length; rows that request prompt log-probabilities form groups of one."""
+        """Rows in groups that have similarly much to read; rows that request prompt log-probabilities form groups of one."""
+        running = self._known() if admitted else []
+        unread = {id(row): self._prefixes.unread(row.ids, running) for row in admitted}
         groups: list[list[_Running]] = []
         alone: list[list[_Running]] = []
-        for row in sorted(admitted, key=lambda r: len(r.ids)):
+        for row in sorted(admitted, key=lambda r: unread[id(r)]):
             if row.wants_prompt:
                 alone.append(row.rows)
-            elif groups and len(row.ids) <= 1.3 * len(groups[-1][0].ids) + 16:
+            elif groups and unread[id(row)] <= 1.3 * unread[id(groups[-1][0])] + 16:
                 groups[-1] += row.rows
             else:
                 groups.append(row.rows)
@@ -184,15 +214,9 @@ class BatchedEngine:
         """Read the prompts. Returns their cache, and the scores of each row's next token [rows, vocabulary]."""
         if rows[0].wants_prompt and len(rows) == 1:
             return self._prefill_with_logprobs(rows[0])
-        same = _common_prefix([r.request.prompt for r in rows]) if len(rows) > 1 else 0
-        longest = max(len(r.ids) for r in rows)
-        cache = self._model.cache(1 if same else len(rows), same or longest)
-        if same:
-            for block in pieces([rows[0].ids[:same]], [0]):
-                self._model.forward(cache, block)
-            cache.select([0] * len(rows))
+        cache, known = self._prefixes.begin([r.ids for r in rows], self._known(), together=True)
         scores = torch.empty(0)
-        for block in pieces([r.ids[same:] for r in rows], [same] * len(rows), same):
+        for block in pieces([r.ids[have:] for r, have in zip(rows, known, strict=True)], known, max(known)):
             scores = self._model.forward(cache, block, reads=_last(block))
         return cache, scores
 
@@ -261,12 +285,3 @@ def _logprob(logs: torch.Tensor, token: int, request: GenerationRequest) -> Toke
         top = logs.topk(count)
         pairs = list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
     return TokenLogprob(float(logs[token]), pairs, logs.tolist() if request.full_logprobs else None)
-
-
-def _common_prefix(prompts: list[tuple[int, ...]]) -> int:
-    """Length of the common prefix, shorter than every prompt by at least one token."""
-    first, last = min(prompts), max(prompts)
-    same = 0
-    while same < min(map(len, prompts)) - 1 and first[same] == last[same]:
-        same += 1
-    return same

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from transformers.cache_utils import Cache
@@ -113,6 +113,33 @@ class RowCache(Cache):
                 tensors[layer] = tensor[index, :, start : self.length]
         self.length -= start
 
+    def fill(self, parts: Sequence[Part | None], *, last: bool = True) -> None:
+        """Let the rows of this empty cache begin with copies of these parts, in their last columns or in their first ones."""
+        self.length = max((len(part.columns) for part in parts if part), default=0)
+        self.visible = torch.zeros(self.rows, self.length, dtype=torch.bool)
+        copies: dict[tuple[int, int, int], tuple[Part, list[int]]] = {}
+        for row, part in enumerate(parts):
+            if part:
+                copies.setdefault((id(part.cache), part.row, len(part.columns)), (part, []))[1].append(row)
+                self.visible[row, self._place(len(part.columns), last=last)] = True
+        if copies:
+            self.keys, self.values = (self._copied(list(copies.values()), name, last=last) for name in ("keys", "values"))
+
+    def _place(self, columns: int, *, last: bool) -> slice:
+        return slice(self.length - columns, self.length) if last else slice(0, columns)
+
+    def _copied(self, copies: Sequence[tuple[Part, list[int]]], name: str, *, last: bool) -> list[torch.Tensor]:
+        """The buffers of ``keys`` or ``values`` with each part in the rows that begin with it."""
+        sources = [getattr(part.cache, name) for part, _ in copies]
+        indices = [torch.tensor(part.columns, device=sources[0][0].device) for part, _ in copies]
+        buffers = []
+        for layer, like in enumerate(sources[0]):
+            buffer = like.new_zeros((self.rows, like.shape[1], max(self.length, self._columns), like.shape[3]))
+            for (part, rows), tensors, index in zip(copies, sources, indices, strict=True):
+                buffer[rows, :, self._place(len(index), last=last)] = tensors[layer][part.row][:, index]
+            buffers.append(buffer)
+        return buffers
+
     def append(self, other: RowCache) -> None:
         """Move the rows of ``other`` below these. The shorter cache is padded on the left."""
         length = max(self.length, other.length)
@@ -122,6 +149,14 @@ class RowCache(Cache):
                 theirs[layer] = theirs[layer].new_empty(0)
         self.visible = torch.cat([torch.nn.functional.pad(c.visible, (length - c.length, 0)) for c in (self, other)])
         self.length = length
+
+
+class Part(NamedTuple):
+    """Columns of one row of a cache."""
+
+    cache: RowCache
+    row: int
+    columns: Sequence[int]
 
 
 def _grown(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:

@@ -140,6 +140,10 @@ class Engine(Protocol):
     max_rows: int
     """Rows that may generate at once (a guided request takes two), and conversations per call of ``score``."""
 
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of prompts and conversations so far that were not read, because something that begins alike had been."""
+
     def add(self, row: int, request: GenerationRequest) -> None:
         """Let ``row`` take part from the next ``step`` on."""
 

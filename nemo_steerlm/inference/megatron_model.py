@@ -11,7 +11,7 @@ import logging
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from megatron.core import parallel_state
@@ -21,7 +21,7 @@ from megatron.core.transformer.module import MegatronModule
 from torch import Tensor
 from torch.nn.functional import linear
 
-from nemo_steerlm.inference.blocks import FORWARD_COST, Block, RowCache, appended
+from nemo_steerlm.inference.blocks import FORWARD_COST, Block, Part, RowCache, appended
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.megatron.distributed import make_trainer, share_cores
 from nemo_steerlm.megatron.gpt_sft import SteerLMGPTSFTModel
@@ -145,6 +145,8 @@ class ServingModel:
                     self._caches[number] = RowCache(*rest)
                 elif name == "take":
                     self._caches[number].take(*rest)
+                elif name == "fill":
+                    self._caches[number].fill([part and Part(self._caches[part[0]], *part[1:]) for part in rest[0]], last=rest[1])
                 elif name == "append":
                     self._caches[number].append(self._caches[rest[0]])
                 elif name == "forget":
@@ -225,6 +227,11 @@ class _OrderedCache(RowCache):
     def take(self, rows: Sequence[int], start: int) -> None:
         super().take(rows, start)
         self._orders.append(("take", self.number, list(rows), start))
+
+    def fill(self, parts: Sequence[Part | None], *, last: bool = True) -> None:
+        super().fill(parts, last=last)
+        told = [part and (cast("_OrderedCache", part.cache).number, part.row, list(part.columns)) for part in parts]
+        self._orders.append(("fill", self.number, told, last))
 
     def append(self, other: RowCache) -> None:
         super().append(other)

@@ -17,6 +17,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens of prompt and answer together; see ``ModelInfo.served_length``."""
     cache_tokens: int | None = None
     """Tokens whose keys and values are kept at once, the padding of shorter rows included; None: half of the free memory."""
+    prefix_cache: bool = True
+    """Whether keys and values of what was read are kept, in a part of ``cache_tokens``, for texts that begin alike."""
     device: str | None = None
     """``cpu``, ``cuda`` or ``cuda:1``; None: CUDA if there is any."""
     tensor: int = 1

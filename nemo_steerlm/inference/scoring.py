@@ -17,9 +17,10 @@ from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import Template, text_of
 from nemo_steerlm.core.tokenization import TextTokenizer
-from nemo_steerlm.inference.blocks import Block, BlockModel, RowCache, piece_columns, pieces
+from nemo_steerlm.inference.blocks import Block, BlockModel, Part, RowCache, piece_columns, pieces
 from nemo_steerlm.inference.engine import Choice, ScoredTurn, ScoreRequest
 from nemo_steerlm.inference.label_plan import LabelPlan, TreeNode, compile_label
+from nemo_steerlm.inference.prefix_cache import PrefixCache
 
 
 class _Row:
@@ -63,8 +64,9 @@ class _Plan:
 class AttributeScorer:
     """The scoring loop for one model."""
 
-    def __init__(self, model: BlockModel, tokenizer: TextTokenizer, info: ModelInfo) -> None:
+    def __init__(self, model: BlockModel, tokenizer: TextTokenizer, info: ModelInfo, prefixes: PrefixCache) -> None:
         self._model = model
+        self._prefixes = prefixes
         self._tokenizer = tokenizer
         self._template: Template = info.template(tokenizer)
         self.plan: LabelPlan = compile_label(info, tokenizer)
@@ -82,12 +84,15 @@ class AttributeScorer:
             return [row.results for row in rows]
         for row in waiting:
             self._next_turn(row)
-        cache = self._shared_prefix(waiting)
+        cache = self._begin(waiting)
         while waiting:
             # Turn by turn, so that rows of one forward have similar lengths.
             self._label_turns(cache, waiting)
             alive = [i for i, row in enumerate(waiting) if len(row.results) < len(row.turns)]
             if len(alive) < len(waiting):
+                for i, row in enumerate(waiting):
+                    if i not in alive:
+                        self._prefixes.keep(row.ids, Part(cache, i, row.columns))
                 waiting = [waiting[i] for i in alive]
                 if waiting:
                     self._drop(cache, waiting, alive)
@@ -119,23 +124,13 @@ class AttributeScorer:
         cache.visible[at, row.columns[keep:]] = False
         del row.ids[keep:], row.columns[keep:]
 
-    def _shared_prefix(self, rows: list[_Row]) -> RowCache:
-        """A cache that holds the common prefix of all prompts, read once."""
-        first = min(row.pending for row in rows)
-        last = max(row.pending for row in rows)
-        same = 0
-        while same < min(len(first), len(last)) - 1 and first[same] == last[same]:
-            same += 1
-        cache = self._model.cache(1)
-        if len(rows) > 1 and same:
-            for block in pieces([first[:same]], [0]):
-                self._model.forward(cache, block)
-            cache.select([0] * len(rows))
-            for row in rows:
-                row.ids, row.columns = row.pending[:same], list(range(same))
-                del row.pending[:same]
-            return cache
-        return self._model.cache(len(rows))
+    def _begin(self, rows: list[_Row]) -> RowCache:
+        """A cache that holds what is known of all prompts' beginnings."""
+        cache, known = self._prefixes.begin([row.pending for row in rows], together=False)
+        for row, have in zip(rows, known, strict=True):
+            row.ids, row.columns = row.pending[:have], list(range(have))
+            del row.pending[:have]
+        return cache
 
     def _label_turns(self, cache: RowCache, rows: list[_Row]) -> None:
         """Predict the label of every row's current turn."""

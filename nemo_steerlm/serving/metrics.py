@@ -23,6 +23,9 @@ class Metrics:
         self.generate_batch = Histogram("steerlm_generate_batch_rows", "Rows of a decoding step", buckets=_ROWS, registry=registry)
         self.score_batch = Histogram("steerlm_score_batch_rows", "Conversations of a scoring batch", buckets=_ROWS, registry=registry)
         self.prompt_tokens = Counter("steerlm_prompt_tokens", "Prompt tokens read for generation", registry=registry)
+        self.reused_tokens = Counter(
+            "steerlm_prefix_cache_tokens", "Tokens that were not read because something that begins alike had been", registry=registry
+        )
         self.generated_tokens = Counter("steerlm_generated_tokens", "Tokens generated", registry=registry)
         self.scored_turns = Counter("steerlm_scored_turns", "Turns labelled", registry=registry)
         self.first_token = Histogram("steerlm_first_token_seconds", "From arrival to the first token", buckets=_SECONDS, registry=registry)

@@ -64,6 +64,8 @@ class Scheduler:
         self._scores: list[_Job] = []
         self._running: dict[int, _Job] = {}
         self._rows = 0
+        self._reused = 0
+        """Tokens that the metrics have counted."""
         self._idle = 0
         """Free rows, summed over the steps since a row last joined."""
         self._changed = threading.Condition()
@@ -163,6 +165,8 @@ class Scheduler:
             if batch:
                 self._score(batch)
             self._guarded_step(gone, admitted)
+            self.metrics.reused_tokens.inc(self._engine.reused_tokens - self._reused)
+            self._reused = self._engine.reused_tokens
 
     def _wanted(self) -> bool:
         return bool(self._closed or self._generations or self._scores or self._running)
