@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 READ = "#2f6db5"
 JUDGED = "#d1642a"
 QUIET = "#9aa3ad"
-READABLE = 54
+READABLE = 45
 """Points of the screen for an inch of a plot, of which it has 72, below which its letters become too small."""
 COLUMNS = 3
 """Plots side by side."""
