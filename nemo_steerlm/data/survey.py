@@ -34,6 +34,8 @@ class Survey(msgspec.Struct, frozen=True, kw_only=True):
     conversations: dict[Split, int]
     characters: tuple[int, int]
     """Of a conversation and of an answer: 95 of 100 have at most so many."""
+    turns: int
+    """Of a conversation: 95 of 100 have at most so many."""
     rejected: dict[str, int]
     """Rows that cannot be used, by reason."""
 
@@ -47,7 +49,7 @@ def survey(source: Source, schema: AttributeSchema, resolve: Callable[[str], Pat
     """Read ``source``, of whose references ``resolve`` knows the files. Raises UsageError and DataError as reading does."""
     levels = {a.name: dict.fromkeys(a.values, 0) for a in schema.attributes}
     splits: collections.Counter[Split] = collections.Counter()
-    lengths: list[tuple[int, int]] = []
+    lengths: list[tuple[int, int, int]] = []
     examples: dict[str, Conversation] = {}
     with tempfile.TemporaryDirectory() as folder:
         with Rejects(Path(folder) / "rows", "skip") as rejects:
@@ -67,14 +69,16 @@ def survey(source: Source, schema: AttributeSchema, resolve: Callable[[str], Pat
         levels=levels,
         examples=tuple(itertools.islice(examples.values(), EXAMPLES)),
         conversations=dict(splits),
-        characters=(_most(length for length, _ in lengths), _most(answer for _, answer in lengths)),
+        characters=(_most(length for length, _, _ in lengths), _most(answer for _, answer, _ in lengths)),
+        turns=_most(turns for _, _, turns in lengths),
         rejected=rejected,
     )
 
 
-def _characters(conversation: Conversation) -> tuple[int, int]:
+def _characters(conversation: Conversation) -> tuple[int, int, int]:
+    """Of the conversation and of its longest answer, and how many turns it has."""
     answers = [len(turn.text) for turn in conversation.turns if turn.speaker != conversation.mask]
-    return len(conversation.system) + sum(len(turn.text) for turn in conversation.turns), max(answers, default=0)
+    return len(conversation.system) + sum(len(turn.text) for turn in conversation.turns), max(answers, default=0), len(conversation.turns)
 
 
 def _most(lengths: Iterable[int]) -> int:

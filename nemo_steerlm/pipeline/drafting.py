@@ -57,7 +57,9 @@ def sized(
     train = max(1, survey.conversations.get("train", 0))
     batch = min(16 if train < 4000 else 64, 1 << (train.bit_length() - 1))
     label = sum(len(name) + len(":4,") for name in attributes)
-    tokens = MARGIN * (survey.characters[0] + TEMPLATE_CHARACTERS + label) / characters_a_token + TEMPLATE_TOKENS
+    # Every turn has room for a label: that is what a server of the value model is asked with.
+    characters = survey.characters[0] + TEMPLATE_CHARACTERS + label * survey.turns
+    tokens = MARGIN * characters / characters_a_token + TEMPLATE_TOKENS
     return PipelineSizes(
         name=re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40].lstrip("0123456789-").rstrip("-") or "pipeline",
         base=base,
