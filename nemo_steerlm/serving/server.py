@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import json
 import logging
@@ -12,6 +13,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 
@@ -27,6 +29,24 @@ _LAST_SECONDS = 2.0
 """In which those whose answers are not ready are told so."""
 _OWN_FILES = 128
 """Open files that are no connections: the model's, the log, those of libraries."""
+
+
+class _Listener(socket.socket):
+    """A listening socket on which a connection waits while no file is left for it. asyncio tries, and logs, a thousand times in a row."""
+
+    _full = False
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """See socket.socket."""
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if not self._full:
+                logger.warning("no file is left for another connection; it waits until one is closed (ulimit -n)")
+            self._full = True
+            raise BlockingIOError(error.errno, error.strerror) from error
 
 
 class _Server(uvicorn.Server):
@@ -57,7 +77,8 @@ def bind(host: str, port: int) -> socket.socket:
     """
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        server = socket.create_server(infos[0][4][:2], family=infos[0][0], backlog=1024)
+        made = socket.create_server(infos[0][4][:2], family=infos[0][0], backlog=1024)
+        server = _Listener(made.family, made.type, made.proto, fileno=made.detach())
         # asyncio sets it on sockets that name their protocol, which accepted ones do not: an answer's body waits 40 ms behind its head.
         server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError as error:

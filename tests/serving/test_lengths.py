@@ -1,4 +1,4 @@
-"""How long a request may be: as long as what the model was taught, unless somebody says otherwise. Without a socket."""
+"""How long a request may be: as long as what the model was taught, unless somebody says otherwise."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
-from starlette.testclient import TestClient
 
 from nemo_steerlm.cli.serve import model_length
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.model_info import BASE_LENGTH, ModelInfo
 from nemo_steerlm.inference.registry import EngineOptions
-from nemo_steerlm.serving.app import create_app
-from nemo_steerlm.serving.service import Service, Settings
 from nemo_steerlm.serving.startup import local_model
 from nemo_steerlm.serving.vllm import vllm_command
+from tests.serving.in_process import listening
+from tests.serving.servers import WAIT
 
 TAUGHT, POSITIONS = 64, 512
 
@@ -34,13 +34,13 @@ def taught(steer_folder, tmp_path_factory) -> Path:
 
 
 @contextlib.contextmanager
-def served(folder: Path, max_model_len: int | None = None) -> Iterator[TestClient]:
+def served(folder: Path, max_model_len: int | None = None) -> Iterator[httpx.Client]:
     model = local_model(folder, EngineOptions(device="cpu", max_rows=2, max_model_len=max_model_len))
-    with TestClient(create_app(Service(model, Settings()))) as client:
+    with listening(model) as url, httpx.Client(base_url=url, timeout=WAIT) as client:
         yield client
 
 
-def announced(client: TestClient) -> int:
+def announced(client: httpx.Client) -> int:
     return int(client.get("/v1/models").json()["data"][0]["max_model_len"])
 
 
