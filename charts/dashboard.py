@@ -21,6 +21,15 @@ PANELS = [
         [(f"histogram_quantile(0.5, sum by (stage, le) (rate(steerlm_stage_duration_seconds_bucket[{RATE}])))", "{{stage}} median")],
     ),
     ("Stages found done", "Work that was not repeated", "short", [("sum by (stage) (steerlm_cache_hits_total)", "{{stage}}")]),
+    ("Loss", "Last step of each training that runs", "short", [("steerlm_stage_loss", "{{namespace}}/{{pipeline}} {{stage}}")]),
+    (
+        "Tokens a second",
+        "All devices of a training together",
+        "short",
+        [("steerlm_stage_tokens_per_second", "{{namespace}}/{{pipeline}} {{stage}}")],
+    ),
+    ("Devices held", "GPUs that pods hold", "short", [("sum by (namespace) (steerlm_devices_held)", "{{namespace}}")]),
+    ("Device hours", "What each pipeline has taken", "short", [("steerlm_device_hours", "{{namespace}}/{{pipeline}}")]),
     ("Annotation servers", "That answer", "short", [("steerlm_annotation_servers_ready", "{{namespace}}/{{pipeline}}")]),
     (
         "Looks at pipelines",

@@ -71,7 +71,7 @@ def pin_images(draft: Draft) -> None:
         draft.pipeline = models.with_images(draft.pipeline, status.images)
     if status.images is not None or not draft.pipeline.suspend:
         images = draft.pipeline.images
-        status.images = ImagesStatus(worker=images.worker, train=images.train, serve=images.serve)
+        status.images = ImagesStatus(worker=images.worker, train=images.train, serve=images.serve, vllm=images.vllm)
 
 
 def _go_on(draft: Draft) -> None:

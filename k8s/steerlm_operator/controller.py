@@ -7,7 +7,6 @@ from a stale cache can do nothing: its status is refused, or, where it would wri
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import datetime
 import logging
 import time
@@ -165,7 +164,7 @@ class Controller:
                     self._forget(name)
                     return
                 continue
-            self._gauge(name, decision.status)
+            self._gauge(name, decision.status, memory)
             await self._act(name, fresh, decision, memory)
             return
         self.queue.add_after(name, 1)
@@ -188,8 +187,7 @@ class Controller:
         self.queue.cancel_timer(name)
         if phase := self._phases.pop(name, None):
             metrics.PIPELINES.labels(name[0], phase).dec()
-        with contextlib.suppress(KeyError):
-            metrics.SERVERS_READY.remove(*name)
+        metrics.forget(name)
 
     async def _decide(self, name: NamespacedName, resource: Object, memory: ReconcileState) -> Decision:
         status = PipelineStatus.model_validate(resource.get("status") or {})
@@ -317,15 +315,14 @@ class Controller:
             self.queue.add(name)
         self.queue.add_after(name, decision.again or LONGEST_BACKOFF_SECONDS)
 
-    def _gauge(self, name: NamespacedName, status: PipelineStatus) -> None:
+    def _gauge(self, name: NamespacedName, status: PipelineStatus, memory: ReconcileState) -> None:
         """Metrics of how things are: also of a pipeline whose status an earlier process wrote."""
         if (old := self._phases.get(name)) != status.phase:
             if old:
                 metrics.PIPELINES.labels(name[0], old).dec()
             metrics.PIPELINES.labels(name[0], status.phase).inc()
             self._phases[name] = status.phase
-        if status.annotation:
-            metrics.SERVERS_READY.labels(*name).set(status.annotation.servers_ready)
+        metrics.show(name, status, memory.progress.values())
 
 
 def _fields(name: NamespacedName, *, reason: str) -> dict[str, str]:

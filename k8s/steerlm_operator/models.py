@@ -42,6 +42,8 @@ class Images:
     worker: str
     train: str
     serve: str
+    vllm: str | None
+    """Known wherever a server's engine is vLLM."""
     pull_policy: str
     pull_secrets: tuple[str, ...]
 
@@ -142,6 +144,9 @@ def parse(resource: Mapping[str, Any], config: OperatorConfig) -> Pipeline:
     if spec.restart and spec.restart.from_stage and spec.restart.from_stage not in [stage.name for stage in graph]:
         known = ", ".join(stage.name for stage in graph)
         raise UsageError(f"the resource: spec.restart.fromStage: this pipeline has no stage {spec.restart.from_stage}; known: {known}")
+    images = _images(spec.images or ImagesSpec(), config.images)
+    if images.vllm is None and (spec.annotate.servers.engine.vllm or (spec.serve.enabled and spec.serve.engine.vllm)):
+        raise UsageError("the resource: spec.images.vllm: an engine is vllm, and neither the pipeline nor the operator names its image")
     return Pipeline(
         namespace=metadata["namespace"],
         name=metadata["name"],
@@ -150,7 +155,7 @@ def parse(resource: Mapping[str, Any], config: OperatorConfig) -> Pipeline:
         manifest=manifest,
         graph=graph,
         config=config,
-        images=_images(spec.images or ImagesSpec(), config.images),
+        images=images,
         storage=_storage(spec, config, metadata["name"]),
         resources=_filled(spec.resources or ResourcesSpec(), config.resources),
         pods=_filled(_allowed(spec.pods or PodsSpec(), config), config.pods),
@@ -202,7 +207,7 @@ def with_images(pipeline: Pipeline, pinned: ImagesStatus) -> Pipeline:
     """The pipeline with the images that it started with; those that its own spec names come first."""
     given = pipeline.manifest.spec.images or ImagesSpec()
     named = _images(given, ImagesSpec.model_validate(pinned.model_dump()))
-    images = dataclasses.replace(pipeline.images, worker=named.worker, train=named.train, serve=named.serve)
+    images = dataclasses.replace(pipeline.images, worker=named.worker, train=named.train, serve=named.serve, vllm=named.vllm)
     return dataclasses.replace(pipeline, images=images)
 
 
@@ -213,6 +218,7 @@ def _images(given: ImagesSpec, defaults: ImagesSpec) -> Images:
         worker=worker,
         train=given.train or given.worker or defaults.train or worker,
         serve=given.serve or given.worker or defaults.serve or worker,
+        vllm=given.vllm or defaults.vllm,
         pull_policy=given.pull_policy or defaults.pull_policy or "IfNotPresent",
         pull_secrets=given.pull_secrets or defaults.pull_secrets,
     )

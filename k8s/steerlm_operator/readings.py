@@ -204,7 +204,7 @@ _IMAGE_REASONS = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIm
 def waits_for(pod: Object) -> Reading | None:
     """What a pod that does not run waits for, where that is more than its turn."""
     status = pod.get("status", {})
-    for container in status.get("containerStatuses") or ():
+    for container in containers_of(pod):
         waiting = container.get("state", {}).get("waiting") or {}
         reason, message = waiting.get("reason", ""), waiting.get("message", "")
         if reason in _IMAGE_REASONS:
@@ -287,6 +287,12 @@ def parse_time(text: str | None) -> datetime.datetime | None:
 def shorten(text: str, limit: int = 700) -> str:
     """``text`` within the room a condition's message has."""
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
+
+
+def containers_of(pod: Object) -> list[Object]:
+    """The states of a pod's containers, the engine's first."""
+    status = pod.get("status", {})
+    return [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
 
 
 def _terminated(pod: Object) -> Object | None:

@@ -17,7 +17,7 @@ from typing import Any
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.pipeline.cluster_spec import MANAGED_BY
 from nemo_steerlm.pipeline.cluster_status import Condition, ConditionType, PipelineStatus
-from steerlm_operator import changes, conditions, models, names, progress, readings, serving, storage
+from steerlm_operator import changes, conditions, device_hours, models, names, progress, readings, serving, storage
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.draft import Decision, Draft, Observed, find_condition, finished, holds
 from steerlm_operator.models import Pipeline
@@ -46,6 +46,7 @@ def decide(resource: Mapping[str, Any], observed: Observed, config: OperatorConf
     if not pipeline.suspend:
         changes.redo_changed(draft)
     changes.pin_images(draft)
+    device_hours.count(draft)
     if holds(status, "Complete") or holds(status, "Failed"):
         return _finished(draft)
     if pipeline.suspend:
@@ -249,5 +250,5 @@ def objects(pipeline: Pipeline) -> list[models.Object]:
         if stage.shards > 1:
             found += work.build(pipeline, stage, 1, servers={}, merge=True)
     if pipeline.manifest.spec.serve.enabled:
-        found += servers.build_serve(pipeline)
+        found += servers.build_serve(pipeline, serving.planned_stage(pipeline))
     return found

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES
 from steerlm_operator.models import Object
-from steerlm_operator.readings import classify_refusal, exit_of, parse_time, shorten, waits_for
+from steerlm_operator.readings import classify_refusal, containers_of, exit_of, parse_time, shorten, waits_for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,13 +71,10 @@ def _server_failure(progressing: Object, pods: Sequence[Object], now: datetime.d
 
 def _crashes(pod: Object) -> int:
     """How often a container that waits to be started again has ended; 0 where it runs."""
-    containers = pod.get("status", {}).get("containerStatuses") or ()
-    backing_off = (c for c in containers if (c.get("state", {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff")
+    backing_off = (c for c in containers_of(pod) if (c.get("state", {}).get("waiting") or {}).get("reason") == "CrashLoopBackOff")
     return max((int(c.get("restartCount") or 0) for c in backing_off), default=0)
 
 
 def _last_endings(pod: Object) -> list[Object]:
-    states = [
-        c.get(state, {}).get("terminated") for c in pod.get("status", {}).get("containerStatuses") or () for state in ("lastState", "state")
-    ]
+    states = [c.get(state, {}).get("terminated") for c in containers_of(pod) for state in ("lastState", "state")]
     return [terminated for terminated in states if terminated]

@@ -6,7 +6,7 @@ from nemo_steerlm.pipeline.cluster_status import ServingStatus
 from nemo_steerlm.pipeline.registry import EVALUATE
 from steerlm_operator import names, server_readings, storage
 from steerlm_operator.draft import Draft, annotation
-from steerlm_operator.models import Object
+from steerlm_operator.models import Object, Pipeline
 from steerlm_operator.resources import servers, surroundings
 
 
@@ -39,11 +39,24 @@ def serve(draft: Draft) -> None:
 
 
 def model_stage(draft: Draft) -> str:
-    """The stage in whose folder the model is: evaluate, if it says which is the best; the last training where version 0.1.0 evaluated."""
+    """The stage in whose folder the model is: evaluate, if it says which is the best; the last training where version 0.1.0 evaluated.
+
+    Evaluate's folder has the best model as it was exported; the checkpoint, which Megatron runs, is that training's own.
+    """
     evaluated = next((entry for entry in draft.status.stages if entry.name == EVALUATE), None)
-    if evaluated and "best" in (evaluated.metrics or {}):
-        return EVALUATE
-    return next(stage.name for stage in reversed(draft.pipeline.graph) if stage.training and stage.training.role == "steer")
+    best = (evaluated.metrics or {}).get("best") if evaluated else None
+    if best:
+        return best if draft.pipeline.manifest.spec.serve.engine.megatron else EVALUATE
+    return _last_training(draft.pipeline)
+
+
+def planned_stage(pipeline: Pipeline) -> str:
+    """The same before anything has run."""
+    return _last_training(pipeline) if pipeline.manifest.spec.serve.engine.megatron else EVALUATE
+
+
+def _last_training(pipeline: Pipeline) -> str:
+    return next(stage.name for stage in reversed(pipeline.graph) if stage.training and stage.training.role == "steer")
 
 
 def _keep(draft: Draft, seen: Object, wanted: Object) -> None:

@@ -9,12 +9,14 @@ import shlex
 from pathlib import Path
 
 import click
+import msgspec
 import typer
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.labels import Label
 from nemo_steerlm.core.model_info import BASE_LENGTH
+from nemo_steerlm.inference.ranks import rank_of
 from nemo_steerlm.inference.registry import ENGINE_HELP, ENGINES, EngineOptions
 from nemo_steerlm.pipeline.artifacts import WorkDirectory, served_model
 
@@ -51,6 +53,8 @@ def serve(
     log_prompts: bool = typer.Option(False, "--log-prompts", help="Write request bodies to the log."),
     device: str = typer.Option("", help="cpu, cuda or cuda:1; by default cuda where there is one."),
     engine: str = typer.Option(next(iter(ENGINES)), click_type=click.Choice(list(ENGINES)), help=ENGINE_HELP),
+    tensor_parallel: int = typer.Option(1, min=1, help="Processes that each layer of a .nemo is spread over, one a device."),
+    pipeline_parallel: int = typer.Option(1, min=1, help="Processes that a .nemo's layers are spread over, times --tensor-parallel."),
     upstream: str = typer.Option("", help="http://HOST:PORT of the server that has the weights, for --engine openai."),
     vllm: str = typer.Option("vllm", envvar=environment.VLLM, help="The vllm program, or the Python of its environment."),
     vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
@@ -89,12 +93,24 @@ def serve(
     if print_command and command:
         print(shlex.join([*command, "--port", "PORT"]))
         return
-    tokens = cache_tokens or None
-    options = EngineOptions(max_rows=max_rows, max_model_len=length, cache_tokens=tokens, prefix_cache=prefix_cache, device=device or None)
+    options = EngineOptions(
+        max_rows=max_rows,
+        max_model_len=length,
+        cache_tokens=cache_tokens or None,
+        prefix_cache=prefix_cache,
+        device=device or None,
+        tensor=tensor_parallel,
+        pipeline=pipeline_parallel,
+        devices=tensor_parallel * pipeline_parallel,
+    )
+    if rank_of(os.environ, devices=options.devices, nodes=options.nodes):
+        local_model(folder, options, engine=engine)  # follows rank 0 and does not return
+        return
     add_reader = None
     if page or reader:
         beside = WorkDirectory(model).model("value") if folder != model else None
-        add_reader = reader_adder(reader, reader_api_key, beside, options, engine="embedded" if ENGINES[engine].remote else engine)
+        alone = msgspec.structs.replace(options, tensor=1, pipeline=1, devices=1)
+        add_reader = reader_adder(reader, reader_api_key, beside, alone, engine="embedded" if ENGINES[engine].remote else engine)
     listener = listen(host, port, settings.api_key, insecure=insecure)
     with contextlib.ExitStack() as stack:
         if ENGINES[engine].remote:

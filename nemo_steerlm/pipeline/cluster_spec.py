@@ -41,6 +41,8 @@ class ImagesSpec(Spec):
     """Runs the trainings; needs NeMo. ``worker`` by default."""
     serve: ImageReference | None = None
     """Runs inference servers. ``worker`` by default."""
+    vllm: ImageReference | None = None
+    """vLLM's own, such as ``vllm/vllm-openai:TAG``, for servers whose engine it is."""
     pull_policy: Literal["IfNotPresent", "Always", "Never"] | None = None
     """When a node pulls them; IfNotPresent by default."""
     pull_secrets: Annotated[tuple[ObjectName, ...], Field(max_length=8)] = ()

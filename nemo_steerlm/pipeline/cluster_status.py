@@ -116,6 +116,19 @@ class ImagesStatus(Status):
     """Of the trainings."""
     serve: Annotated[str, Field(max_length=512)]
     """Of inference servers."""
+    vllm: Annotated[str, Field(max_length=512)] | None = None
+    """Of vLLM, where one is known."""
+
+
+class DevicesStatus(Status):
+    """What the pipeline takes of the cluster's devices, GPUs most often."""
+
+    held: Number = 0
+    """How many its pods hold now."""
+    since: Timestamp | None = None
+    """Up to when ``hours`` counts; it is brought up to date when ``held`` changes, and every ten minutes."""
+    hours: Annotated[float, Field(ge=0)] = 0.0
+    """Devices times hours since the pipeline was made."""
 
 
 class AnnotationStatus(Status):
@@ -175,6 +188,8 @@ class PipelineStatus(Status):
     """What it runs since it started: another version of the operator changes none of them until ``spec.restart`` asks."""
     serving: ServingStatus | None = None
     """The server that stays, as it was applied."""
+    devices: DevicesStatus | None = None
+    """Devices that it holds, and device hours; nothing where none was ever held."""
     annotation: AnnotationStatus | None = None
     """Shards and servers of the annotation."""
     endpoints: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=8)] | None = None

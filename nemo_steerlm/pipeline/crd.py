@@ -18,6 +18,7 @@ from nemo_steerlm.core.errors import SteerLMError
 from nemo_steerlm.data.sources import SOURCES
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_status import PipelineStatus
+from nemo_steerlm.pipeline.engine_spec import NO_GUIDANCE, ONE_ENGINE, STAGES_TO_DEVICES
 from nemo_steerlm.pipeline.manifest import (
     API_VERSION,
     KIND,
@@ -99,6 +100,9 @@ def _rules() -> dict[str, list[Schema]]:
         ),
         _rule("self.learningRate > self.minLearningRate", "learningRate must be above minLearningRate: raise it, or lower the other"),
     ]
+    divides = _rule(
+        "!has(self.engine) || !has(self.engine.megatron) || self.devices % self.engine.megatron.pipeline == 0", STAGES_TO_DEVICES
+    )
     return {
         "SteerLMPipeline": [
             _rule(
@@ -120,6 +124,10 @@ def _rules() -> dict[str, list[Schema]]:
             ),
             *(_rated_rule(to_camel(kind), source.rated, flag, known) for kind, source in SOURCES.items() for flag in source.rated),
             _rule("!has(self.data.helpsteer) || !self.data.helpsteer.preference", f"data.helpsteer.preference: {PAIRS_TEACH_NOTHING}"),
+            _rule(
+                "!has(self.annotate.servers.engine) || !has(self.annotate.servers.engine.vllm) || self.evaluate.guidanceScale == 1.0",
+                NO_GUIDANCE,
+            ),
             _rule(
                 f"oldSelf.suspend || self.edits == 'Redo' || ({frozen})",
                 f"{', '.join(_frozen())} may change only while the pipeline is suspended: "
@@ -167,7 +175,9 @@ def _rules() -> dict[str, list[Schema]]:
         "TrainSpec": training,
         "SteerTrainSpec": training,
         "BootstrapSpec": [_rule("self.rounds == 0 || (has(self.require) && self.require.size() > 0) != self.requireAny", WHAT_TO_REQUIRE)],
-        "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK)],
+        "EngineSpec": [_rule("[has(self.vllm), has(self.megatron), has(self.external)].filter(x, x).size() <= 1", ONE_ENGINE)],
+        "ServersSpec": [divides],
+        "ServeSpec": [_rule("!self.enabled || has(self.token) != self.insecure", WHO_MAY_ASK), divides],
         "StorageSpec": [_rule("!(has(self.claimName) && has(self.claimTemplate))", "give claimName or claimTemplate, not both")],
         "SourceSpec": [_rule("has(self.secret) != has(self.configMap)", "give exactly one of secret and configMap")],
         "VolumeSpec": [
@@ -233,6 +243,10 @@ _COLUMNS: list[Schema] = [
     {
         "name": "Reason", "type": "string", "priority": 1, "description": "Why it goes on or does not",
         "jsonPath": '.status.conditions[?(@.type=="Progressing")].reason',
+    },
+    {
+        "name": "Device-Hours", "type": "number", "jsonPath": ".status.devices.hours", "priority": 1,
+        "description": "Devices times hours that it has taken",
     },
     {"name": "Age", "type": "date", "jsonPath": ".metadata.creationTimestamp"},
 ]  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import signal
 import sys
 import time
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from nemo_steerlm.client.launch import ALL_POSITIONS, LaunchedServer, serve_command
+from nemo_steerlm.core import environment
 from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES, SteerLMError, UsageError
 from nemo_steerlm.core.processes import ChildProcess, Message
 from nemo_steerlm.pipeline import manifest as manifests
@@ -18,7 +21,7 @@ from nemo_steerlm.pipeline.artifacts import WorkDirectory
 from nemo_steerlm.pipeline.currency import StageState, examine
 from nemo_steerlm.pipeline.manifest import SteerLMPipeline
 from nemo_steerlm.pipeline.run_context import files_folder
-from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage, find, stages
+from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER, ServerNeed, Stage, find, stages
 
 STEERLM = (sys.executable, "-m", "nemo_steerlm.cli.main")
 SERVER_GRACE_SECONDS = 20.0
@@ -84,6 +87,8 @@ def run_pipeline(
     for stage in graph[: last + 1]:
         if stage.parallel.nodes > 1:
             raise UsageError(f"stage {stage.name} wants {stage.parallel.nodes} nodes; one machine is one node: set parallel.nodes to 1")
+        for need in stage.servers:
+            check_engine(need)
     with work.lock("run", wait=False):
         for stage in graph[: last + 1]:
             if stage.name in again:
@@ -111,6 +116,32 @@ def _run_one(pipeline: SteerLMPipeline, stage: Stage, work: WorkDirectory, manif
     listener.finished(stage, time.monotonic() - began, cached=False)
 
 
+def check_engine(need: ServerNeed) -> None:
+    """Raise UsageError where this machine lacks what the engine of a stage's servers needs: before a training, not after it."""
+    field = "annotate.servers.engine"
+    vllm = os.environ.get(environment.VLLM, "vllm")
+    if need.engine.vllm and shutil.which(vllm) is None:
+        raise UsageError(
+            f"{field}.vllm: no program {vllm}: install vLLM into an environment of its own and name its program or its Python "
+            f"in {environment.VLLM}, or leave the field out"
+        )
+    if need.engine.external and need.engine.external.token and not os.environ.get(environment.UPSTREAM_KEY):
+        raise UsageError(f"{field}.external.token: a Secret of a cluster, which is not here: set {environment.UPSTREAM_KEY} to the token")
+
+
+def engine_options(need: ServerNeed, folder: Path) -> tuple[Path, list[str]]:
+    """What ``steerlm serve`` is to serve of a training's folder, and the options for the engine that the manifest names."""
+    exported, engine = folder / MODEL_FOLDER, need.engine
+    if engine.vllm:
+        spread = ["--tensor-parallel-size", str(need.devices)] if need.devices > 1 else []
+        return exported, ["--engine", "vllm", "--vllm-options", shlex.join([*spread, *engine.vllm.args])]
+    if engine.megatron:
+        return folder / CHECKPOINT, engine.megatron.options(need.devices)
+    if engine.external:
+        return exported, ["--engine", "openai", "--upstream", engine.external.url]
+    return exported, []
+
+
 @contextlib.contextmanager
 def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
     """Start the servers a stage needs, side by side on free ports, and stop them at the end whatever happens.
@@ -120,13 +151,13 @@ def servers(stage: Stage, work: WorkDirectory) -> Iterator[list[str]]:
     with contextlib.ExitStack() as stack:
         started: list[tuple[ServerNeed, LaunchedServer]] = []
         for need in stage.servers:
-            model = work.folder(need.stage) / MODEL_FOLDER
+            model, options = engine_options(need, work.folder(need.stage))
             # Those of one role work at the same time and share the cores; each taking all of them slows all of them down.
             threads = ("--threads", str(max(1, (os.cpu_count() or 1) // need.replicas))) if need.replicas > 1 else ()
             for number in range(need.replicas):
                 log = work.log(f"{stage.name}.server-{need.role}-{number}")
                 server = LaunchedServer(
-                    serve_command(model, *ALL_POSITIONS, *threads),
+                    serve_command(model, *ALL_POSITIONS, *threads, *options),
                     name=f"server of {need.stage} (log: {log})",
                     log=log,
                     grace=SERVER_GRACE_SECONDS,

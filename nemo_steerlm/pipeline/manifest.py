@@ -15,6 +15,7 @@ from nemo_steerlm.core.yaml_files import FieldPath, read_yaml
 from nemo_steerlm.data.sources.helpsteer import HelpSteerSource
 from nemo_steerlm.pipeline.cluster_spec import ClusterFields
 from nemo_steerlm.pipeline.cluster_types import NamespaceName, SecretKeySpec
+from nemo_steerlm.pipeline.engine_spec import NO_GUIDANCE, EngineSpec
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.mistakes import mistakes
 from nemo_steerlm.pipeline.model_spec import AttributesSpec, ModelSpec
@@ -27,7 +28,7 @@ KIND = "SteerLMPipeline"
 
 
 class ServersSpec(Spec):
-    """Inference servers that live as long as a stage needs them."""
+    """Inference servers that live as long as a stage needs them: of annotate, and of the bootstrap rounds and evaluate."""
 
     replicas: Annotated[int, Field(ge=1, le=1024)] = 1
     """How many."""
@@ -35,6 +36,14 @@ class ServersSpec(Spec):
     """GPUs for each, where there are any."""
     startup_timeout_seconds: Annotated[int, Field(ge=1, le=86_400)] = 1800
     """How long one may take to load its model."""
+    engine: EngineSpec = EngineSpec()
+    """What runs the model. An ``external`` one is the value model's: the SteerLM model, which changes from round to round, runs in
+    transformers beside it."""
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> ServersSpec:
+        self.engine.fit(self.devices)
+        return self
 
 
 class AnnotateSpec(Spec):
@@ -125,15 +134,6 @@ WHO_MAY_ASK = (
 )
 
 
-class UpstreamSpec(Spec):
-    """A server elsewhere that has the weights, such as vLLM's, a KServe InferenceService or a NIM, and speaks OpenAI's API."""
-
-    url: Annotated[str, Field(min_length=8, max_length=512, pattern=r"^https?://[^\s/:]+(:[0-9]{1,5})?$")]
-    """``http://HOST:PORT`` or ``https://HOST``, without a path."""
-    token: SecretKeySpec | None = None
-    """The Secret's key that has the token which it asks for."""
-
-
 class ServeSpec(Spec):
     """A server of the finished model that stays (on a cluster; locally, ``steerlm serve``)."""
 
@@ -151,8 +151,8 @@ class ServeSpec(Spec):
     """Servers beyond ``replicas`` while they are replaced, so that none of those is missed; 0 where no GPU is spare for it."""
     autoscaled: bool = False
     """An autoscaler, an HPA or KEDA on Deployment ``NAME-serve``, sets the number of servers, which starts with 1; not ``replicas``."""
-    upstream: UpstreamSpec | None = None
-    """Answer from the weights of a server elsewhere instead of loading them; needs no ``devices``."""
+    engine: EngineSpec = EngineSpec()
+    """What runs the model."""
     namespaces: Annotated[tuple[NamespaceName, ...], Field(max_length=64)] = ()
     """Further namespaces whose pods may reach it, such as an ingress controller's and Prometheus'; its own may in any case."""
     page: bool = False
@@ -162,6 +162,11 @@ class ServeSpec(Spec):
     def _says_who_may_ask(self) -> ServeSpec:
         if self.enabled and (self.token is None) != self.insecure:
             raise ValueError(WHO_MAY_ASK)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_fits(self) -> ServeSpec:
+        self.engine.fit(self.devices)
         return self
 
 
@@ -197,6 +202,12 @@ class PipelineSpec(ClusterFields):
     @model_validator(mode="after")
     def _rounds_can_train(self) -> PipelineSpec:
         self.bootstrap.train.over(self.train_steer)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_guides(self) -> PipelineSpec:
+        if self.annotate.servers.engine.vllm and self.evaluate.guidance_scale != 1:
+            raise ValueError(NO_GUIDANCE)
         return self
 
     @model_validator(mode="after")

@@ -16,12 +16,11 @@ from pathlib import Path
 from nemo_steerlm.client.launch import LaunchedServer
 from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.core.vllm import ENVIRONMENT, OPTIONS
 from nemo_steerlm.serving.server import bind
 
 _KV_BYTES = 4 * 2**30
 """Memory for keys and values on a CPU; ``more`` may name another size."""
-
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 def vllm_command(
@@ -47,9 +46,7 @@ def vllm_command(
     length = info.served_length(base, max_model_len)
     on_cpu = device == "cpu" or (not device and shutil.which("nvidia-smi") is None)
     module = ["-m", "vllm.entrypoints.openai.api_server", "--model"] if Path(program).name.startswith("python") else ["serve"]
-    command = [program, *module, str(folder), "--host", "127.0.0.1", "--served-model-name", "upstream", "--max-model-len", str(length)]
-    # Sampling settings are the request's own; a generation_config.json beside the weights must not change them.
-    command += ["--generation-config", "vllm", "--max-logprobs", "100"]
+    command = [program, *module, str(folder), "--host", "127.0.0.1", *OPTIONS, "--max-model-len", str(length)]
     if on_cpu:
         # By default vLLM reserves 92 % of the machine's memory and exits if less is free. fp32: without AVX-512, bfloat16 is several
         # times slower. Eager: compiling takes minutes and helps little here.
@@ -87,7 +84,7 @@ def vllm_server(command: Sequence[str]) -> Iterator[str]:
             name="vLLM",
             log=Path(folder) / "vllm.log",
             url=f"http://127.0.0.1:{port}",
-            env=_ENVIRONMENT,
+            env=ENVIRONMENT,
         )
         with server:
             url = server.await_url()

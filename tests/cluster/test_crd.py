@@ -66,6 +66,16 @@ WRONG = {
     ("spec.trainValue.parallel", "tensor x pipeline"): {"trainValue": {"parallel": {"devices": 3, "tensor": 2}}},
     ("spec.trainSteer.parallel", "tensor x pipeline"): {"trainSteer": {"parallel": {"nodes": 2, "pipeline": 3}}},
     ("spec.serve", "a server that stays needs a token"): {"serve": {"enabled": True}},
+    ("spec", "annotate.servers.engine.vllm combines no two prompts"): {
+        "annotate": {"servers": {"engine": {"vllm": {}}}},
+        "evaluate": {"guidanceScale": 2.0},
+    },
+    ("spec.serve", "engine.megatron.pipeline must divide devices"): {"serve": {"devices": 3, "engine": {"megatron": {"pipeline": 2}}}},
+    ("spec.serve.engine", "name at most one of vllm"): {"serve": {"engine": {"vllm": {}, "megatron": {}}}},
+    ("spec.annotate.servers", "engine.megatron.pipeline must divide devices"): {
+        "annotate": {"servers": {"devices": 3, "engine": {"megatron": {"pipeline": 2}}}}
+    },
+    ("spec.annotate.servers.engine", "name at most one of vllm"): {"annotate": {"servers": {"engine": {"vllm": {}, "megatron": {}}}}},
     ("spec.bootstrap", "rounds need require"): {"bootstrap": {"rounds": 1}},
     ("spec", "data.helpsteer.preference: both answers of a pair"): {"data": {"helpsteer": {"path": "h", "preference": True}}},
     ("spec.storage", "give claimName or claimTemplate"): {"storage": {"claimName": "a", "claimTemplate": {"size": "1Gi"}}},
@@ -209,7 +219,7 @@ def test_columns_say_where_a_pipeline_stands(control_plane, pipelines, create):
     moment = "2026-01-01T00:00:00Z"
     progressing = {"type": "Progressing", "status": "True", "reason": "StageRunning", "message": "", "lastTransitionTime": moment}
     status = {"phase": "Running", "currentStage": "train-value", "round": 1, "progress": "train-value 4/9 loss 1.8"}
-    status["conditions"] = [progressing]
+    status |= {"conditions": [progressing], "devices": {"held": 8, "hours": 12.5}}
     pipelines.custom.patch_namespaced_custom_object_status(namespace=pipelines.name, name="p", body={"status": status}, **GROUP)
 
     def table(*arguments):
@@ -219,7 +229,7 @@ def test_columns_say_where_a_pipeline_stands(control_plane, pipelines, create):
         return {header[a:b].strip(): row[a:b].strip() for a, b in zip(starts, ends, strict=True)}
 
     narrow = {"NAME": "p", "PHASE": "Running", "STAGE": "train-value", "PROGRESS": "train-value 4/9 loss 1.8"}
-    wide = {"ROUND": "1", "SUSPENDED": "true", "REASON": "StageRunning"}
+    wide = {"ROUND": "1", "SUSPENDED": "true", "REASON": "StageRunning", "DEVICE-HOURS": "12.5"}
     for resource in ("slp", "steerlmpipelines", "steerlm"):  # short name, plural, category
         assert {k: v for k, v in table(resource).items() if k != "AGE"} == narrow
     assert {k: v for k, v in table("slp", "-o", "wide").items() if k != "AGE"} == narrow | wide

@@ -19,9 +19,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from nemo_steerlm.client.launch import ALL_POSITIONS
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
 from nemo_steerlm.inference.registry import EngineOptions
+from nemo_steerlm.pipeline.engine_spec import MegatronSpec
 from tests.inference.test_scoring import requests
 from tests.inputs import STORIES
 from tests.serving.tiny_models import model_folder, nemo_file, teach_labels
@@ -31,6 +33,7 @@ pytestmark = [pytest.mark.megatron, pytest.mark.distributed]
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "examples" / "megatron_gpt_eval.py")
 TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0")
+STEERLM = ("-m", "nemo_steerlm.cli.main", "serve")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")} | {"OMP_NUM_THREADS": "1"}
 
 
@@ -55,6 +58,8 @@ def serving(model: Path, tensor: int, pipeline: int, log: Path, launcher: tuple[
     sizes = (f"tensor_model_parallel_size={tensor}", f"pipeline_model_parallel_size={pipeline}", "trainer.devices=2")
     flags = (f"gpt_model_file={model}", "server=True", "port=0", "host=127.0.0.1", "trainer.accelerator=cpu", *sizes)
     command = [sys.executable, *launcher, SCRIPT, *flags]
+    if launcher == STEERLM:
+        command = [sys.executable, *STEERLM, str(model), "--no-page", *ALL_POSITIONS, *MegatronSpec(pipeline=pipeline).options(2)]
     with log.open("w") as err:
         process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=err, text=True)
     served = None
@@ -125,7 +130,7 @@ def most_rows_at_once(metrics: str) -> float:
     return next(float(limit) for limit, count in buckets if float(count) == float(buckets[-1][1]))
 
 
-@pytest.mark.parametrize(("tensor", "pipeline", "launcher"), [(2, 1, ()), (1, 2, TORCHRUN)], ids=["tensor-plain", "pipeline-torchrun"])
+@pytest.mark.parametrize(("tensor", "pipeline", "launcher"), [(2, 1, STEERLM), (1, 2, TORCHRUN)], ids=["tensor-serve", "pipeline-torchrun"])
 def test_two_processes_answer_as_the_embedded_engine_and_end_together(value_nemo, embedded, tensor, pipeline, launcher, tmp_path):
     wanted = requests(6)
     records = [

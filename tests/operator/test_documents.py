@@ -1,4 +1,4 @@
-"""What ``k8s/README.md`` says of conditions is what the code has."""
+"""What the runbook says of conditions is what the code has."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reasons_in_code():
         known |= set(typing.get_args(kind))
     known |= {"Waiting", "Lagging"}  # states of a reading
     found = set()
-    for module in ("reconcile", "progress", "readings", "retries", "serving", "storage"):
+    for module in ("reconcile", "progress", "readings", "server_readings", "retries", "serving", "storage"):
         tree = ast.parse((ROOT / f"k8s/steerlm_operator/{module}.py").read_text(encoding="utf-8"))
         words = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str))
         found |= {word for word in words if WORD.fullmatch(word)}
@@ -49,8 +49,8 @@ def reasons_in_code():
 
 
 def reasons_in_table():
-    text = (ROOT / "k8s/README.md").read_text(encoding="utf-8")
-    table = text.partition("## Conditions and reasons")[2].partition("\n## ")[0]
+    text = (ROOT / "docs/kubernetes/runbook.md").read_text(encoding="utf-8")
+    table = text.partition("## Every condition and reason")[2].partition("\n## ")[0]
     cells = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ") and "reason |" not in line]
     found = {word for cell in cells for word in re.findall(r"[A-Z]\w+", cell)}
     return found - set(typing.get_args(statuses.ConditionType)) - set(typing.get_args(statuses.Phase))

@@ -167,7 +167,7 @@ def test_the_served_model_s_servers_are_scaled_drained_and_fed_from_elsewhere(pi
     scaled = served(autoscaled=True)  # whose number an autoscaler changes all the time
     assert "replicas" not in scaled["Deployment"]["spec"]
     assert "PodDisruptionBudget" in scaled
-    elsewhere = served(upstream={"url": "https://vllm.example:8443", "token": {"name": "t", "key": "k"}})
+    elsewhere = served(engine={"external": {"url": "https://vllm.example:8443", "token": {"name": "t", "key": "k"}}})
     container = elsewhere["Deployment"]["spec"]["template"]["spec"]["containers"][0]
     assert container["args"][-4:] == ["--engine", "openai", "--upstream", "https://vllm.example:8443"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]

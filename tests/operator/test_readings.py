@@ -214,6 +214,15 @@ def test_servers_that_cannot_become_well_are_not_waited_for(found, reason, perma
     assert words in reading.message
 
 
+def test_an_engine_in_a_container_of_its_own_is_read_too():
+    found = server(state={"waiting": {"reason": "PodInitializing"}})
+    [engine] = server(state=BACK_OFF, last={"message": "loading\nno kernel for this GPU"}, restarts=3)["status"]["containerStatuses"]
+    found["status"]["initContainerStatuses"] = [engine]
+    reading = read_servers({"spec": {}, "status": {}}, [found], NOW)
+    assert (reading.failed, reading.reason) == (True, "ServersCrash")
+    assert "no kernel for this GPU" in reading.message
+
+
 @pytest.mark.parametrize("found", [server(state=BACK_OFF, last={"message": "x"}, restarts=2), server(state=PULLING), server(restarts=5)])
 def test_servers_that_may_become_well_are_waited_for(found):
     assert not read_servers({"spec": {}, "status": {}}, [found], NOW).failed

@@ -8,7 +8,7 @@ import pytest
 from steerlm_operator import names
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.reconcile import objects
-from steerlm_operator.resources import servers
+from steerlm_operator.resources import engines, servers
 
 from tests.operator.test_edits import upgrade
 from tests.operator.test_lifetimes import Lifetime
@@ -34,7 +34,7 @@ def template(life):
 def test_another_version_of_the_operator_restarts_nothing(life, monkeypatch):
     before = template(life)
     monkeypatch.setattr(servers, "DRAIN_SECONDS", 7)  # what a later version thinks better
-    monkeypatch.setattr(servers, "PROBE_SECONDS", 9)
+    monkeypatch.setattr(engines, "PROBE_SECONDS", 9)
     upgrade(life, "worker:2")
     assert template(life) == before
     life.edit(serve={"enabled": True, "insecure": True, "replicas": 3})

@@ -119,7 +119,8 @@ SPECIAL: dict[str, Any] = {
     "serve.enabled": None,  # wants another field with it
     "serve.token": {"name": "a", "key": "b"},
     "serve.namespaces": ["a"],
-    "serve.upstream": {"url": "http://a:1"},
+    "serve.engine": {"external": {"url": "http://a:1"}},
+    "annotate.servers.engine": {"vllm": {"args": ["--max-model-len", "64"]}},
     "pods": {"train": {"env": {"A": "b"}}},
     "scheduling": {"queueName": "q"},
     "model.base": "other",

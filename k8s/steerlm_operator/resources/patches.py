@@ -15,7 +15,15 @@ def apply(template: Object, patch: PodSpec, selector: dict[str, str]) -> None:
         metadata["annotations"] = {**patch.annotations, **metadata.get("annotations", {})}
     _identity(pod, patch)
     _placement(pod, patch, selector)
-    _container(pod["containers"][0], patch)
+    # What is asked for beside processors and memory goes to the container that has the devices: the first one.
+    containers: list[Object] = [*pod.get("initContainers", ()), *pod["containers"]]
+    first, *others = containers
+    _container(first, patch)
+    _amounts(first["resources"], patch)
+    for other in others:
+        _container(other, patch)
+        if patch.guaranteed:
+            _guarantee(other["resources"])
     pod["volumes"] += [_volume(volume) for volume in patch.volumes]
 
 
@@ -71,7 +79,6 @@ def _container(container: Object, patch: PodSpec) -> None:
     container["volumeMounts"] += [_mount(volume) for volume in patch.volumes]
     if patch.capabilities:
         container["securityContext"]["capabilities"]["add"] = list(patch.capabilities)
-    _amounts(container["resources"], patch)
 
 
 def _amounts(resources: Object, patch: PodSpec) -> None:
@@ -79,11 +86,16 @@ def _amounts(resources: Object, patch: PodSpec) -> None:
     limits |= patch.resources
     if patch.ephemeral_storage:
         requests["ephemeral-storage"] = limits["ephemeral-storage"] = patch.ephemeral_storage
-    if patch.guaranteed and "cpu" in requests:
-        limits["cpu"] = requests["cpu"]
+    if patch.guaranteed:
+        _guarantee(resources)
     for kind in ("requests", "limits"):
         if not resources[kind]:
             del resources[kind]
+
+
+def _guarantee(resources: Object) -> None:
+    if "cpu" in resources.get("requests", {}):
+        resources["limits"]["cpu"] = resources["requests"]["cpu"]
 
 
 def _volume(volume: VolumeSpec) -> Object:

@@ -25,10 +25,11 @@ CONTAINER = "main"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Process:
-    """What runs in a pod's one container."""
+    """What runs in a container."""
 
+    program: str = "steerlm"
     args: Sequence[str]
-    """Arguments of ``steerlm``; taken literally."""
+    """Its arguments; taken literally."""
     indexed_args: Sequence[str] = ()
     """Further arguments of the operator's own, in which Kubernetes expands ``$(…)``."""
     image: str
@@ -56,8 +57,8 @@ def literal(text: str) -> str:
     return text.replace("$", "$$")
 
 
-def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:
-    """A pod template; ``spec`` adds fields to the pod's spec, over the ones here."""
+def template(pipeline: Pipeline, process: Process, engine: Object | None = None, **spec: object) -> Object:
+    """A pod template. ``engine`` is a container that starts before the process; ``spec`` adds fields to the pod's spec, over these."""
     scheduling = pipeline.scheduling
     labels = dict(process.labels)
     pod: Object = {
@@ -69,7 +70,8 @@ def template(pipeline: Pipeline, process: Process, **spec: object) -> Object:
             "seccompProfile": {"type": "RuntimeDefault"},
         },
         "terminationGracePeriodSeconds": pipeline.grace_seconds,
-        "containers": [_container(pipeline, process)],
+        **({"initContainers": [engine]} if engine else {}),
+        "containers": [container(pipeline, process)],
         "volumes": _volumes(pipeline, process),
     }
     if pipeline.images.pull_secrets:
@@ -93,7 +95,8 @@ def _user(pipeline: Pipeline) -> Object:
     return user
 
 
-def _container(pipeline: Pipeline, process: Process) -> Object:
+def container(pipeline: Pipeline, process: Process, name: str = CONTAINER) -> Object:
+    """One container of a pod."""
     config = pipeline.config
     env: list[Object] = [
         {"name": "HOME", "value": TMP},
@@ -116,10 +119,10 @@ def _container(pipeline: Pipeline, process: Process) -> Object:
             mounts.append(_models_mount(pipeline.storage.models))
         mounts.append({"name": "manifest", "mountPath": settings.FOLDER, "readOnly": True})
     return {
-        "name": CONTAINER,
+        "name": name,
         "image": process.image,
         "imagePullPolicy": pipeline.images.pull_policy,
-        "command": ["steerlm"],
+        "command": [process.program],
         "args": [*map(literal, process.args), *process.indexed_args],
         "env": env,
         "resources": _resources(pipeline, process),

@@ -8,16 +8,13 @@ from collections.abc import Mapping
 
 from nemo_steerlm.core import environment
 from nemo_steerlm.pipeline.cluster_types import SecretKeySpec
-from nemo_steerlm.pipeline.manifest import UpstreamSpec
-from nemo_steerlm.pipeline.registry import EVALUATE
 from nemo_steerlm.pipeline.sources import Spec
-from nemo_steerlm.pipeline.stages import MODEL_FOLDER, ServerNeed, Stage
+from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER, ServerNeed, Stage
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
-from steerlm_operator.resources import pods
+from steerlm_operator.resources import engines, pods
 from steerlm_operator.resources.work import SERVER_PORT
 
-PROBE_SECONDS = 5
 GRACE_SECONDS = 30
 """Between SIGTERM and SIGKILL."""
 DRAIN_SECONDS = GRACE_SECONDS - 10
@@ -53,14 +50,13 @@ def build(pipeline: Pipeline, stage: Stage, need: ServerNeed, attempt: int) -> l
     )
 
 
-def build_serve(pipeline: Pipeline, stage: str = EVALUATE) -> list[Object]:
+def build_serve(pipeline: Pipeline, stage: str) -> list[Object]:
     """The server of the finished model, in the folder of ``stage``: evaluate has that of the model which it found best.
 
     Its pods are replaced one by one: where no GPU is spare, each gives up its own before the next starts.
     """
     wanted = pipeline.manifest.spec.serve
-    devices = 0 if wanted.upstream else wanted.devices
-    need = ServerNeed(role="steer", stage=stage, replicas=wanted.replicas, devices=devices)
+    need = ServerNeed(role="steer", stage=stage, replicas=wanted.replicas, devices=wanted.devices, engine=wanted.engine)
     service, deployment = _server(
         pipeline,
         names.serve(pipeline.name),
@@ -68,7 +64,6 @@ def build_serve(pipeline: Pipeline, stage: str = EVALUATE) -> list[Object]:
         need,
         token=wanted.token,
         page=wanted.page,
-        upstream=wanted.upstream,
     )
     surge = wanted.max_surge
     rolling = {"maxSurge": surge, "maxUnavailable": 0 if surge else 1}
@@ -98,38 +93,36 @@ def _server(
     *,
     token: SecretKeySpec | None,
     page: bool = False,
-    upstream: UpstreamSpec | None = None,
     env: Mapping[str, str] | None = None,
 ) -> list[Object]:
     metadata = {"name": own, "namespace": pipeline.namespace, "labels": dict(labels), "ownerReferences": [pipeline.owner]}
-    args = ["serve", f"{pods.workdir(pipeline)}/{need.stage}/{MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)]  # noqa: S104
+    engine, folder = need.engine, f"{pods.workdir(pipeline)}/{need.stage}"
+    args = ["serve", f"{folder}/{CHECKPOINT if engine.megatron else MODEL_FOLDER}", "--host", "0.0.0.0", "--port", str(SERVER_PORT)]  # noqa: S104
     args += ["--drain-seconds", str(DRAIN_SECONDS)]
     args.append("--page" if page else "--no-page")
     if token is None:
         args.append("--insecure")
-    secrets = {} if token is None else {environment.API_KEY: token}
-    if upstream:
-        args += ["--engine", "openai", "--upstream", upstream.url]
-        secrets |= {environment.UPSTREAM_KEY: upstream.token} if upstream.token else {}
+    args += engines.options(need)
     process = pods.Process(
         args=args,
         env=env or {},
-        secrets=secrets,
-        image=pipeline.images.serve,
-        amount=pipeline.amount("servers"),
-        devices=need.devices,
+        secrets=({} if token is None else {environment.API_KEY: token}) | engines.secrets(need, token),
+        image=pipeline.images.train if engine.megatron else pipeline.images.serve,
+        amount=engines.FRONT if engine.vllm else pipeline.amount("servers"),
+        devices=0 if engine.vllm or engine.external else need.devices,
         labels=labels,
         role="serve",
         read_only=True,
     )
-    template = pods.template(pipeline, process, terminationGracePeriodSeconds=GRACE_SECONDS)
+    beside = engines.vllm(pipeline, need, f"{folder}/{MODEL_FOLDER}", labels, token) if engine.vllm else None
+    template = pods.template(pipeline, process, beside, terminationGracePeriodSeconds=GRACE_SECONDS)
     template["spec"]["containers"][0] |= {
         "ports": [{"name": "http", "containerPort": SERVER_PORT, "protocol": "TCP"}],
-        "startupProbe": _probe("ready", failures=-(-need.startup_timeout_seconds // PROBE_SECONDS)),
-        "readinessProbe": _probe("ready", failures=2),
-        "livenessProbe": _probe("live", failures=6),
+        "startupProbe": engines.probe("/health/ready", "http", failures=engines.starting(need)),
+        "readinessProbe": engines.probe("/health/ready", "http", failures=2),
+        "livenessProbe": engines.probe("/health/live", "http", failures=6),
     }
-    runs = {names.RUNS: _runs(pipeline, need, token=token, page=page, upstream=upstream)}
+    runs = {names.RUNS: _runs(pipeline, need, token=token, page=page)}
     deployment_labels = dict(labels)
     if pipeline.scheduling.queue_name:
         deployment_labels[names.QUEUE_NAME] = pipeline.scheduling.queue_name
@@ -161,19 +154,19 @@ def _server(
     return [service, deployment]
 
 
-def _runs(pipeline: Pipeline, need: ServerNeed, *, token: SecretKeySpec | None, page: bool, upstream: UpstreamSpec | None) -> str:
+def _runs(pipeline: Pipeline, need: ServerNeed, *, token: SecretKeySpec | None, page: bool) -> str:
     """A hash of what people and the chart say of a server, the number of its pods left out.
 
     Not of the pod that follows from it: that is another one with every version of the operator, and what answers would stop for that.
     """
     config = pipeline.config
     said = {
-        "image": [pipeline.images.serve, pipeline.images.pull_policy, *pipeline.images.pull_secrets],
+        "image": [engines.image(pipeline, need), pipeline.images.serve, pipeline.images.pull_policy, *pipeline.images.pull_secrets],
         "model": [need.role, need.stage, need.devices, need.startup_timeout_seconds],
         "storage": [pipeline.storage.claim_name, pipeline.storage.sub_path, pipeline.storage.directory],
         "token": token and [token.name, token.key],
         "page": page,
-        "upstream": _dumped(upstream) if upstream else None,
+        "engine": _dumped(need.engine),
         "resources": _dumped(pipeline.amount("servers")),
         "scheduling": _dumped(pipeline.scheduling),
         "pods": _dumped(pipeline.pod("serve")),
@@ -187,12 +180,3 @@ def _dumped(spec: Spec) -> Object:
     """Without defaults: a new field at its default is no change."""
     dumped: Object = spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True)
     return dumped
-
-
-def _probe(path: str, *, failures: int) -> Object:
-    return {
-        "httpGet": {"path": f"/health/{path}", "port": "http"},
-        "periodSeconds": PROBE_SECONDS,
-        "timeoutSeconds": 5,
-        "failureThreshold": failures,
-    }

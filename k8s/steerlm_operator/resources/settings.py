@@ -22,7 +22,7 @@ def text(pipeline: Pipeline) -> str:
 
     Without what is at its default either: the worker may be of an earlier version, which refuses fields that it does not know.
     """
-    left_out: Any = {**dict.fromkeys((*ClusterFields.model_fields, "serve"), True), "annotate": {"servers": {"replicas"}}}
+    left_out: Any = {**dict.fromkeys((*ClusterFields.model_fields, "serve"), True), "annotate": {"servers": {"replicas", "engine"}}}
     spec = pipeline.manifest.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_defaults=True, exclude=left_out)
     for parts in (("annotate", "servers"), ("annotate",)):
         *parents, last = parts

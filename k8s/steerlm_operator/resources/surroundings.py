@@ -5,6 +5,7 @@ from __future__ import annotations
 import urllib.parse
 from collections.abc import Mapping
 
+from nemo_steerlm.pipeline.manifest import ServersSpec, ServeSpec
 from steerlm_operator import names
 from steerlm_operator.models import Object, Pipeline
 from steerlm_operator.resources.work import SERVER_PORT
@@ -32,14 +33,15 @@ def network_policies(pipeline: Pipeline) -> list[Object]:
     """
     if not pipeline.config.security.network_policies:
         return []
+    spec = pipeline.manifest.spec
     own = {"podSelector": {"matchLabels": {names.PIPELINE: pipeline.name}}}
     # 5353: where OpenShift's DNS pods listen, which is what a policy sees behind their Service.
     dns = {"ports": [{"port": port, "protocol": protocol} for port in (53, 5353) for protocol in ("UDP", "TCP")]}
     http = [{"port": SERVER_PORT, "protocol": "TCP"}]
     return [
         _policy(pipeline, names.WORK, {"ingress": [{"from": [own]}]}),
-        _policy(pipeline, names.SERVER, {"ingress": [{"from": [own], "ports": http}], "egress": [dns]}),
-        _policy(pipeline, names.SERVE, {"ingress": [{"from": _may_ask(pipeline), "ports": http}], "egress": [dns, *_upstream(pipeline)]}),
+        _policy(pipeline, names.SERVER, {"ingress": [{"from": [own], "ports": http}], "egress": [dns, *_external(spec.annotate.servers)]}),
+        _policy(pipeline, names.SERVE, {"ingress": [{"from": _may_ask(pipeline), "ports": http}], "egress": [dns, *_external(spec.serve)]}),
     ]
 
 
@@ -50,11 +52,12 @@ def _may_ask(pipeline: Pipeline) -> list[Object]:
     return [{"podSelector": {}}, *([{"namespaceSelector": chosen}] if more else [])]
 
 
-def _upstream(pipeline: Pipeline) -> list[Object]:
-    upstream = pipeline.manifest.spec.serve.upstream
-    if upstream is None:
+def _external(servers: ServersSpec | ServeSpec) -> list[Object]:
+    """The way to the server elsewhere that has the weights, if there is one."""
+    external = servers.engine.external
+    if external is None:
         return []
-    url = urllib.parse.urlsplit(upstream.url)
+    url = urllib.parse.urlsplit(external.url)
     return [{"ports": [{"port": url.port or (443 if url.scheme == "https" else 80), "protocol": "TCP"}]}]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from nemo_steerlm.pipeline.engine_spec import EngineSpec
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER
 from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Place, ServerNeed, Stage, changed_fields, record_files
@@ -40,9 +41,11 @@ def value_servers(spec: PipelineSpec, model: Stage) -> ServerNeed:
         replicas=wanted.replicas,
         devices=wanted.devices,
         startup_timeout_seconds=wanted.startup_timeout_seconds,
+        engine=wanted.engine,
     )
 
 
 def steer_server(spec: PipelineSpec, model: Stage) -> ServerNeed:
-    """Servers of the SteerLM model, as many as of the value model."""
-    return dataclasses.replace(value_servers(spec, model), role="steer")
+    """Servers of the SteerLM model, as many as of the value model, in the same engine. A server elsewhere has one model, the other one."""
+    engine = EngineSpec() if spec.annotate.servers.engine.external else spec.annotate.servers.engine
+    return dataclasses.replace(value_servers(spec, model), role="steer", engine=engine)

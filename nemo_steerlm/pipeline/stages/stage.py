@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from nemo_steerlm.core.objectives import ModelKind
 from nemo_steerlm.data.splits import SPLITS
+from nemo_steerlm.pipeline.engine_spec import EngineSpec
 from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.sources import Spec
 from nemo_steerlm.pipeline.train_spec import ParallelSpec, TrainSpec
@@ -41,6 +42,8 @@ class ServerNeed:
     devices: int = 1
     """GPUs for each, where there are any."""
     startup_timeout_seconds: int = 1800
+    engine: EngineSpec = EngineSpec()
+    """What runs the model."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
