@@ -86,6 +86,33 @@ def columns(path: Path, rows: int = 60) -> None:
     parquet.write_table(pyarrow.Table.from_pylist(table), path)
 
 
+def comparisons(path: Path, rows: int = 60) -> None:
+    """UltraFeedback as its authors publish it: some answers to each instruction, each rated by aspect in words of numbers."""
+    draw = random.Random(6)
+    path.write_text("".join(json.dumps({"instruction": text(draw, 6), "completions": _answers(draw, i)}) + "\n" for i in range(rows)))
+
+
+def _answers(draw: random.Random, i: int) -> list[dict[str, Any]]:
+    aspects = ("helpfulness", "honesty", "truthfulness", "instruction_following")
+    return [
+        {
+            "model": "m",
+            "response": text(draw, 15),
+            "annotations": {name: {"Rating": "N/A" if i == 3 else str(1 + (i + j) % 5), "Rationale": "x"} for name in aspects},
+            "fine-grained_score": 1.0 + (i + j) % 5,
+        }
+        for j in range(2)
+    ]
+
+
+def shared_chats(path: Path, rows: int = 60) -> None:
+    """ShareGPT's conversations as Parquet, of two questions each, with a score beside them."""
+    draw = random.Random(7)
+    turns = ("human", "gpt", "human", "gpt")
+    table = [{"conversations": [{"from": who, "value": text(draw, 8)} for who in turns], "score": 1.0 + i % 5} for i in range(rows)]
+    parquet.write_table(pyarrow.Table.from_pylist(table), path)
+
+
 SHAPES = {
     "ratings.csv": spreadsheet,
     "tweets.tsv": scored_texts,
