@@ -1,7 +1,8 @@
 """Attribute scoring against one plain prefill of the same text, and against upstream's protocol, on SmolLM2-135M and real threads.
 
 CPU seconds of one thread are measured, in turns, so that other work on the machine changes little. The model is not trained to label: its
-labels vary as they happen to, and the first round is one in which nothing can be guessed yet.
+labels vary as they happen to, and the first round is one in which nothing can be guessed yet. Nothing is kept of what was read before: the
+plain forwards and upstream's server keep nothing either.
 
 Then a server's memory over many records (one layer of stories260K: what could grow grows as well).
 """
@@ -38,7 +39,7 @@ class Bench:
     """One model, three ways to get labels out of it."""
 
     def __init__(self, folder: Path, engine: str) -> None:
-        self.engine = load_engine(folder, EngineOptions(max_rows=64, device="cpu"), engine=engine)
+        self.engine = load_engine(folder, EngineOptions(max_rows=64, device="cpu", prefix_cache=False), engine=engine)
         self.plain_model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
         self.template = self.engine.info.template(self.engine.tokenizer)
 
@@ -60,8 +61,8 @@ class Bench:
         self.engine.score([ScoreRequest(conversation=c, turns=tuple(range(1, len(c.turns), 2))) for c in conversations])
 
     def upstream(self, conversation: Conversation) -> None:
-        """What upstream's annotator asks for: a token for each of 12 attributes and the language, of every turn, with the whole text."""
-        for turn in range(len(conversation.turns)):
+        """What upstream's protocol asks for of the same turns: a token for each of 12 attributes and the language, with the whole text."""
+        for turn in range(1, len(conversation.turns), 2):
             prompt = self.ids(conversation, turn)
             for slot in self.engine._scorer.plan.slots:
                 prompt += slot.forced

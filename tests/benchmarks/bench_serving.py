@@ -1,7 +1,8 @@
 """A served model under 1, 4, 16 and 64 clients at once, and the annotator against upstream's protocol: real processes over HTTP.
 
 The baselines are what upstream's server is: requests answered one after another behind a lock (transformers' ``generate`` here), and for
-labels thirteen one-token ``PUT /generate`` requests a turn, one at a time, of the same turns. A second baseline of generation is
+labels thirteen one-token ``PUT /generate`` requests a turn, one at a time, of the same turns of the same records, for which both protocols'
+labels are compared. A second baseline of generation is
 ``generate`` with all clients' prompts as one batch, as somebody can do who has all prompts beforehand.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import statistics
@@ -16,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +26,8 @@ import httpx
 import torch
 from transformers import AutoModelForCausalLM
 
-from nemo_steerlm.client.labelling import UPSTREAM_SAMPLING
+from nemo_steerlm.client.labelling import UPSTREAM_SAMPLING, LabelFormat, Labelling
+from nemo_steerlm.client.retry import RequestFailed
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
 from nemo_steerlm.core.model_info import ModelInfo
@@ -34,7 +37,7 @@ from nemo_steerlm.data.packages import local_path
 from tests.benchmarks.bench_scoring import threads
 from tests.inputs import SMOLLM2, STORIES
 from tests.serving.servers import running
-from tests.serving.tiny_models import model_folder
+from tests.serving.tiny_models import model_folder, teach_labels
 
 CLIENTS = (1, 4, 16, 64)
 TOKENS = 32
@@ -85,8 +88,9 @@ def one_after_another(folder: Path, requests: int) -> float:
     """Tokens/s of transformers' ``generate``, a request at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
     tokenizer = load_tokenizer(folder)
-    began = time.perf_counter()
-    for number in range(requests):
+    began = 0.0
+    for number in range(-1, requests):  # the first warms up
+        began = began if number else time.perf_counter()
         ids = torch.tensor([tokenizer.encode(f"<extra_id_1>User\n{QUESTIONS[number % 4]}\n<extra_id_1>Assistant\n")])
         length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
         model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **length)
@@ -109,16 +113,17 @@ def batched(folder: Path, clients: int) -> float:
     return rates[-1]
 
 
-def throughput(folder: Path) -> None:
-    """Print tokens/s and time to first token by number of clients."""
+def throughput(folder: Path, most: int) -> None:
+    """Print tokens/s and time to first token by number of clients, up to ``most``. The questions repeat, so nothing is kept of them."""
     base = one_after_another(folder, 4)
     print(f"one request after another (transformers' generate): {base:.1f} tokens/s")
     print(
         f"{'clients':>8} {'requests':>9} {'tokens/s':>9} {'x baseline':>11} {'x one batch':>12} {'first token, median s':>22} {'p95 s':>7}"
     )
-    batches = {clients: batched(folder, clients) for clients in CLIENTS}
-    with running(folder, "--max-rows", "64", "--threads", str(torch.get_num_threads())) as server:
-        for clients in CLIENTS:
+    numbers = [clients for clients in CLIENTS if clients <= most]
+    batches = {clients: batched(folder, clients) for clients in numbers}
+    with running(folder, "--no-page", "--no-prefix-cache", "--max-rows", "64", "--threads", str(torch.get_num_threads())) as server:
+        for clients in numbers:
             told, seconds = asyncio.run(load(server.url, clients, 4 if clients < 16 else 1))
             firsts = sorted(t.first for t in told)
             rate = len(told) * TOKENS / seconds
@@ -127,7 +132,32 @@ def throughput(folder: Path) -> None:
             print(f"{clients:8} {len(told):9} {rate:9.1f} {ratios} {statistics.median(firsts):22.2f} {p95:7.2f}", flush=True)
 
 
-def memory(folder: Path, rows: int = 32, tokens: int = 8000) -> None:
+def turns(folder: Path, count: int) -> None:
+    """Print how long a chat's turns take to begin where what was read before is kept, and where it is not."""
+    print(f"{'turn of a chat':>30} {'prompt tokens':>14} {'first token, s':>15} {'without a prefix cache':>23}")
+    seconds: list[list[float]] = []
+    lengths: list[int] = []
+    for options in ((), ("--no-prefix-cache",)):
+        seconds.append([])
+        lengths.clear()
+        messages: list[dict[str, str]] = []
+        with running(folder, "--no-page", "--threads", str(torch.get_num_threads()), *options) as server, server.client() as client:
+            warm = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}
+            client.post("/v1/chat/completions", json=warm).raise_for_status()
+            for number in range(count):
+                messages.append({"role": "user", "content": f"{number}. " + " ".join(QUESTIONS)})
+                body = {"messages": messages, "temperature": 0, "max_tokens": 1}
+                began = time.perf_counter()
+                client.post("/v1/chat/completions", json=body).raise_for_status()
+                seconds[-1].append(time.perf_counter() - began)
+                answer = client.post("/v1/chat/completions", json=body | {"max_tokens": TOKENS}).raise_for_status().json()
+                lengths.append(answer["usage"]["prompt_tokens"])
+                messages.append({"role": "assistant", "content": answer["choices"][0]["message"]["content"]})
+    for number, (length, kept, without) in enumerate(zip(lengths, *seconds, strict=True), 1):
+        print(f"{number:30} {length:14} {kept:15.3f} {without:23.3f}", flush=True)
+
+
+def memory(folder: Path, rows: int, tokens: int) -> None:
     """Print the most memory that a server takes while it reads ``rows`` prompts of ``tokens`` tokens that come at once."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 2 * tokens}))
@@ -159,53 +189,69 @@ def _peak(process: int) -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:"))
 
 
-def upstream(url: str, conversations: list[Conversation], folder: Path) -> float:
-    """Seconds of upstream's annotator for these conversations. What it reads is thrown away: this model is not trained to give values."""
-    info = ModelInfo.load(folder)
-    template = info.template(load_tokenizer(folder))
-    fields = [*info.attributes.names, *(["lang"] if info.attributes.languages else [])]
-    began = time.perf_counter()
+def upstream(url: str, conversations: Sequence[Conversation], form: LabelFormat) -> list[list[str]]:
+    """The labels of these conversations by upstream's protocol, value after value; a value that is none counts as the lowest."""
+    found = []
+    lowest = ("0", *form.schema.languages[:1])
     with httpx.Client(base_url=url, timeout=900) as client:
         for conversation in conversations:
-            for turn in (i for i, one in enumerate(conversation.turns) if one.speaker != conversation.mask):
-                start = text_of(template.label_prompt(conversation, turn))
-                for k in range(len(fields)):
-                    label = ",".join([*(f"{name}:0" for name in fields[:k]), f"{fields[k]}:"])
-                    client.put("/generate", json={"sentences": [start + label], **UPSTREAM_SAMPLING}).raise_for_status()
-    return time.perf_counter() - began
+            item = Labelling(conversation, form)
+            while not item.done:
+                prompt = item.prompt()
+                body = {"sentences": [prompt], **UPSTREAM_SAMPLING}
+                (sentence,) = client.put("/generate", json=body).raise_for_status().json()["sentences"]
+                for text in (sentence, *(prompt + value for value in lowest)):
+                    with contextlib.suppress(RequestFailed):
+                        item.take(text, prompt)
+                        break
+            found.append([item.labels[turn].label for turn in item.targets])
+    return found
 
 
 class Work(NamedTuple):
-    """Conversations to label, and how many of them upstream's protocol is timed with."""
+    """Conversations to label."""
 
     name: str
     conversations: list[Conversation]
-    few: int
 
 
 def annotation(folder: Path, works: Iterable[Work]) -> None:
-    """Print conversations/s of ``steerlm annotate`` and of upstream's protocol, on the same server."""
-    print(f"{'work':34} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7}")
-    for name, found, few in works:
-        with tempfile.TemporaryDirectory() as scratch, running(folder, "--threads", str(torch.get_num_threads())) as server:
-            given = Path(scratch) / "in.jsonl"
+    """Print conversations/s of ``steerlm annotate`` and of upstream's protocol, of the same turns of all conversations.
+
+    Each has a server of its own, which has answered once. Upstream's keeps nothing of what it has read, as NeMo's.
+    """
+    info = ModelInfo.load(folder)
+    form = LabelFormat(schema=info.attributes, template=info.template(load_tokenizer(folder)))
+    print(f"{'work':34} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7} {'labels alike':>13}")
+    options = ("--no-page", "--threads", str(torch.get_num_threads()))
+    for name, found in works:
+        with tempfile.TemporaryDirectory() as scratch:
+            given, labelled = Path(scratch) / "in.jsonl", Path(scratch) / "out.jsonl"
             given.write_text("".join(json.dumps(record(c)) + "\n" for c in found))
-            command = [sys.executable, "-m", "nemo_steerlm.cli.main", "annotate", "--server", server.url, "--progress", "none"]
-            upstream(server.url, found[:1], folder)  # warm for both
-            began = time.perf_counter()
-            subprocess.run([*command, str(given), str(Path(scratch) / "out.jsonl")], check=True, stdout=subprocess.DEVNULL)
-            ours = len(found) / (time.perf_counter() - began)
-            theirs = few / upstream(server.url, found[:few], folder)
-        print(f"{f'{name}, {len(found)} records':34} {ours:26.2f} {theirs:18.3f} {ours / theirs:7.1f}", flush=True)
+            with running(folder, *options) as server:
+                command = [sys.executable, "-m", "nemo_steerlm.cli.main", "annotate", "--server", server.url, "--progress", "none"]
+                httpx.post(f"{server.url}/v1/attributes", json={"conversations": [record(found[0])]}, timeout=900).raise_for_status()
+                began = time.perf_counter()
+                subprocess.run([*command, "--turns", "unmasked", str(given), str(labelled)], check=True, stdout=subprocess.DEVNULL)
+                ours = len(found) / (time.perf_counter() - began)
+            with running(folder, "--no-prefix-cache", *options) as server:
+                upstream(server.url, found[:1], form)
+                began = time.perf_counter()
+                theirs = upstream(server.url, found, form)
+                rate = len(found) / (time.perf_counter() - began)
+            turns = [json.loads(line)["conversations"] for line in labelled.read_text().splitlines()]
+        mine = [turn["label"] for one, c in zip(turns, found, strict=True) for turn in one if turn["from"] != c.mask]
+        same = sum(a == b for a, b in zip(mine, itertools.chain(*theirs), strict=True))
+        print(f"{f'{name}, {len(found)} records':34} {ours:26.2f} {rate:18.3f} {ours / rate:7.1f} {same:6} of {len(mine)}", flush=True)
 
 
-def real_threads(folder: Path) -> Iterator[Work]:
-    """OASST conversations of two and of four turns."""
+def real_threads(folder: Path, most: int) -> Iterator[Work]:
+    """OASST conversations of two and of four turns, ``most`` at most."""
     tokenizer = load_tokenizer(folder)
     template = ModelInfo.load(folder).template(tokenizer)
     measure = lambda c, turn: tokenizer.encode(text_of(template.label_prompt(c, turn)))  # noqa: E731
-    for turns, tokens, count, few in ((2, range(150, 400), 32, 2), (4, range(300, 700), 16, 1)):
-        yield Work(f"{turns} turns", threads(measure, turns, tokens, count), few)
+    for length, tokens, count in ((2, range(150, 400), 32), (4, range(300, 480 if most < 16 else 700), 16)):
+        yield Work(f"{length} turns", threads(measure, length, tokens, min(count, most)))
 
 
 def read_stages(work: Path, count: int = 256) -> Iterator[Work]:
@@ -213,12 +259,12 @@ def read_stages(work: Path, count: int = 256) -> Iterator[Work]:
     labelled = work / "prepare" / "annotate_train.jsonl"
     with labelled.open() as file:
         asked = [Conversation.from_record(json.loads(line)) for line in itertools.islice(file, count)]
-    yield Work(f"{work.name}: annotate", asked, 16)
+    yield Work(f"{work.name}: annotate", asked)
     with (work / "evaluate" / "samples.jsonl").open() as file:
         samples = [json.loads(line) for line in itertools.islice(file, count)]
     like = asked[0]
     answered = [(Turn(speaker=like.mask, text=s["prompt"]), Turn(speaker=ASSISTANT, text=s["answer"])) for s in samples]
-    yield Work(f"{work.name}: evaluate", [Conversation(turns=turns, system=like.system, mask=like.mask) for turns in answered], 16)
+    yield Work(f"{work.name}: evaluate", [Conversation(turns=turns, system=like.system, mask=like.mask) for turns in answered])
 
 
 def record(conversation: Conversation) -> dict[str, object]:
@@ -227,23 +273,29 @@ def record(conversation: Conversation) -> dict[str, object]:
     return {"conversations": turns, "system": conversation.system, "mask": conversation.mask, "type": "VALUE_TO_TEXT"}
 
 
-def main(parts: str = "all", work: Path | None = None) -> None:
+def main(parts: str = "all", work: Path | None = None, *, small: bool = False) -> None:
     """Print the tables."""
     if work:
         annotation(work / "train-value" / "hf", read_stages(work))
         return
+    source = STORIES if small else local_path(SMOLLM2)
     with tempfile.TemporaryDirectory() as scratch:
+        steer = model_folder(source, Path(scratch) / "steer", kind="steer")
         if parts in ("all", "throughput"):
-            throughput(model_folder(local_path(SMOLLM2), Path(scratch) / "steer", kind="steer"))
+            throughput(steer, 4 if small else 64)
+        if parts in ("all", "turns"):
+            turns(steer, 2 if small else 6)
         if parts in ("all", "memory"):
-            memory(model_folder(STORIES, Path(scratch) / "long", kind="steer"))
+            memory(model_folder(STORIES, Path(scratch) / "long", kind="steer"), *((4, 500) if small else (32, 8000)))
         if parts in ("all", "annotation"):
-            folder = model_folder(local_path(SMOLLM2), Path(scratch) / "value", kind="value", schema=preset("oasst"), noise=0.02)
-            annotation(folder, real_threads(folder))
+            folder = model_folder(source, Path(scratch) / "value", kind="value", schema=preset("oasst"), noise=0.02)
+            teach_labels(folder, 30, 3e-3 if small else 1e-4)
+            annotation(folder, real_threads(folder, 2 if small else 32))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--parts", default="all", choices=("all", "throughput", "memory", "annotation"))
+    parser.add_argument("--parts", default="all", choices=("all", "throughput", "turns", "memory", "annotation"))
     parser.add_argument("--work", type=Path, help="only what was read in this work directory, such as runs/quickstart")
+    parser.add_argument("--small", action="store_true", help="a tiny model and few requests, to see that all of it runs")
     main(**vars(parser.parse_args()))

@@ -56,8 +56,8 @@ def model_folder(
     return folder
 
 
-def teach_labels(folder: Path, steps: int = 60) -> None:
-    """Train a value model for a few seconds, until it writes labels in the right form, with values that depend on the text."""
+def teach_labels(folder: Path, steps: int = 60, rate: float = 3e-3) -> None:
+    """Train a tiny value model for a few seconds, until it writes labels in the right form, with values that depend on the text."""
     from transformers import AutoModelForCausalLM
 
     from nemo_steerlm.core.conversation import Conversation, Turn
@@ -67,14 +67,14 @@ def teach_labels(folder: Path, steps: int = 60) -> None:
     info, tokenizer = ModelInfo.load(folder), load_tokenizer(folder)
     template = info.template(tokenizer)
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     draw = random.Random(0)
     for _ in range(steps):
         rows = []
         for _ in range(8):
             words = draw.choices(["the", "cat", "sat", "on", "a", "red", "hat", "and", "ran", "home"], k=draw.randint(3, 12))
             values = {a.name: (len(words) * (k + 2)) % (a.high + 1) for k, a in enumerate(info.attributes.attributes)}
-            label = info.attributes.encode(values, draw.choice(info.attributes.languages))
+            label = info.attributes.encode(values, draw.choice(info.attributes.languages or (None,)))
             turns = (Turn(speaker="User", text="Say it"), Turn(speaker="Assistant", text=" ".join(words), label=label))
             rows.append(encode_spans(template.render(Conversation(turns=turns, system="Be kind.\n"), "TEXT_TO_VALUE"), tokenizer))
         width = max(len(row.ids) for row in rows)
