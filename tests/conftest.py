@@ -52,15 +52,32 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
     return ByFile(config, log)
 
 
-@pytest.fixture(autouse=True)
-def loggers_as_they_were() -> Iterator[None]:
-    """A training or a server that runs in this process configures logging for good; the next test knows nothing of it."""
-    yield
+class _Lines(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@pytest.fixture
+def package_log() -> Iterator[list[str]]:
+    """What the package logs during a test. Not caplog: trainings and servers that ran in this process have configured logging for good."""
+    package, handler = logging.getLogger("nemo_steerlm"), _Lines()
     logging.disable(logging.NOTSET)
-    for name, logger in logging.root.manager.loggerDict.items():
-        if isinstance(logger, logging.Logger) and name.startswith(("nemo_steerlm", "steerlm_operator")):
+    for name, logger in list(logging.root.manager.loggerDict.items()):
+        if isinstance(logger, logging.Logger) and name.partition(".")[0] == package.name:
             logger.disabled, logger.propagate = False, True
             logger.setLevel(logging.NOTSET)
+    level = package.level
+    package.setLevel(logging.INFO)
+    package.addHandler(handler)
+    yield handler.lines
+    package.removeHandler(handler)
+    package.setLevel(level)
 
 
 @pytest.fixture(scope="session")

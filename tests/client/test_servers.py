@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from nemo_steerlm.client import servers as client_servers
 from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy
 from nemo_steerlm.client.servers import Server, ServerPool
 from nemo_steerlm.core.errors import UnavailableError
@@ -123,13 +121,7 @@ def test_a_server_of_generate_alone_may_not_know_options() -> None:
         assert with_pool([url], announced)
 
 
-def test_the_log_says_who_is_waited_for_and_why(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A logger of its own: what other tests made of the package's does not count.
-    log = logging.getLogger("pool")
-    monkeypatch.setattr(log, "handlers", [caplog.handler])
-    monkeypatch.setattr(log, "propagate", False)
-    monkeypatch.setattr(client_servers, "logger", log)
-
+def test_the_log_says_who_is_waited_for_and_why(package_log: list[str]) -> None:
     async def five_tries(url: str) -> None:
         async with httpx.AsyncClient() as client, ServerPool([url], client, QUICK) as pool:
             while pool.servers[0].failures < 5:
@@ -138,9 +130,8 @@ def test_the_log_says_who_is_waited_for_and_why(caplog: pytest.LogCaptureFixture
     with served(Handler) as url:
         pass
     asyncio.run(five_tries(url))
-    told = [record.getMessage() for record in caplog.records if record.name == "pool"]
-    assert len(told) == 1, "once in a while, not at every try"
-    assert told[0].startswith(f"waiting for {url}: ConnectError")
+    assert len(package_log) == 1, "once in a while, not at every try"
+    assert package_log[0].startswith(f"waiting for {url}: ConnectError")
 
 
 def test_patience_ends_with_what_each_server_last_said() -> None:

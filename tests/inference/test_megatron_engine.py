@@ -164,15 +164,15 @@ def test_two_processes_answer_as_the_embedded_engine_and_end_together(value_nemo
         assert most_rows_at_once(served.client.get("/metrics").text) > 1
 
         ranks = served.ranks()
-        assert len(ranks) == (2 if launcher else 1)
+        assert len(ranks) == (2 if launcher == TORCHRUN else 1)
         served.process.send_signal(signal.SIGTERM)
         code = served.process.wait(120)
-        assert code == 0 or launcher, "torchrun tells of its signal by a code of its own"
+        assert code == 0 or launcher == TORCHRUN, "torchrun tells of its signal by a code of its own"
         until(lambda: not any(map(alive, ranks)))
         log = served.log.read_text()
         assert "Finished server process" in log
         assert "does not end" not in log
-        assert launcher or "Traceback" not in log, "torchrun tells of its signal by one of its own"
+        assert launcher == TORCHRUN or "Traceback" not in log, "torchrun tells of its signal by one of its own"
 
 
 def test_a_server_goes_down_with_a_message_when_a_rank_dies(value_nemo, tmp_path):

@@ -160,7 +160,7 @@ def test_what_an_unknown_version_finished_is_named(project):
     assert (project.work.path / "superseded" / "prepare-1" / artifacts.SUCCESS).exists()
 
 
-def test_the_checkpoints_of_an_interrupted_training_outlive_a_raised_format(project, monkeypatch, caplog):
+def test_the_checkpoints_of_an_interrupted_training_outlive_a_raised_format(project, monkeypatch, package_log):
     project.finish("prepare")
     project.begin("train-value")
     (project.work.folder("train-value") / "checkpoint").write_text("days of work")
@@ -170,7 +170,7 @@ def test_the_checkpoints_of_an_interrupted_training_outlive_a_raised_format(proj
         monkeypatch.setattr("nemo_steerlm.pipeline.stages.train.FORMAT", 2 + number)
         assert len(list((project.work.path / "superseded").iterdir())) == number
     assert (project.work.path / "superseded" / "train-value-1" / "checkpoint").read_text() == "days of work"
-    assert "moved to" in caplog.text
+    assert "moved to" in "\n".join(package_log)
 
 
 def test_a_finished_stage_of_another_format_says_so(project, monkeypatch):
@@ -181,7 +181,7 @@ def test_a_finished_stage_of_another_format_says_so(project, monkeypatch):
     assert project.states()["prepare"] == ("outdated", reason)
 
 
-def test_a_folder_left_by_other_work_is_emptied_and_the_log_says_why(project, caplog):
+def test_a_folder_left_by_other_work_is_emptied_and_the_log_says_why(project, package_log):
     project.begin("prepare")
     left = project.work.folder("prepare") / "half.jsonl"
     left.write_text("half")
@@ -190,7 +190,7 @@ def test_a_folder_left_by_other_work_is_emptied_and_the_log_says_why(project, ca
     project.write("spec.data.onError", "skip")
     project.begin("prepare")
     assert [path.name for path in project.work.folder("prepare").iterdir()] == ["_RUNNING.json"]
-    assert "data.onError was its default, is 'skip'" in caplog.text
+    assert "data.onError was its default, is 'skip'" in "\n".join(package_log)
     assert not (project.work.path / "superseded").exists()
 
 
