@@ -122,6 +122,7 @@ def notebook(port):
 
 @pytest.mark.megatron
 @pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_the_pages_lead_from_a_spreadsheet_to_a_model_that_answers(tmp_path):
     shapes.spreadsheet(tmp_path / "ratings.csv")
     printed = {}

@@ -292,6 +292,7 @@ def test_namespaced_scope_needs_no_cluster_role(plane, home, checked):
     assert [may(namespace) for namespace in (blue, green)] == [False, True]
 
 
+@pytest.mark.slow
 def test_two_operators_share_one_definition(plane, home, checked):
     second = new_namespace(plane, "second")
     deploy(plane, "install", home, scope="namespaced")
@@ -321,6 +322,7 @@ def test_people_with_view_read_and_people_with_edit_write(plane, home):
     assert may("nobody") == [False, False, False, False]
 
 
+@pytest.mark.slow
 def test_pipelines_in_the_values_come_change_and_go(plane, home):
     mine = {"mine": {"spec": SPEC}}
     said = deploy(plane, "install", home, pipelines=mine).stdout

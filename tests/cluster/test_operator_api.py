@@ -297,6 +297,7 @@ def test_a_finished_pipeline_goes_after_its_time_to_live(pipelines, kubelet):
     pipelines.until_deleted()
 
 
+@pytest.mark.slow
 def test_killing_the_operator_again_and_again_changes_nothing(pipelines, kubelet, operator):
     """kill -9 at a different moment of each life. Every Job is made once, every stage is attempted once."""
     kubelet()
