@@ -250,7 +250,9 @@ def real_threads(folder: Path, most: int) -> Iterator[Work]:
     tokenizer = load_tokenizer(folder)
     template = ModelInfo.load(folder).template(tokenizer)
     measure = lambda c, turn: tokenizer.encode(text_of(template.label_prompt(c, turn)))  # noqa: E731
-    for length, tokens, count in ((2, range(150, 400), 32), (4, range(300, 480 if most < 16 else 700), 16)):
+    works = ((2, range(150, 400), 32), (4, range(300, 700), 16))
+    # The tiny model has no room for four turns and their labels.
+    for length, tokens, count in works[: 1 if most < 16 else 2]:
         yield Work(f"{length} turns", threads(measure, length, tokens, min(count, most)))
 
 
