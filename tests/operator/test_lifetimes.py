@@ -96,6 +96,19 @@ class Lifetime(RuleBasedStateMachine):
 
         self.loop.run_until_complete(go())
 
+    def evaluate(self, metrics):
+        """Go on to the stage evaluate, which ends well with these metrics."""
+        for _ in range(20):
+            self.settle()
+            if self.status()["currentStage"] == "evaluate" and self.world.jobs():
+                break
+            self.help()
+        (job,) = self.world.jobs()
+        self.world.start_pods(job)
+        self.world.end_pods(job, 0, message=json.dumps({"cached": False, "inputHash": "b" * 64, "metrics": metrics}))
+        self.world.end_job(job, "Complete")
+        self.settle()
+
     def settle(self):
         """Everything catches up: caches, and the operator until it has nothing more to do."""
         self.world.crash_after = None
