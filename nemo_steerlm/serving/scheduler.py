@@ -165,8 +165,6 @@ class Scheduler:
             if batch:
                 self._score(batch)
             self._guarded_step(gone, admitted)
-            self.metrics.reused_tokens.inc(self._engine.reused_tokens - self._reused)
-            self._reused = self._engine.reused_tokens
 
     def _wanted(self) -> bool:
         return bool(self._closed or self._generations or self._scores or self._running)
@@ -229,9 +227,11 @@ class Scheduler:
             for job in jobs:
                 job.send(EngineFailedError("the engine failed; see the server's log"))
             return
+        # Counted before it is sent: who has the answer finds it in the metrics.
+        self._count_reused()
+        self.metrics.scored_turns.inc(sum(map(len, results)))
         for job, result in zip(jobs, results, strict=True):
             job.send(result)
-        self.metrics.scored_turns.inc(sum(map(len, results)))
 
     def _step(self, gone: list[int], admitted: list[_Job]) -> None:
         for row in gone:
@@ -245,7 +245,9 @@ class Scheduler:
         if not self._running:
             return
         self.metrics.generate_batch.observe(len(self._running))
-        for row, token in self._engine.step().items():
+        tokens = self._engine.step()
+        self._count_reused()
+        for row, token in tokens.items():
             job = self._running[row]
             if not isinstance(job.work, Generation):
                 continue
@@ -253,9 +255,15 @@ class Scheduler:
             if job.work.generated == 1:
                 self.metrics.first_token.observe(time.monotonic() - job.arrived)
             self.metrics.generated_tokens.inc()
+            if delta.finish:
+                del self._running[row]
             job.send(delta)
             if delta.finish:
-                self._forget(row)
+                self._engine.remove(row)
+
+    def _count_reused(self) -> None:
+        self.metrics.reused_tokens.inc(self._engine.reused_tokens - self._reused)
+        self._reused = self._engine.reused_tokens
 
     def _forget(self, row: int) -> None:
         del self._running[row]
