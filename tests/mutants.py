@@ -36,7 +36,7 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 """Room to what is changed and the tests that mirror it."""
 
-SLOW = ("test_end_to_end.py", "test_kills.py", "test_real_server.py", "test_page.py", "test_lm_eval.py")
+SLOW = ("test_end_to_end.py", "test_kills.py", "test_real_server.py", "test_page*.py", "test_lm_eval.py")
 """Tests that start several heavy processes each: too slow to run per mutant."""
 
 EQUIVALENT: dict[str, str] = {}

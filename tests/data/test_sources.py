@@ -1,79 +1,20 @@
-"""Data as people have it becomes conversations with the right turns, system prompt, ratings and split; what cannot be used is named."""
+"""Data as people have it becomes conversations with the right turns, system prompt, ratings and split."""
 
 from __future__ import annotations
 
 import collections
-import gzip
-import json
 import sys
-from pathlib import Path
 
-import pyarrow
 import pytest
-from pyarrow import parquet
 
-from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.conversation import SYSTEM_PROMPT
-from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.extras import missing_extra
-from nemo_steerlm.core.template import ChatTokens
-from nemo_steerlm.data.record_files import RecordFiles
-from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources import SOURCES
-from nemo_steerlm.data.sources.source import SourceContext, weighted
+from nemo_steerlm.data.sources.source import weighted
 from nemo_steerlm.pipeline.manifest import parse
 from nemo_steerlm.pipeline.sources import DataSource
+from tests.data.reading_sources import MESSAGES, RATINGS, TURNS, read, read_again, told, written
 from tests.pipeline.manifests import with_field
-
-SCHEMA = AttributeSchema(attributes=(Attribute(name="quality"), Attribute(name="honesty", low=1, high=5, default=1)))
-RATINGS = {"quality": {"key": "scores.overall", "range": [1, 5]}}
-
-
-def written(folder: Path, rows: list[object], form: str = "jsonl") -> Path:
-    path = folder / f"data.{form}"
-    if form == "parquet":
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif form == "json":
-        path.write_text(json.dumps(rows, indent=1), encoding="utf-8-sig")
-    else:
-        data = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows).encode()
-        path.write_bytes(gzip.compress(data) if form == "gz" else data)
-    return path
-
-
-def read(
-    kind: str,
-    folder: Path,
-    rows: list[object],
-    form: str = "jsonl",
-    on_error: str = "fail",
-    system: str | None = None,
-    left_out: collections.Counter[str] | None = None,
-    **fields: object,
-):
-    left_out = collections.Counter() if left_out is None else left_out
-    path = written(folder, rows, form)
-    source = SOURCES[kind].model_validate({"path": str(path), **fields})
-    with Rejects(folder / "out", on_error) as rejects:
-        reading = SourceContext(
-            resolve=Path, schema=SCHEMA, rejects=rejects, folder=folder, tokens=ChatTokens(), system=system, left_out=left_out
-        )
-        return list(source.read(reading))
-
-
-def told(placed):
-    """Turns as (speaker, text, label) of each conversation."""
-    return [[(turn.speaker, turn.text, turn.label) for turn in place.conversation.turns] for place in placed]
-
-
-MESSAGES = [
-    {"role": "system", "content": "Be kind."},
-    {"role": "user", "content": "Hi"},
-    {"role": "assistant", "content": "Hello."},
-    {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "text", "text": "now?"}]},
-    {"role": "assistant", "content": "Bye."},
-]
-TURNS = [("User", "Hi", None), ("Assistant", "Hello.", None), ("User", "And now?", None), ("Assistant", "Bye.", "quality:4")]
 
 
 @pytest.mark.parametrize("form", ["jsonl", "gz", "json"])
@@ -99,12 +40,6 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError) as missing:
         read_again(path)
     assert str(missing_extra(missing.value)) == "this needs pyarrow, which is not installed: pip install 'nemo_steerlm[data]'"
-
-
-def read_again(path: Path) -> None:
-    source = SOURCES["messages"].model_validate({"path": str(path), "ratings": RATINGS})
-    with Rejects(path.parent / "out") as rejects:
-        list(source.read(SourceContext(resolve=Path, schema=SCHEMA, rejects=rejects, folder=path.parent)))
 
 
 def test_sharegpt(tmp_path):
@@ -243,91 +178,6 @@ def test_a_weight_repeats_and_thins_what_trains(tmp_path):
         assert found == list(weighted(placed, weight))
 
 
-BAD = {
-    "responses": ("argilla", {"prompt": "Hi", "response": "Ho", "scores.overall": 3}, "scores.overall: no responses of Argilla"),
-    "option": (
-        "argilla",
-        {"prompt": "Hi", "response": "Ho", "scores.overall.responses": ["good"]},
-        "scores.overall: rating is 'good'; write a number",
-    ),
-    "lengths": ("distilabel", {"instruction": "Hi", "generations": ["a"], "scores.overall": [1, 2]}, "2 ratings of 1 generations"),
-    "generation": ("distilabel", {"instruction": "Hi", "generations": [3]}, "generations[0]: generation is 3; write a string"),
-    "rendered": ("nemotron", {"input": "<|start_header_id|>user", "output": "a"}, "input: input is a rendered prompt"),
-    "tool": ("messages", {"messages": [{"role": "tool", "content": "3"}]}, "messages[0].role: role 'tool' is not supported"),
-    "call": ("messages", {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "a call of a tool is not supported"),
-    "image": (
-        "messages",
-        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-        "messages[0].content: part of type 'image_url' is not supported",
-    ),
-    "empty": ("messages", {"messages": []}, "no answer"),
-    "alone": ("messages", {"messages": [{"role": "assistant", "content": "A"}]}, "no question"),
-    "key": ("messages", {"message": MESSAGES}, "messages: missing key 'messages'; did you mean message?"),
-    "rating": ("messages", {"messages": MESSAGES, "scores": {"overall": "good"}}, "scores.overall: rating is 'good'; write a number"),
-    "boolean": ("messages", {"messages": MESSAGES, "scores": {"overall": True}}, "scores.overall: rating is True; write a number"),
-    "control": ("sharegpt", {"conversations": [{"from": "human", "value": "<extra_id_1>"}, {"from": "gpt", "value": ""}]}, "control token"),
-    "role": ("sharegpt", {"conversations": [{"from": "observation", "value": "x"}]}, "role 'observation' is not supported"),
-    "turn": ("sharegpt", {"conversations": ["x"]}, "conversations[0]: turn is 'x'"),
-    "history": ("alpaca", {"history": [["a"]], "instruction": "a", "output": "b"}, "history[0]: pair is ['a']"),
-    "half": ("alpaca", {"instruction": "a"}, "output: missing key 'output'"),
-    "json": ("alpaca", "{", "broken JSON"),
-    "twice": ("alpaca", '{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' stands twice in one object; keep one"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_used_is_named_or_set_aside(tmp_path, name):
-    kind, row, sentence = BAD[name]
-    good = {
-        "messages": MESSAGES,
-        "conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}],
-        "instruction": "Hi",
-        "output": "Hello.",
-        "generation": "Hello.",
-        "prompt": "Hi",
-        "response": "Hello.",
-    }
-    fields = {} if kind == "nemotron" else {"ratings": RATINGS}
-    with pytest.raises(DataError) as error:
-        read(kind, tmp_path, [good, row], **fields)
-    assert f"{tmp_path}/data.jsonl:2: " in str(error.value)
-    assert sentence in str(error.value)
-    assert len(read(kind, tmp_path, [row, good], on_error="skip", **fields)) == 1
-    assert len((tmp_path / "out.rejected.jsonl").read_text().splitlines()) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        ("[", "broken JSON array"),
-        ("[]", "an empty array"),
-        ("[3]", r"\[0\]: not an object: 3"),
-        ("", "empty file"),
-        ('[{"a": 1}, {', "broken JSON array"),
-        ('[{"messages": 1, "messages": 2}]', r"\[0\]: the key 'messages' stands twice in one object"),
-    ],
-)
-def test_an_array_that_is_none(tmp_path, text, sentence):
-    path = tmp_path / "data.json"
-    path.write_text(text)
-    with pytest.raises(DataError, match=f"missing key|{sentence}"):
-        read_again(path)
-
-
-def test_two_columns_of_one_name_are_no_row(tmp_path):
-    path = tmp_path / "data.parquet"
-    parquet.write_table(pyarrow.table([["a"], ["b"]], names=["messages", "messages"]), path)
-    with pytest.raises(DataError, match="several columns are called 'messages'; name each differently"):
-        read_again(path)
-
-
-def test_a_torn_table_is_named(tmp_path):
-    path = written(tmp_path, [{"messages": [{"role": "user", "content": "x" * 999}]}], "parquet")
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(DataError, match="broken Parquet"):
-        read_again(path)
-
-
 def test_every_source_of_the_registry_is_in_the_manifest():
     assert set(SOURCES) < set(DataSource.model_fields)
     ratings = {"quality": {"key": "score", "range": [1, 10]}}
@@ -342,28 +192,3 @@ def test_every_source_of_the_registry_is_in_the_manifest():
         spec = parse(with_field("spec.data", {kind: {"path": "x", **fields}}), "m").spec
         [part] = spec.data.parts
         assert (part.name, part.weight, part.source.references()) == (kind, 1.0, ("x",))
-
-
-@pytest.mark.parametrize(
-    ("data", "sentence"),
-    [
-        ({"messages": {"path": "x"}}, "spec.data.messages.ratings: missing"),
-        ({"messages": {"path": "x", "ratings": {}}}, "at least 1 item"),
-        (
-            {"messages": {"path": "x", "ratings": {"qualty": {"key": "s", "range": [1, 5]}}}},
-            "unknown attribute 'qualty'; did you mean quality",
-        ),
-        ({"alpaca": {"path": "x", "ratings": {"quality": {"key": "s", "range": [1, 1]}}}}, "range needs two different ratings"),
-    ],
-)
-def test_a_source_without_ratings_is_refused_before_it_is_read(data, sentence):
-    with pytest.raises(UsageError) as error:
-        parse(with_field("spec.data", data), "m")
-    assert sentence in str(error.value)
-
-
-def test_data_that_nobody_rated_is_refused_with_what_there_is(tmp_path):
-    placed = read("messages", tmp_path, [{"messages": MESSAGES}], ratings=RATINGS)
-    with RecordFiles(tmp_path / "raw") as files, pytest.raises(DataError, match="the data has 1 conversations and no rated answer"):
-        files.write(placed)
-        files.require_rated()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 
 ARGO = Path(__file__).parents[2] / "docs/kubernetes/gitops.md"
 

@@ -8,7 +8,7 @@ from steerlm_operator.config import OperatorConfig
 from steerlm_operator.draft import Observed, Refusal
 from steerlm_operator.reconcile import decide
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.timezone.utc)
 CONFIG = OperatorConfig(retrySeconds=10)

@@ -9,7 +9,7 @@ from steerlm_operator import names
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.resources import settings
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from steerlm_operator.resources import settings
 
 from nemo_steerlm.core import vllm
 from nemo_steerlm.core.errors import UsageError
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 from tests.operator.test_resources import by_name
 
 GOLDEN = Path(__file__).parent / "golden_engines"

@@ -3,7 +3,7 @@
 import pytest
 from steerlm_operator.reconcile import objects
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 from tests.operator.test_resources import templates
 from tests.operator.world import NAME
 

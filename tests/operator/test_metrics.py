@@ -7,7 +7,7 @@ import datetime
 import pytest
 from prometheus_client import REGISTRY
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 from tests.operator.world import NAME
 
 PLACE = {"namespace": NAME[0], "pipeline": NAME[1]}

@@ -5,7 +5,7 @@ import datetime
 import pytest
 from steerlm_operator.progress import describe_progress
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 from tests.operator.world import NAME
 
 

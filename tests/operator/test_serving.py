@@ -9,8 +9,8 @@ from steerlm_operator.config import OperatorConfig
 from steerlm_operator.reconcile import objects
 from steerlm_operator.resources import engines, servers
 
+from tests.operator.lifetime import Lifetime
 from tests.operator.test_edits import upgrade
-from tests.operator.test_lifetimes import Lifetime
 
 KEY = ("Deployment", "p-serve")
 

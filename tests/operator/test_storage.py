@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from steerlm_operator.config import OperatorConfig
 from steerlm_operator.storage import amount
 
-from tests.operator.test_lifetimes import Lifetime
+from tests.operator.lifetime import Lifetime
 from tests.operator.world import NAME
 
 NO_CLASS = "no persistent volumes available for this claim and no storage class is set"

@@ -1,19 +1,22 @@
-"""Headless Chromium, and what a test of the page looks at and does with a keyboard."""
+"""Headless Chromium, and what a test of the page looks at and does there."""
 
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 from collections.abc import Iterator
 from urllib.parse import urlparse
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 PATIENCE = 60_000
 """Milliseconds."""
 PHONE = {"width": 390, "height": 844}
 DESK = {"width": 1280, "height": 900}
+QUESTION = "Once upon a time"
+expect.set_options(timeout=PATIENCE)
 _ARGUMENTS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
@@ -107,3 +110,34 @@ def watch(page: Page, selector: str) -> None:
 def seen(page: Page) -> list[tuple[str, bool]]:
     """What ``watch`` remembers."""
     return [(text, stoppable) for text, stoppable in page.evaluate("window.seen")]
+
+
+def slider(page: Page, name: str) -> Locator:
+    """An attribute's or an option's slider."""
+    return page.get_by_role("slider", name=name, exact=True)
+
+
+def field(page: Page, label: str) -> Locator:
+    """A field to choose from, on the tab that is shown."""
+    return page.get_by_role("combobox", name=label, exact=True)
+
+
+def choose(page: Page, label: str, option: str) -> None:
+    """Choose in a field."""
+    field(page, label).select_option(option)
+
+
+def chip(page: Page, attribute: str, answer: int = -1) -> Locator:
+    """What an answer of the conversation says of an attribute: what was asked for, and what it reads as."""
+    return page.locator("#conversation .assistant").nth(answer).locator(f".chips [data-attribute={attribute}]")
+
+
+def read_as(asked: int) -> re.Pattern[str]:
+    """What a chip says of an answer that was asked for with this quality, once it has been read."""
+    return re.compile(rf"quality {asked} .*reads as \d")
+
+
+def ask(page: Page, text: str = QUESTION) -> None:
+    """Send a message."""
+    page.get_by_label("Your message").fill(text)
+    page.keyboard.press("Enter")
