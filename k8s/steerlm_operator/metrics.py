@@ -43,13 +43,13 @@ def stage_family(name: str) -> str:
     return "-".join(part for part in name.split("-") if not part.isdigit())
 
 
-SAID = {"loss": STAGE_LOSS, "tokens_per_second": STAGE_TOKENS}
+TRAINING_GAUGES = {"loss": STAGE_LOSS, "tokens_per_second": STAGE_TOKENS}
 """By the name in a training's progress messages."""
 _shown: dict[tuple[str, str], dict[str, str]] = {}
 """By pipeline, which of those are shown, and of which stage."""
 
 
-def show(name: tuple[str, str], status: PipelineStatus, said: Iterable[Mapping[str, Any]]) -> None:
+def show(name: tuple[str, str], status: PipelineStatus, messages: Iterable[Mapping[str, Any]]) -> None:
     """Set what is true of a pipeline now, from its status and the last progress messages of its pods."""
     if status.annotation:
         SERVERS_READY.labels(*name).set(status.annotation.servers_ready)
@@ -57,12 +57,12 @@ def show(name: tuple[str, str], status: PipelineStatus, said: Iterable[Mapping[s
         DEVICES_HELD.labels(*name).set(status.devices.held)
         DEVICE_HOURS.labels(*name).set(status.devices.hours)
     running = {entry.name for entry in status.stages if entry.phase == "Running"}
-    message: Mapping[str, Any] = next((message for message in said if message.get("stage") in running), {})
+    message: Mapping[str, Any] = next((message for message in messages if message.get("stage") in running), {})
     stage = str(message.get("stage", ""))
-    measured = {key: float(message[key]) for key in SAID if isinstance(message.get(key), int | float)}
+    measured = {key: float(message[key]) for key in TRAINING_GAUGES if isinstance(message.get(key), int | float)}
     _drop(name, keep=dict.fromkeys(measured, stage))
     for key, value in measured.items():
-        SAID[key].labels(*name, stage).set(value)
+        TRAINING_GAUGES[key].labels(*name, stage).set(value)
 
 
 def forget(name: tuple[str, str]) -> None:
@@ -77,7 +77,7 @@ def _drop(name: tuple[str, str], keep: dict[str, str]) -> None:
     """A training that has ended has no loss any longer."""
     for key, stage in _shown.pop(name, {}).items():
         if keep.get(key) != stage:
-            SAID[key].remove(*name, stage)
+            TRAINING_GAUGES[key].remove(*name, stage)
     if keep:
         _shown[name] = keep
 

@@ -108,7 +108,7 @@ def _read_failure(condition: Object, pods: Sequence[Object], now: datetime.datet
     if found := _own_fault(endings) or _disruption(message, pods, endings):
         return found
     if endings:
-        # A rank that lost another one fails too: the exit that is nobody's consequence is the first.
+        # When one rank fails, the others fail because they lost it: the first exit is the cause.
         return exit_of(*endings[0])
     if rule := _RULE_EXIT.search(message):
         return _exit_reading(int(rule[1]), message)

@@ -93,22 +93,22 @@ def _reply(talk: Chat, text: str) -> None:
     except KeyboardInterrupt:
         print(" [stopped]", end="")
     print(flush=True)
-    if said := _said_of(talk.details):
-        print(said, file=sys.stderr)
+    if line := _details_line(talk.details):
+        print(line, file=sys.stderr)
 
 
-def _said_of(told: dict[str, Any]) -> str:
+def _details_line(details: dict[str, Any]) -> str:
     """How the answer reads, and whether its label was taught, in brackets; empty where the server said nothing of it."""
     parts = []
-    if told.get("read"):
-        parts.append("reads " + ", ".join(f"{name} {found['expected']:.1f}" for name, found in told["read"]["attributes"].items()))
-    if told.get("not_read"):
-        parts.append(f"not read: {told['not_read']}")
-    if "candidates" in told:
-        parts.append(f"answer {told['chosen'] + 1} of {len(told['candidates'])}")
-    if "warning" in told:
-        nearest = " ".join(f"{name}={value}" for name, value in told["nearest_taught"].items())
-        parts.append(f"{told['warning']}; the nearest that was: {nearest}")
+    if details.get("read"):
+        parts.append("reads " + ", ".join(f"{name} {reading['expected']:.1f}" for name, reading in details["read"]["attributes"].items()))
+    if details.get("not_read"):
+        parts.append(f"not read: {details['not_read']}")
+    if "candidates" in details:
+        parts.append(f"answer {details['chosen'] + 1} of {len(details['candidates'])}")
+    if "warning" in details:
+        nearest = " ".join(f"{name}={value}" for name, value in details["nearest_taught"].items())
+        parts.append(f"{details['warning']}; the nearest that was: {nearest}")
     return f"[{'; '.join(parts)}]" if parts else ""
 
 

@@ -55,15 +55,15 @@ def init(
     if target.exists() and not force:
         raise UsageError(f"{target} is there already: add --force to replace it, or name another with --output")
     wishes = Wishes(prompt=prompt_column, answer=text_column, ratings=tuple(rating))
-    found = guess(path, wishes)
-    _print_guess(data, found)
+    guessed = guess(path, wishes)
+    _print_guess(data, guessed)
     while asks and not typer.confirm("Is that right?", default=True):
-        found = guess(path, _asked(found))
-        _print_guess(data, found)
+        guessed = guess(path, _asked(guessed))
+        _print_guess(data, guessed)
     if asks:
         base = typer.prompt("Base model", default=base)
     reference = data if data.startswith(REMOTE) else os.path.relpath(path, target.absolute().parent)
-    surveyed = _survey(found, path, reference)
+    surveyed = _survey(guessed, path, reference)
     _print_survey(surveyed)
     config = _base_config(base)
     parameters = _count(config)
@@ -71,43 +71,43 @@ def init(
         surveyed,
         name,
         _base_reference(base, target),
-        attributes=found.schema.names,
+        attributes=guessed.schema.names,
         parameters=parameters,
         characters_a_token=_characters_a_token(base, surveyed) if config else drafting.CHARACTERS_A_TOKEN,
     )
     if config is not None and parameters is not None:
         print(f"\nThe base model has {parameters / 1e6:.3g} million parameters.")
         print_costs(config, _trainings(sizes), target.absolute().parent)
-    text = drafting.manifest(sizes, found, surveyed, reference)
+    text = drafting.manifest(sizes, guessed, surveyed, reference)
     if asks and not typer.confirm(f"Write {target}?", default=True):
         raise typer.Exit(1)
     _write(target, text)
 
 
-def _asked(found: Guess) -> Wishes:
+def _asked(guessed: Guess) -> Wishes:
     from nemo_steerlm.data.guessing import Wishes
 
-    prompt = typer.prompt("Column of prompts (empty: none)", default=found.fields.get("promptColumn", ""))
-    answer = typer.prompt("Column of texts", default=found.fields.get("textColumn", found.fields.get("answerField", "")))
-    ratings = typer.prompt("Columns of ratings, with commas between", default=",".join(r.key for r in found.ratings))
+    prompt = typer.prompt("Column of prompts (empty: none)", default=guessed.fields.get("promptColumn", ""))
+    answer = typer.prompt("Column of texts", default=guessed.fields.get("textColumn", guessed.fields.get("answerField", "")))
+    ratings = typer.prompt("Columns of ratings, with commas between", default=",".join(r.key for r in guessed.ratings))
     return Wishes(prompt=prompt or None, answer=answer or None, ratings=tuple(key.strip() for key in ratings.split(",") if key.strip()))
 
 
-def _print_guess(data: str, found: Guess) -> None:
-    print(f"{data} is read as data.{found.kind}")
-    for field, value in found.fields.items():
+def _print_guess(data: str, guessed: Guess) -> None:
+    print(f"{data} is read as data.{guessed.kind}")
+    for field, value in guessed.fields.items():
         print(f"  {field}: {value}")
-    if found.preset:
-        print(f"  attributes: {', '.join(found.schema.names)}")
-    for rating in found.ratings:
+    if guessed.preset:
+        print(f"  attributes: {', '.join(guessed.schema.names)}")
+    for rating in guessed.ratings:
         a = rating.attribute
         scale = f"ratings {rating.range[0]:g} to {rating.range[1]:g}" if rating.range else "equally many texts a level"
         print(f"  {a.name}: column {rating.key}, {scale}, levels {a.low} to {a.high}; {rating.share:.0%} of rows have one")
-    for note in found.notes:
+    for note in guessed.notes:
         print(f"  look at this: {note}")
 
 
-def _survey(found: Guess, path: Path, reference: str) -> Survey:
+def _survey(guessed: Guess, path: Path, reference: str) -> Survey:
     from pydantic.alias_generators import to_snake
 
     from nemo_steerlm.core.spec import from_plain
@@ -115,8 +115,8 @@ def _survey(found: Guess, path: Path, reference: str) -> Survey:
     from nemo_steerlm.data.survey import survey
     from nemo_steerlm.pipeline.drafting import described
 
-    source = from_plain(SOURCES[to_snake(found.kind)], described(found, reference))
-    return survey(source, found.schema, lambda _: path)
+    source = from_plain(SOURCES[to_snake(guessed.kind)], described(guessed, reference))
+    return survey(source, guessed.schema, lambda _: path)
 
 
 def _print_survey(surveyed: Survey) -> None:

@@ -114,20 +114,20 @@ class _ProgressLines(local.Listener):
         self._ended = threading.Event()
         self._lock = threading.Lock()
         self._stage: str | None = None
-        self._said: Message | None = None
+        self._message: Message | None = None
         self._timer = threading.Thread(target=self._run, name="progress", daemon=True)
 
     def started(self, stage: Stage) -> None:
         with self._lock:
             self._left.started(stage.name)
-            self._stage, self._said = stage.name, None
+            self._stage, self._message = stage.name, None
         print(f"{stage.name}: started", flush=True)
 
     def message(self, stage: Stage, message: Message) -> None:
         if message["steerlm"] == "progress" and stage.name == self._stage:
             with self._lock:
                 self._left.progressed(message)
-                self._said = message
+                self._message = message
 
     def finished(self, stage: Stage, seconds: float, *, cached: bool) -> None:
         with self._lock:
@@ -140,8 +140,8 @@ class _ProgressLines(local.Listener):
         with self._lock:
             if self._stage is None:
                 return None
-            said = self._said
-            far = "starting" if said is None else ", ".join(filter(None, (f"{said['done']} of {said['total']}", _state(said))))
+            message = self._message
+            far = "starting" if message is None else ", ".join(filter(None, (f"{message['done']} of {message['total']}", _state(message))))
             left, whole = self._left.of_stage, self._left.of_pipeline
             parts = [f"{spoken(left)} left"] if left is not None else []
             parts += [f"about {spoken(whole)} for the whole pipeline"] if whole is not None else []

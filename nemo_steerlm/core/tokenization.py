@@ -248,7 +248,11 @@ class HuggingFaceTokenizer:
 
     @property
     def eos_id(self) -> int:
-        """See TextTokenizer."""
+        """See TextTokenizer.
+
+        Raises:
+            ConfigError: If the tokenizer names no end-of-text token.
+        """
         for token in (self._eos, "<|endoftext|>", "</s>", "<|im_end|>"):
             if token and (found := self.token_id(token)) is not None:
                 return found

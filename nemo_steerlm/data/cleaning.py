@@ -91,7 +91,7 @@ class _Outcome(NamedTuple):
     broken: bool = False
     where: Where = Where()
     tree: str | None = None
-    """Which tree the line is a branch of, where it is of one."""
+    """The conversation's ``tree_id``. None unless conversations are shortened, which is what makes branches of a tree equal."""
     cut: bool = False
     """Whether it lost turns."""
 

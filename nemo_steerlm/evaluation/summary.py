@@ -83,8 +83,8 @@ def sentences(entry: Control) -> list[str]:
 
 def _witness(pair: Neighbours, judge: str | None) -> str:
     sides = [("the value model", pair.read)] + ([(judge or "the judge", pair.judged)] if pair.judged else [])
-    who, found = min(sides, key=lambda side: 1.0 if side[1].value is None else side[1].value)
-    return f"AUC {interval(found)} by {who}"
+    who, auc = min(sides, key=lambda side: 1.0 if side[1].value is None else side[1].value)
+    return f"AUC {interval(auc)} by {who}"
 
 
 def _attribute(entry: Control, baselines: Sequence[ModelRow]) -> list[str]:
@@ -101,7 +101,7 @@ def _attribute(entry: Control, baselines: Sequence[ModelRow]) -> list[str]:
         warning = "  (more than a side effect)" if abs(steps) > TALKS_ACROSS else ""
         lines.append(f"  worst cross-talk        {other} {steps:+.2f} steps for each step asked{warning}")
     for row in baselines:
-        lines += [_baseline(row.name, found, entry.judge) for found in row.table if found.attribute == entry.attribute]
+        lines += [_baseline(row.name, other, entry.judge) for other in row.table if other.attribute == entry.attribute]
     lines.append("  asked               " + "".join(f"{level.level:9}" for level in levels) + "   Spearman of means")
     lines.append("  value model reads   " + "".join(f"{level.read:9.2f}" for level in levels) + f"   {number(entry.spearman_read)}")
     if entry.judge:
@@ -120,9 +120,9 @@ def _attribute(entry: Control, baselines: Sequence[ModelRow]) -> list[str]:
     return lines
 
 
-def _baseline(name: str, found: Control, judge: str | None) -> str:
-    judged = f", by {judge} {interval(found.rank_judged)}" if found.rank_judged else ""
-    return f"  {name + ' baseline':23} correlation {interval(found.rank_read)}{judged}; control error {interval(found.error)} steps"
+def _baseline(name: str, entry: Control, judge: str | None) -> str:
+    judged = f", by {judge} {interval(entry.rank_judged)}" if entry.rank_judged else ""
+    return f"  {name + ' baseline':23} correlation {interval(entry.rank_read)}{judged}; control error {interval(entry.error)} steps"
 
 
 def _chain(rows: Sequence[ModelRow], best: str) -> list[str]:
@@ -148,13 +148,13 @@ def _chain(rows: Sequence[ModelRow], best: str) -> list[str]:
     return [*lines, *([best] if best else []), ""]
 
 
-def interval(found: Interval | None, *, sign: bool = False) -> str:
+def interval(estimate: Interval | None, *, sign: bool = False) -> str:
     """``0.54 [0.46, 0.61]``."""
-    if found is None or found.value is None:
+    if estimate is None or estimate.value is None:
         return "-"
     form = "+.2f" if sign else ".2f"
-    ends = "" if found.low is None or found.high is None else f" [{found.low:{form}}, {found.high:{form}}]"
-    return f"{found.value:{form}}{ends}"
+    ends = "" if estimate.low is None or estimate.high is None else f" [{estimate.low:{form}}, {estimate.high:{form}}]"
+    return f"{estimate.value:{form}}{ends}"
 
 
 def number(value: float | None) -> str:
@@ -170,5 +170,5 @@ def _list(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _short(found: Figures | None) -> str:
-    return "-" if found is None else f"{found.accuracy:.2f} / {found.mae:.2f} / {number(found.spearman)}"
+def _short(figures: Figures | None) -> str:
+    return "-" if figures is None else f"{figures.accuracy:.2f} / {figures.mae:.2f} / {number(figures.spearman)}"

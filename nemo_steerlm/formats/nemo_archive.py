@@ -79,10 +79,10 @@ def _members(path: Path) -> Iterator[dict[str, _Member]]:
     """The regular files of a ``.nemo`` by name. Errors that the block raises name the file."""
     try:
         with contextlib.ExitStack() as stack:
-            found = _in_folder(path) if path.is_dir() else _in_archive(stack.enter_context(tarfile.open(path)), path.stat().st_size)
-            if _WEIGHTS in found:
-                _check_backends(found[_WEIGHTS])
-            yield found
+            members = _in_folder(path) if path.is_dir() else _in_archive(stack.enter_context(tarfile.open(path)), path.stat().st_size)
+            if _WEIGHTS in members:
+                _check_backends(members[_WEIGHTS])
+            yield members
     except DataError as error:
         raise error.located(file=str(path)) from error
     except (OSError, EOFError, tarfile.TarError) as error:
@@ -90,42 +90,42 @@ def _members(path: Path) -> Iterator[dict[str, _Member]]:
 
 
 def _in_archive(archive: tarfile.TarFile, size: int) -> dict[str, _Member]:
-    found: dict[str, _Member] = {}
+    members: dict[str, _Member] = {}
     total = 0
     for member in archive:
         if member.isdir():
             continue
-        name = _plain(member.name, found)
+        name = _plain(member.name, members)
         if not member.isreg() or member.issparse():
             raise DataError(f"member {shown(name)} is no regular file", instead="a .nemo has no links, devices or sparse files")
         total += member.size
         if total > max(size, 1 << 20) * _MOST_EXPANSION:
             raise DataError(f"member {shown(name)} brings the archive to {total} bytes, more than {_MOST_EXPANSION} times its size")
-        found[name] = _Member(member.size, lambda member=member: cast(IO[bytes], archive.extractfile(member)))  # type: ignore[misc]
-    return found
+        members[name] = _Member(member.size, lambda member=member: cast(IO[bytes], archive.extractfile(member)))  # type: ignore[misc]
+    return members
 
 
 def _in_folder(folder: Path) -> dict[str, _Member]:
-    found: dict[str, _Member] = {}
+    members: dict[str, _Member] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink() or not (path.is_dir() or path.is_file()):
             raise DataError(f"member {shown(str(path.relative_to(folder)))} is no regular file", instead="a .nemo has no links or devices")
         if path.is_file():
-            name = _plain(path.relative_to(folder).as_posix(), found)
-            found[name] = _Member(path.stat().st_size, lambda path=path: path.open("rb"))  # type: ignore[misc]
-    return found
+            name = _plain(path.relative_to(folder).as_posix(), members)
+            members[name] = _Member(path.stat().st_size, lambda path=path: path.open("rb"))  # type: ignore[misc]
+    return members
 
 
-def _plain(name: str, found: Mapping[str, _Member]) -> str:
+def _plain(name: str, members: Mapping[str, _Member]) -> str:
     """The name of a member without ``./``, if such a member may be there."""
     plain = name.removeprefix("./")
     if plain.startswith("/") or ".." in plain.split("/"):
         raise DataError(f"member {shown(name)} leads out of the archive")
     if not _PARTS.fullmatch(plain):
         raise DataError(f"member {shown(name)} is no part of a .nemo that can be read here")
-    if plain in found:
+    if plain in members:
         raise DataError(f"member {shown(name)} is there twice")
-    if len(found) == _MOST_MEMBERS:
+    if len(members) == _MOST_MEMBERS:
         raise DataError(f"more than {_MOST_MEMBERS} members")
     return plain
 

@@ -27,8 +27,8 @@ def mistakes(
         lines: The line of each value in ``source``, where there are lines.
         texts: What was written there for each scalar.
     """
-    found = error.errors(include_url=False)
-    return "\n".join(f"{source}{_line(e['loc'], lines or {})}: {_sentence(e, root, texts or {})}" for e in found)
+    mistakes = error.errors(include_url=False)
+    return "\n".join(f"{source}{_line(e['loc'], lines or {})}: {_sentence(e, root, texts or {})}" for e in mistakes)
 
 
 def _line(location: FieldPath, lines: Mapping[FieldPath, int]) -> str:
@@ -45,11 +45,11 @@ def _sentence(error: Any, root: type[pydantic.BaseModel], texts: Mapping[FieldPa
     if error["type"] == "missing":
         return f"{field}: missing; {_described(root, error['loc'])}"
     message = error["msg"].removeprefix("Value error, ")
-    found = "" if error["type"] == "value_error" else f", found {_found(error, texts)}"
-    return f"{field or 'manifest'}: {message[0].lower()}{message[1:]}{found}"
+    value = "" if error["type"] == "value_error" else f", found {_wrong_value(error, texts)}"
+    return f"{field or 'manifest'}: {message[0].lower()}{message[1:]}{value}"
 
 
-def _found(error: Any, texts: Mapping[FieldPath, str]) -> str:
+def _wrong_value(error: Any, texts: Mapping[FieldPath, str]) -> str:
     """The value that is wrong, and what to write where its kind is what is wrong."""
     value, written = error["input"], texts.get(error["loc"])
     wants_text = error["type"] == "string_type" or f"'{value}'" in error["msg"]

@@ -37,7 +37,10 @@ def run_stage(
 ) -> Success | None:
     """Run one stage to its ``_SUCCESS.json``, or find that it is there. Returns None for a shard, or a rank that is not the first.
 
-    Raises what the stage raises; the exit code is the error's.
+    Raises:
+        UsageError: If an input is absent, or no server is given for a role that the stage needs.
+        TryAgainError: If an input is known to be finished, but this machine does not see it yet.
+        SteerLMError: What the stage itself raises; the exit code is the error's.
     """
     exit_on_sigterm()
     pipeline = manifests.load(manifest)

@@ -75,7 +75,11 @@ class ChatCompletions(Endpoint):
         self.chosen = await self.reading.choose([answer.text for answer in self.answers])
 
     async def closing(self, index: int) -> list[dict[str, Any]]:
-        """See Endpoint."""
+        """See Endpoint.
+
+        Raises:
+            TimedOutError: If the answers are not read within the time of a request.
+        """
         if self.chosen is None:
             seconds = self.service.settings.request_timeout
             try:

@@ -106,7 +106,11 @@ class RemoteModel:
         return set(wanted) <= {_token(name) for name in entry["top_logprobs"][0] or {}}
 
     def require_room(self, more: int) -> None:
-        """See Model."""
+        """See Model.
+
+        Raises:
+            QueueFullError: If ``more`` cannot wait.
+        """
         if self._waiting and self._waiting + more > self._max_waiting:
             raise QueueFullError(f"{self._waiting} requests wait already")
 
@@ -140,7 +144,12 @@ class RemoteModel:
         return {"model": self._name, "prompt": list(prompt), "max_tokens": max_tokens, "return_tokens_as_token_ids": True}
 
     async def stream(self, generation: Generation, together: int = 1) -> AsyncIterator[Delta]:
-        """See Model."""
+        """See Model.
+
+        Raises:
+            DataError: If all tokens' probabilities are asked for.
+            QueueFullError: If the row cannot wait.
+        """
         request, arrived = generation.request, time.monotonic()
         if request.full_logprobs:
             raise DataError("all_probs is not offered in front of another server", instead="ask for logprobs")

@@ -83,7 +83,11 @@ class Scheduler:
             self._engine.close()
 
     def require_room(self, more: int) -> None:
-        """See Model. A request larger than the queue is admitted if the queue is empty."""
+        """See Model. A request larger than the queue is admitted if the queue is empty.
+
+        Raises:
+            QueueFullError: If ``more`` rows or conversations cannot wait.
+        """
         with self._changed:
             waiting = len(self._generations) + len(self._scores)
             if waiting and waiting + more > self._max_waiting:

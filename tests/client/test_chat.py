@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nemo_steerlm.cli.chat import _command, _said_of
+from nemo_steerlm.cli.chat import _command, _details_line
 from nemo_steerlm.client.chat import Chat
 from nemo_steerlm.core.errors import UsageError
 from tests.serving.in_process import listening, local
@@ -23,7 +23,7 @@ def test_a_streamed_answer_says_how_it_reads(url):
         pieces = list(chat.say("Once upon a time"))
         assert len(pieces) > 2
         assert set(chat.details["read"]["attributes"]) == {"quality", "toxicity", "humor"}
-        assert _said_of(chat.details).startswith("[reads quality ")
+        assert _details_line(chat.details).startswith("[reads quality ")
         assert chat.messages[-1]["content"] == "".join(pieces)
 
 
@@ -31,7 +31,7 @@ def test_the_best_of_several_comes_whole(url):
     with Chat(url, ASKED, max_tokens=8, temperature=1.0, best_of=3) as chat:
         (answer,) = chat.say("Once upon a time")
         assert answer == chat.details["candidates"][chat.details["chosen"]]["text"]
-        assert f"answer {chat.details['chosen'] + 1} of 3" in _said_of(chat.details)
+        assert f"answer {chat.details['chosen'] + 1} of 3" in _details_line(chat.details)
         chat.best_of = 17
         with pytest.raises(UsageError, match="best_of"):
             list(chat.say("And then?"))
@@ -59,5 +59,5 @@ def test_both_are_set_while_talking(url, capsys):
 
 def test_what_was_never_taught_is_said():
     told = {"support": 0, "warning": "this combination of attributes was never taught", "nearest_taught": {"quality": 4, "humor": 0}}
-    assert _said_of(told) == "[this combination of attributes was never taught; the nearest that was: quality=4 humor=0]"
-    assert _said_of({"support": 3}) == ""
+    assert _details_line(told) == "[this combination of attributes was never taught; the nearest that was: quality=4 humor=0]"
+    assert _details_line({"support": 3}) == ""

@@ -56,13 +56,13 @@ def _unlabelled(run: Run, plan: Sequence[Request]) -> list[Sample]:
 def _read(run: Run, name: str, plan: Sequence[Request], answers: Sequence[Answer | BaseAnswer]) -> list[Sample]:
     plain = [Answer(text=answer.text, finish=answer.finish) for answer in answers]
     read = read_samples(run, name, plan, plain, lambda n: run.progress(n, len(plan), phase=f"reading {name}"))
-    found = [answer.likelihood if isinstance(answer, BaseAnswer) else None for answer in answers]
-    return [with_likelihood(sample, one) for sample, one in zip(read, found, strict=True)]
+    likelihoods = [answer.likelihood if isinstance(answer, BaseAnswer) else None for answer in answers]
+    return [with_likelihood(sample, likelihood) for sample, likelihood in zip(read, likelihoods, strict=True)]
 
 
-def with_likelihood(sample: Sample, found: Likelihood | None) -> Sample:
-    """``sample`` with what its text is to the base model."""
-    return sample if found is None else msgspec.structs.replace(sample, nll=found.nll, tokens=found.tokens)
+def with_likelihood(sample: Sample, likelihood: Likelihood | None) -> Sample:
+    """``sample`` with how likely its text is to the base model, where that is known."""
+    return sample if likelihood is None else msgspec.structs.replace(sample, nll=likelihood.nll, tokens=likelihood.tokens)
 
 
 def _asked_in_words(run: Run, plan: Sequence[Request], texts: Sequence[str]) -> BaseResult:
@@ -99,11 +99,11 @@ def sentence(attribute: Attribute, level: int, wording: Mapping[str, Sequence[st
     return f"On a scale from {attribute.low} to {attribute.high}, the {attribute.name}{meaning} of your answer must be {level}."
 
 
-def in_words(conversation: Conversation, told: str) -> list[dict[str, str]]:
-    """A conversation as messages, ``told`` behind the last of them."""
+def in_words(conversation: Conversation, instruction: str) -> list[dict[str, str]]:
+    """A conversation as messages, with ``instruction`` at the end of the last one."""
     messages = [{"role": "system", "content": conversation.system}] if conversation.system.strip() else []
     messages += [
         {"role": "user" if turn.speaker == conversation.mask else "assistant", "content": turn.text} for turn in conversation.turns
     ]
-    messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{told}"}
+    messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}\n\n{instruction}"}
     return messages
