@@ -6,10 +6,13 @@ import json
 import re
 
 import httpx
+import msgspec
 import pytest
 
+from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.tokenization import load_tokenizer
 from tests.serving.servers import running
+from tests.serving.tiny_models import parrot
 
 USER = [{"role": "user", "content": "Once upon a time"}]
 CHAT = {"messages": USER, "max_tokens": 4, "temperature": 0}
@@ -249,3 +252,16 @@ def test_a_stream_of_completions_has_the_prompts_probabilities_and_the_same_plac
             assert len(values) == len(choice["logprobs"][name]), name
         assert (part["tokens"], part["text_offset"]) == (choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"])
         assert part["token_logprobs"][1:] == pytest.approx(choice["logprobs"]["token_logprobs"][1:], abs=1e-4)
+
+
+def test_an_end_of_turn_of_several_characters_leaves_no_rest(steer_folder, tmp_path):
+    info = ModelInfo.load(steer_folder)
+    info = msgspec.structs.replace(info, tokens=msgspec.structs.replace(info.tokens, end_of_turn="</end>"))
+    with running(parrot(steer_folder, tmp_path / "parrot", "Go</end>", info), "--no-page") as server, server.client() as client:
+        (choice,) = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 50}).json()["choices"]
+        assert (choice["message"]["content"], choice["finish_reason"]) == ("Go", "stop")
+        told = events(client, "/v1/chat/completions", CHAT | {"max_tokens": 50})
+        assert "".join(event["choices"][0]["delta"].get("content", "") for event in told) == "Go"
+        cut = client.post("/v1/chat/completions", json=CHAT | {"max_tokens": 4}).json()["choices"][0]
+        assert cut["finish_reason"] == "length"
+        assert cut["message"]["content"].startswith("Go"), "what was cut is no end of a turn"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
+import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.model_info import ModelInfo, ModelKind
@@ -85,6 +87,31 @@ def teach_labels(folder: Path, steps: int = 60, rate: float = 3e-3) -> None:
         loss.backward()
         optimizer.step()
     save_file({n: p.detach().contiguous() for n, p in model.named_parameters()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def parrot(source: Path, folder: Path, text: str, info: ModelInfo) -> Path:
+    """A model that always writes ``text``, whose tokens all differ, and then ends its turn: the last token alone says which is next."""
+    from nemo_steerlm.core.tokenization import load_tokenizer
+
+    shutil.copytree(source, folder)
+    (folder / "steerlm.json").unlink()
+    info.save(folder)
+    tokenizer = load_tokenizer(folder)
+    begun = info.tokens.label_start + info.tokens.end_of_name
+    before, end = tokenizer.encode(begun), tokenizer.token_id(info.tokens.turn_start)
+    chain = [before[-1], *tokenizer.encode(begun + text)[len(before) :], end]
+    assert len(set(chain)) == len(chain), "after each token only one can follow"
+    tensors = load_file(folder / "model.safetensors")
+    embedding = tensors["model.embed_tokens.weight"]
+    head = torch.zeros_like(embedding)
+    for token, follows in itertools.pairwise(chain):
+        head[follows] = 50 * embedding[token] / embedding[token].norm()
+    tensors = {name: torch.zeros_like(tensor) if "_proj" in name else tensor for name, tensor in tensors.items()}
+    tensors |= {"lm_head.weight": head, "model.norm.weight": torch.ones_like(tensors["model.norm.weight"])}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    return folder
 
 
 def nemo_file(folder: Path, path: Path) -> Path:
