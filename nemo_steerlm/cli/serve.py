@@ -28,7 +28,7 @@ def serve(
     threads: int = typer.Option(0, min=0, help="CPU threads of the engine; 0: as many as there are cores."),
     name: str = typer.Option("", help="The model's name in /v1/models; by default its folder's."),
     default: list[str] = typer.Option([], help="Attribute a request gets that does not name it, as quality=4. Repeatable."),
-    max_rows: int = typer.Option(32, min=1, help="Rows generated, or conversations scored, at once."),
+    max_rows: int = typer.Option(EngineOptions().max_rows, min=1, help="Rows generated, or conversations scored, at once."),
     max_model_len: str = typer.Option(
         "",
         envvar=environment.MAX_MODEL_LEN,

@@ -19,8 +19,8 @@ from nemo_steerlm.core.conversation import Conversation, Turn
 from nemo_steerlm.core.errors import DataError, UnavailableError
 from nemo_steerlm.core.labels import Label
 
-IN_FLIGHT = 64
-"""Concurrent requests per server: enough to fill its batches."""
+IN_FLIGHT = 128
+"""Concurrent requests per server at most: enough to fill its batches."""
 
 POLICY = RetryPolicy(timeout=900.0, patience=120.0)
 """A long answer in a full batch takes minutes; a server that this run started and that is gone does not come back."""

@@ -35,8 +35,6 @@ from nemo_steerlm.inference.offline import generate
 from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.megatron.weights import open_weights
 
-ROWS = 32
-"""Answers at once."""
 PIECE = 256
 """Tokens whose scores over the whole vocabulary are in memory at once."""
 
@@ -56,7 +54,8 @@ def hugging_face_folder(source: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="steerlm-base-") as scratch:
         folder = Path(scratch)
         write_tokenizer_files(source, folder)
-        config = {**open_gguf(source).config(), "architectures": ["LlamaForCausalLM"]}
+        # A .gguf names no type; in bf16, as what is trained on it is exported.
+        config = {**open_gguf(source).config(), "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16"}
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
         weights = open_weights(source)
         save_file({name: weights.tensor(name) for name in weights.names}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -81,9 +80,9 @@ class BaseModel:
         ids: list[int] = self._chat.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=True)
         return tuple(ids)
 
-    def answers(self, job: BaseJob, progress: Callable[[int], None]) -> list[BaseAnswer]:
+    def answers(self, job: BaseJob, progress: Callable[[int], None], options: EngineOptions | None = None) -> list[BaseAnswer]:
         """The answers to ``job.requests``, in order. ``progress`` gets the number of answers so far."""
-        engine = BatchedEngine(None, self.tokenizer, self.model, EngineOptions(max_rows=ROWS))
+        engine = BatchedEngine(None, self.tokenizer, self.model, options or EngineOptions())
         requests = []
         for request in job.requests:
             sampling = Sampling(greedy=job.temperature == 0, temperature=job.temperature or 1.0, top_k=job.top_k, seed=request.seed)

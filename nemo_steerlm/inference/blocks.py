@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -87,31 +88,42 @@ class RowCache(Cache):
             self.keys.append(key_states.new_zeros(shape))
             self.values.append(value_states.new_zeros(shape))
         elif self.keys[layer_idx].shape[2] < end:
-            self.keys[layer_idx] = _grown(self.keys[layer_idx], self.length, end + _GROW)
-            self.values[layer_idx] = _grown(self.values[layer_idx], self.length, end + _GROW)
+            for tensors in (self.keys, self.values):
+                tensors[layer_idx] = _with_room(tensors[layer_idx][: self.rows, :, : self.length], end + _GROW)
         keys, values = self.keys[layer_idx], self.values[layer_idx]
         if self.active is None:
-            keys[:, :, self.start : end] = key_states
-            values[:, :, self.start : end] = value_states
-            return keys[:, :, :end], values[:, :, :end]
+            keys[: self.rows, :, self.start : end] = key_states
+            values[: self.rows, :, self.start : end] = value_states
+            return keys[: self.rows, :, :end], values[: self.rows, :, :end]
         keys[self.active, :, self.start : end] = key_states
         values[self.active, :, self.start : end] = value_states
         return keys[self.active, :, :end], values[self.active, :, :end]
 
     def select(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order, repetitions allowed; leading columns that no row sees are dropped."""
+        """Keep these rows, in this order, repetitions allowed. Leading columns that no row sees are dropped when there are many."""
         seen = self.visible[list(rows)].any(dim=0).nonzero()
-        self.take(rows, int(seen[0]) if len(seen) else self.length)
+        start = int(seen[0]) if len(seen) else self.length
+        self.take(rows, 0 if start < _GROW and self._stays(rows) else start)
 
     def take(self, rows: Sequence[int], start: int) -> None:
         """Keep these rows, from column ``start`` on."""
+        stays = not start and self._stays(rows)
+        moved = next((i for i, row in enumerate(rows) if i != row), len(rows))
         index = torch.tensor(rows, dtype=torch.long)
         self.visible = self.visible[index][:, start:]
         index = index.to(self.keys[0].device) if self.keys else index
         for tensors in (self.keys, self.values):
-            for layer, tensor in enumerate(tensors):  # in place, so that only one layer is there twice
-                tensors[layer] = tensor[index, :, start : self.length]
+            for layer, tensor in enumerate(tensors):  # layer by layer, so that only one is there twice
+                if stays:
+                    tensor[moved : len(rows), :, : self.length] = tensor[index[moved:], :, : self.length]
+                else:
+                    tensors[layer] = _with_room(tensor[index, :, start : self.length], self.length - start + _GROW)
         self.length -= start
+
+    def _stays(self, rows: Sequence[int]) -> bool:
+        """Whether these rows stay in the buffers that they are in: moved up only, and not so few that memory is to be given back."""
+        ascending = all(one < next_one for one, next_one in itertools.pairwise(rows))
+        return ascending and bool(self.keys) and self.keys[0].shape[0] <= 2 * len(rows)
 
     def fill(self, parts: Sequence[Part | None], *, last: bool = True) -> None:
         """Let the rows of this empty cache begin with copies of these parts, in their last columns or in their first ones."""
@@ -142,10 +154,14 @@ class RowCache(Cache):
 
     def append(self, other: RowCache) -> None:
         """Move the rows of ``other`` below these. The shorter cache is padded on the left."""
-        length = max(self.length, other.length)
+        length, rows = max(self.length, other.length), self.rows + other.rows
+        fits = length == self.length and bool(self.keys) and rows <= self.keys[0].shape[0]
         for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
             for layer, tensor in enumerate(mine):
-                mine[layer] = _stacked(tensor, self.length, theirs[layer], other.length)
+                if not fits:
+                    mine[layer] = tensor.new_empty((rows, tensor.shape[1], length + _GROW, tensor.shape[3]))
+                    _place(mine[layer][: self.rows], tensor[: self.rows], self.length, length)
+                _place(mine[layer][self.rows : rows], theirs[layer][: other.rows], other.length, length)
                 theirs[layer] = theirs[layer].new_empty(0)
         self.visible = torch.cat([torch.nn.functional.pad(c.visible, (length - c.length, 0)) for c in (self, other)])
         self.length = length
@@ -159,20 +175,22 @@ class Part(NamedTuple):
     columns: Sequence[int]
 
 
-def _grown(buffer: torch.Tensor, used: int, columns: int) -> torch.Tensor:
-    grown = buffer.new_zeros((*buffer.shape[:2], columns, buffer.shape[3]))
-    grown[:, :, :used] = buffer[:, :, :used]
-    return grown
+def _place(target: torch.Tensor, source: torch.Tensor, used: int, end: int) -> None:
+    """Let the first ``used`` columns of ``source`` end at column ``end`` of ``target``.
+
+    The others become zero, not what was in memory: masked weights are 0, and 0 times NaN is NaN.
+    """
+    target[:, :, : end - used] = 0
+    target[:, :, end - used : end] = source[:, :, :used]
+    target[:, :, end:] = 0
 
 
-def _stacked(first: torch.Tensor, first_used: int, second: torch.Tensor, second_used: int) -> torch.Tensor:
-    length = max(first_used, second_used)
-    rows = first.shape[0] + second.shape[0]
-    # Zeros, not uninitialized memory: masked weights are 0, and 0 times NaN is NaN.
-    stacked = first.new_zeros((rows, first.shape[1], length + _GROW, first.shape[3]))
-    stacked[: first.shape[0], :, length - first_used : length] = first[:, :, :first_used]
-    stacked[first.shape[0] :, :, length - second_used : length] = second[:, :, :second_used]
-    return stacked
+def _with_room(source: torch.Tensor, columns: int) -> torch.Tensor:
+    """A copy of ``source`` that has ``columns``."""
+    buffer = source.new_empty((*source.shape[:2], columns, source.shape[3]))
+    buffer[:, :, : source.shape[2]] = source
+    buffer[:, :, source.shape[2] :] = 0
+    return buffer
 
 
 class Block:

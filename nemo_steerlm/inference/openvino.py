@@ -92,7 +92,7 @@ class OpenVINOModel(CausalModel):
         if not cache.start:
             return [torch.zeros(rows, self.kv_heads, 1, self.head_size)] * (2 * self._layers)
         found = [tensor for pair in zip(cache.keys, cache.values, strict=True) for tensor in pair]
-        return found if cache.active is None else [tensor[cache.active] for tensor in found]
+        return [tensor[: cache.rows] if cache.active is None else tensor[cache.active] for tensor in found]
 
 
 class _Layers(torch.nn.Module):

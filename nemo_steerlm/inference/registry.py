@@ -11,7 +11,7 @@ import msgspec
 class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     """How an engine of this process is to run a model."""
 
-    max_rows: int = 32
+    max_rows: int = 128
     """Rows that generate, or conversations that are scored, at once."""
     max_model_len: int | None = None
     """Tokens of prompt and answer together; see ``ModelInfo.served_length``."""

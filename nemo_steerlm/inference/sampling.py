@@ -93,11 +93,8 @@ def draw(logits: torch.Tensor, settings: Sequence[Sampling], sources: Sequence[t
     Returns:
         Token ids, one per row.
     """
-    tokens: list[int] = logits.argmax(dim=-1).tolist()
-    for i, (sampling, source) in enumerate(zip(settings, sources, strict=True)):
-        if not sampling.takes_best:
-            tokens[i] = _draw_row(logits[i], sampling, source)
-    return tokens
+    rows = zip(logits, settings, sources, strict=True)
+    return [int(row.argmax()) if sampling.takes_best else _draw_row(row, sampling, source) for row, sampling, source in rows]
 
 
 def _draw_row(logits: torch.Tensor, sampling: Sampling, source: torch.Generator) -> int:

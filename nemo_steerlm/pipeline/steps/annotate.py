@@ -12,6 +12,7 @@ from nemo_steerlm.annotation import shards
 from nemo_steerlm.annotation.annotate import Options
 from nemo_steerlm.annotation.annotate import annotate as label
 from nemo_steerlm.annotation.results import Summary
+from nemo_steerlm.client.bulk import IN_FLIGHT
 from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.data.cleaning import CleaningRules, clean
@@ -21,9 +22,6 @@ from nemo_steerlm.data.splits import SPLITS
 from nemo_steerlm.evaluation.agreement import agreement_of
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.steps.prepare import tokenizer_choice
-
-IN_FLIGHT = 64
-"""Requests at once to a server at most: enough to fill its batches; the client sends fewer where it is busy."""
 
 FIGURES = ("model", "total", "labelled", "turns")
 """Of a run's summary, what follows from its inputs alone: the file has a digest that later stages hash."""
