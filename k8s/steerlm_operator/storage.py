@@ -5,6 +5,7 @@ from __future__ import annotations
 from decimal import Decimal
 
 from nemo_steerlm.pipeline.cluster_spec import ClaimTemplateSpec
+from nemo_steerlm.pipeline.cluster_types import amount
 from steerlm_operator.draft import Draft, Refusal, find_condition
 from steerlm_operator.models import Object
 from steerlm_operator.readings import shorten
@@ -16,8 +17,6 @@ USABLE = ("ClaimFound", "ClaimPending", "ClaimUnbound", "ClaimExpanding", "Claim
 """Reasons with which pods are made: one that has no volume may get it when the first of them is scheduled."""
 UNSETTLED = ("ClaimPending", "ClaimUnbound")
 LONGEST_REFUSAL_SECONDS = 300.0
-_SUFFIXES = {"m": Decimal("0.001"), **{s: Decimal(1000) ** i for i, s in enumerate("kMGTP", 1)}}
-_SUFFIXES |= {f"{s}i": Decimal(1024) ** i for i, s in enumerate("KMGTP", 1)}
 
 
 def ready(draft: Draft) -> bool:
@@ -119,12 +118,6 @@ def _terms(template: ClaimTemplateSpec, claim: Object) -> tuple[dict[str, str], 
         "storageClassName": spec.get("storageClassName") or "none",
     }
     return wanted, held
-
-
-def amount(quantity: str) -> Decimal:
-    """A quantity as a number."""
-    number = quantity.rstrip("mkMGTPKi")
-    return Decimal(number) * _SUFFIXES.get(quantity[len(number) :], Decimal(1))
 
 
 def _name(draft: Draft) -> str:

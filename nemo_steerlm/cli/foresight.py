@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from nemo_steerlm.core import hardware
+from nemo_steerlm.core.errors import ConfigError, UsageError
+from nemo_steerlm.pipeline.cluster_types import amount
+from nemo_steerlm.pipeline.steps.train import sizes, trainer_arguments
 
 if TYPE_CHECKING:
     from nemo_steerlm.formats.families.base import ModelConfig
@@ -47,6 +50,7 @@ def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: P
     if found.config is None:
         return
     print(f"  model.base: {found.config.family}, {parameters(found.config) / 1e6:.3g} million parameters")
+    _print_device_memory(pipeline, graph, found.config)
     trainings = [stage.training.spec for stage in graph if stage.training]
     if any(spec.parallel.nodes * spec.parallel.devices > 1 for spec in trainings):
         return  # the estimates are of one process
@@ -65,6 +69,30 @@ def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: P
         ],
         work,
     )
+
+
+def _print_device_memory(pipeline: SteerLMPipeline, graph: Sequence[Stage], config: ModelConfig) -> None:
+    """What the trainings take of each GPU, where the manifest says what one has.
+
+    Raises:
+        ConfigError: If a training cannot fit, however short its records are.
+    """
+    trainings = {stage.name: stage.training.spec for stage in graph if stage.training and stage.training.spec.parallel.device_memory}
+    if not trainings:
+        return
+    try:
+        from nemo_steerlm.training.base_model import memory_of_a_gpu
+    except ImportError:
+        return  # ``print_costs`` says so
+    longest = pipeline.spec.model.max_sequence_length
+    for name, spec in trainings.items():
+        given = trainer_arguments(sizes(pipeline.spec, spec), spec)
+        try:
+            memory_of_a_gpu(config, given, width=1, learned=1).require(float(amount(spec.parallel.device_memory or "0")))
+            most = memory_of_a_gpu(config, given, width=longest, learned=longest // 2)
+        except (UsageError, ConfigError) as error:
+            raise type(error)(f"{name}: {error}") from error
+        print(f"  {name}: {most} on GPUs, where its longest records have {longest} tokens and teach half of them")
 
 
 def print_costs(config: ModelConfig, trainings: Sequence[PlannedTraining], work: Path) -> None:

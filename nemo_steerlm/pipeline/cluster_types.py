@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -17,11 +18,19 @@ LabelValue = Annotated[str, Field(max_length=63, pattern=f"^({WORD_PATTERN})?$")
 QualifiedName = Annotated[str, Field(max_length=63, pattern=f"^{DOMAIN_PATTERN}/{WORD_PATTERN}$")]
 Quantity = Annotated[str, Field(min_length=1, max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$")]
 """An amount as Kubernetes writes it, as text: ``500m``, ``16``, ``64Gi``."""
+_SUFFIXES = {"m": Decimal("0.001"), **{s: Decimal(1000) ** i for i, s in enumerate("kMGTP", 1)}}
+_SUFFIXES |= {f"{s}i": Decimal(1024) ** i for i, s in enumerate("KMGTP", 1)}
 ImageReference = Annotated[str, Field(min_length=1, max_length=512, pattern=r"^[^\s]+$")]
 SEGMENT_PATTERN = "[A-Za-z0-9_-][A-Za-z0-9._-]*"
 RelativePath = Annotated[str, Field(min_length=1, max_length=253, pattern=f"^{SEGMENT_PATTERN}(/{SEGMENT_PATTERN})*$")]
 """A path below something, without ``.`` and ``..`` segments."""
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+
+
+def amount(quantity: str) -> Decimal:
+    """A ``Quantity`` as a number."""
+    number = quantity.rstrip("mkMGTPKi")
+    return Decimal(number) * _SUFFIXES.get(quantity[len(number) :], Decimal(1))
 
 
 class TolerationSpec(Spec):

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from nemo_steerlm.pipeline.cluster_types import Quantity
 from nemo_steerlm.pipeline.sources import Spec
 
 Positive = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -23,6 +24,8 @@ class ParallelSpec(Spec):
     """Tensor parallel size."""
     pipeline: Annotated[int, Field(ge=1, le=1024)] = 1
     """Pipeline parallel size."""
+    device_memory: Quantity | None = None
+    """What one device has, such as ``80Gi``. ``steerlm validate`` and the training refuse, before anything runs, what cannot fit."""
 
     @model_validator(mode="after")
     def _fits(self) -> ParallelSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +12,15 @@ from nemo_steerlm.core.errors import ConfigError, UsageError
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.core.tokenization import TextTokenizer, load_tokenizer
 from nemo_steerlm.formats.checkpoint import check_checkpoint
+from nemo_steerlm.formats.families.base import ModelConfig
 from nemo_steerlm.formats.hf_config import config_from_nemo, nemo_config
 from nemo_steerlm.formats.nemo_archive import is_nemo, nemo_archive
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, source_vocabulary_size, write_tokenizer_files
 from nemo_steerlm.megatron.machine import Machine, fitted
-from nemo_steerlm.megatron.model_config import DEFAULTS
-from nemo_steerlm.training import arithmetic
+from nemo_steerlm.megatron.model_config import DEFAULTS, Parallelism
+from nemo_steerlm.training import arithmetic, settings
+from nemo_steerlm.training.config import compose
+from nemo_steerlm.training.memory import Memory, Work, estimate
 
 
 def load_base_config(cfg: DictConfig, tokens: ChatTokens, scratch: Path) -> tuple[DictConfig, TextTokenizer]:
@@ -64,6 +68,33 @@ def _merged(base: DictConfig, cfg: DictConfig) -> DictConfig:
             # Command lines carry method=uniform beside it; Megatron-Core wants the rest unset.
             ours.activations_checkpoint_method = ours.activations_checkpoint_num_layers = None
     return cast(DictConfig, OmegaConf.merge(OmegaConf.load(DEFAULTS), base, ours))
+
+
+def memory_needed(cfg: DictConfig, model: DictConfig, vocabulary: int, layout: Parallelism, *, width: int, learned: int) -> Memory:
+    """Of each device, where records have up to ``width`` tokens, ``learned`` of which teach something."""
+    sizes = settings.sizes_of(cfg, "train_ds", layout)
+    work = Work(micro_batch_size=sizes.micro_batch_size, micro_batches=sizes.micro_batches, width=width, learned=learned)
+    return estimate(model, vocabulary, layout, work, bf16=str(model.precision) == "bf16")
+
+
+def memory_of_a_gpu(config: ModelConfig, arguments: Sequence[str], *, width: int, learned: int) -> Memory:
+    """What a training with these of the trainer's arguments takes of each GPU, before there is anything but the base model's config.
+
+    Args:
+        config: Of the base model.
+        arguments: As on the trainer's command line, ``key=value``.
+        width: How many tokens its longest record has.
+        learned: How many of them teach something.
+
+    Raises:
+        UsageError: If a key is unknown.
+        ConfigError: If a setting cannot work.
+    """
+    machine = Machine(cuda=True)
+    cfg = compose(arguments)
+    layout = settings.check(cfg, machine)
+    model = model_config(OmegaConf.create(nemo_config(config)), cfg, machine)
+    return memory_needed(cfg, model, config.vocab_size, layout, width=width, learned=learned)
 
 
 def fill_lengths(cfg: DictConfig, model: DictConfig) -> None:

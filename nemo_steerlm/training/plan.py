@@ -14,11 +14,19 @@ from nemo_steerlm.formats.tokenizer_files import require_markers
 from nemo_steerlm.megatron.machine import Machine
 from nemo_steerlm.megatron.model_config import Parallelism, check_architecture
 from nemo_steerlm.training import checkpoints, config, settings
-from nemo_steerlm.training.base_model import added_tokens, check_exportable, fill_lengths, load_base_config, model_config, random_markers
+from nemo_steerlm.training.base_model import (
+    added_tokens,
+    check_exportable,
+    fill_lengths,
+    load_base_config,
+    memory_needed,
+    model_config,
+    random_markers,
+)
 from nemo_steerlm.training.batches import epoch_size
 from nemo_steerlm.training.checkpoints import TrainingState
 from nemo_steerlm.training.dataset import ChatDataset
-from nemo_steerlm.training.memory import GIB, Memory, Work, estimate
+from nemo_steerlm.training.memory import GIB, Memory
 from nemo_steerlm.training.mixture import Mixture
 from nemo_steerlm.training.selection import Monitor
 
@@ -115,14 +123,7 @@ def plan_training(cfg: DictConfig, scratch: Path, machine: Machine | None = None
 
 def _memory(cfg: DictConfig, model: DictConfig, vocabulary: int, layout: Parallelism, train: ChatDataset | Mixture) -> Memory:
     """Said, and held against ``steerlm.device_memory_gb``, before anything is loaded."""
-    sizes = settings.sizes_of(cfg, "train_ds", layout)
-    work = Work(
-        micro_batch_size=sizes.micro_batch_size,
-        micro_batches=sizes.micro_batches,
-        width=train.info.longest,
-        learned=train.info.most_learned,
-    )
-    needed = estimate(model, vocabulary, layout, work, bf16=str(model.precision) == "bf16")
+    needed = memory_needed(cfg, model, vocabulary, layout, width=train.info.longest, learned=train.info.most_learned)
     logger.info("by the sizes of model and records this training takes %s", needed)
     if cfg.steerlm.device_memory_gb is not None:
         needed.require(cfg.steerlm.device_memory_gb * GIB)

@@ -13,11 +13,13 @@ import msgspec
 import pytest
 import yaml
 
+from nemo_steerlm.cli.foresight import print_foresight
 from nemo_steerlm.core.errors import ConfigError, DataError
 from nemo_steerlm.formats.families import parameters
 from nemo_steerlm.formats.hf_config import load_config
 from nemo_steerlm.pipeline.foresight import foresee
 from nemo_steerlm.pipeline.manifest import parse
+from nemo_steerlm.pipeline.stages import stages
 from nemo_steerlm.training import forecast
 from tests.data.shapes import chats
 from tests.data.test_hub import Hub, hub  # noqa: F401  a fixture
@@ -26,9 +28,9 @@ from tests.inputs import STORIES
 RATINGS = {"quality": {"key": "scores.quality", "range": [0, 4]}}
 
 
-def manifest(data, base=STORIES):
+def manifest(data, base=STORIES, **parallel):
     """Of a small training, as plain data."""
-    training = {"maxSteps": 10, "globalBatchSize": 8, "microBatchSize": 4}
+    training = {"maxSteps": 10, "globalBatchSize": 8, "microBatchSize": 4, "parallel": parallel}
     return {
         "apiVersion": "steerlm.dev/v1alpha1",
         "kind": "SteerLMPipeline",
@@ -117,6 +119,22 @@ def test_commands_say_it_with_what_the_trainings_take(command, tmp_path):
     for pattern in (r"  memory  \d+\.\d GiB; \d+\.\d GiB are free", r"  disk    0\.0 GiB; \d+\.\d GiB are free"):
         assert re.search(pattern, done.stdout), done.stdout
     assert sorted(path.name for path in tmp_path.iterdir()) == ["chats.jsonl", "p.yaml"]
+
+
+def test_a_training_that_cannot_fit_the_named_device_is_refused(tmp_path, capsys):
+    chats(tmp_path / "chats.jsonl")
+
+    def check(memory, base=STORIES):
+        pipeline = parse(manifest(messages(), base, deviceMemory=memory), "m")
+        print_foresight(pipeline, stages(pipeline), tmp_path, tmp_path)
+        return capsys.readouterr().out
+
+    said = check("80Gi")
+    assert re.search(r"  train-value: 1\.\d GiB a device .* on GPUs, where its longest records have 256 tokens", said), said
+    assert "  train-steer: 1." in said
+    with pytest.raises(ConfigError, match=r"train-value: this training needs 1\.5 GiB a device .*a device has 1\.5 GiB; train with LoRA"):
+        check("1500Mi")
+    assert "train-value:" not in check("1500Mi", "not/here")  # its sizes are not known
 
 
 def test_disk_counts_what_trainings_leave_and_what_passes():

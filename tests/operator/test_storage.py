@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from steerlm_operator.config import OperatorConfig
-from steerlm_operator.storage import amount
 
+from nemo_steerlm.pipeline.cluster_types import amount
 from tests.operator.lifetime import Lifetime
 from tests.operator.world import NAME
 

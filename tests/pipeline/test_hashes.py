@@ -113,6 +113,8 @@ SPECIAL: dict[str, Any] = {
     "data.ratedText": {"files": [{"path": "x", "prompt": "?"}], "ratings": {"quality": {"column": "1"}}},
     "data.nemotron": None,  # has no ratings: it stands beside others
     "data.sources": [{"weight": 2, "oasst": {"path": "x"}}, {"nemotron": {"path": "y"}}],
+    "trainValue.parallel.deviceMemory": "80Gi",
+    "trainSteer.parallel.deviceMemory": "80Gi",
     "restart": {"token": "t"},
     "storage": {"claimName": "c"},
     "managedBy": "example.com/other",

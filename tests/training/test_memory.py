@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.megatron.model_config import DEFAULTS, Parallelism
 from nemo_steerlm.pipeline import manifest
+from nemo_steerlm.pipeline.cluster_types import amount
 from nemo_steerlm.training import config
 from nemo_steerlm.training.memory import GIB, Work, estimate
 
@@ -75,10 +76,11 @@ def test_the_samples_fit_the_gpus_that_they_name(sample: str) -> None:
     spec = manifest.load(ROOT / sample).spec
     for training in (spec.train_value, spec.train_steer):
         parallel = training.parallel
+        device = float(amount(parallel.device_memory)) if parallel.device_memory else 80 * GIB
         layout = Parallelism(world_size=parallel.nodes * parallel.devices, tensor=parallel.tensor, pipeline=parallel.pipeline)
         lora = training.lora
         tuning = {"target_modules": list(lora.target_modules), "adapter_dim": lora.rank} if lora else {}
         changes = {"peft": {"peft_scheme": "lora", "lora_tuning": tuning}} if lora else SHARDED
         width = spec.model.max_sequence_length
         work = Work(micro_batch_size=training.micro_batch_size, micro_batches=8, width=width, learned=width // 2)
-        estimate(llama(**changes), 32000, layout, work, bf16=True).require(80 * GIB)
+        estimate(llama(**changes), 32000, layout, work, bf16=True).require(device)

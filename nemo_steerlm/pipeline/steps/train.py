@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.model_info import FILE_NAME, ModelInfo
 from nemo_steerlm.core.processes import LAUNCHER_SECONDS, grace_seconds
+from nemo_steerlm.pipeline.cluster_types import amount
+from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.run_context import Run, node_rank
 from nemo_steerlm.pipeline.stages import CHECKPOINT, MODEL_FOLDER
 from nemo_steerlm.pipeline.stages.stage import Training
@@ -21,7 +24,7 @@ from nemo_steerlm.pipeline.steps.child import call
 from nemo_steerlm.pipeline.steps.control_samples import write_control_job
 from nemo_steerlm.pipeline.steps.gathering import gather_from_environment
 from nemo_steerlm.pipeline.steps.taught_labels import drops_labels, label_support, write_with_dropout
-from nemo_steerlm.pipeline.train_spec import BEST_CONTROL, ParallelSpec, SteerTrainSpec
+from nemo_steerlm.pipeline.train_spec import BEST_CONTROL, ParallelSpec, SteerTrainSpec, TrainSpec
 
 TRAINER = "nemo_steerlm.training.train"
 LAUNCHER = "nemo_steerlm.training.launch"
@@ -49,9 +52,9 @@ def train(run: Run) -> dict[str, Any] | None:
     if training.spec.keep == BEST_CONTROL:
         write_control_job(run, described / CONTROL_JOB)
     parallel = training.spec.parallel
-    arguments = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
+    command = [*launcher(parallel), *overrides(run, training, described / FILE_NAME)]
     gather_from_environment(parallel.nodes, node_rank(), lambda here: run.progress(here, parallel.nodes, phase="nodes"))
-    call("trainer", run, arguments, env=_environment(parallel))
+    call("trainer", run, command, env=_environment(parallel))
     if node_rank() > 0:
         return None
     shutil.rmtree(run.folder / CHECKPOINT, ignore_errors=True)  # of an earlier training, where it was a folder
@@ -107,14 +110,38 @@ def launcher(parallel: ParallelSpec) -> list[str]:
     return [LAUNCHER, *rendezvous, f"--nproc-per-node={parallel.devices}", "-m", TRAINER]
 
 
-def overrides(run: Run, training: Training, info: Path) -> list[str]:
-    """The trainer's arguments: train_gpt_sft's keys."""
-    spec, how, data = run.pipeline.spec, training.spec, training.data
+def sizes(spec: PipelineSpec, how: TrainSpec) -> dict[str, Any]:
+    """Those of the trainer's keys that decide how much memory a training takes; ``how.overrides`` may have more."""
     parallel = how.parallel
     values: dict[str, Any] = {
         "trainer.num_nodes": parallel.nodes,
         "trainer.devices": parallel.devices,
         "trainer.precision": how.precision,
+        "model.tensor_model_parallel_size": parallel.tensor,
+        "model.pipeline_model_parallel_size": parallel.pipeline,
+        "model.encoder_seq_length": spec.model.max_sequence_length,
+    }
+    for dataset in ("train_ds", "validation_ds"):
+        values[f"model.data.{dataset}.global_batch_size"] = how.global_batch_size
+        values[f"model.data.{dataset}.micro_batch_size"] = how.micro_batch_size
+        values[f"model.data.{dataset}.max_seq_length"] = spec.model.max_sequence_length
+    if parallel.device_memory is not None:
+        values["steerlm.device_memory_gb"] = float(amount(parallel.device_memory)) / (1 << 30)
+    if how.lora:
+        values["model.peft.peft_scheme"] = "lora"
+        values["model.peft.lora_tuning.adapter_dim"] = how.lora.rank
+        values["model.peft.lora_tuning.target_modules"] = f"[{','.join(how.lora.target_modules)}]"
+        values["model.peft.lora_tuning.alpha"] = how.lora.rank if how.lora.alpha is None else how.lora.alpha
+        values["model.peft.lora_tuning.adapter_dropout"] = how.lora.dropout
+        if how.lora.layer_selection:
+            values["model.peft.lora_tuning.layer_selection"] = f"[{','.join(map(str, how.lora.layer_selection))}]"
+    return values
+
+
+def overrides(run: Run, training: Training, info: Path) -> list[str]:
+    """The trainer's arguments: train_gpt_sft's keys."""
+    spec, how, data = run.pipeline.spec, training.spec, training.data
+    values = sizes(spec, how) | {
         "trainer.sft.max_steps": how.max_steps,
         "trainer.sft.max_epochs": how.max_epochs,
         "trainer.sft.val_check_interval": how.validate_every,
@@ -125,11 +152,10 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         "exp_manager.name": EXPERIMENT,
         "exp_manager.checkpoint_callback_params.save_best_model": how.keep != "last",
         "model.restore_from_path": base_model(run, training),
-        "model.tensor_model_parallel_size": parallel.tensor,
-        "model.pipeline_model_parallel_size": parallel.pipeline,
         "model.seed": how.seed,
-        "model.encoder_seq_length": spec.model.max_sequence_length,
         "model.data.chat": True,
+        "model.data.train_ds.file_path": training_records(run, training),
+        "model.data.validation_ds.file_path": run.input(data.stage, data.validation),
         "model.optim.lr": how.learning_rate,
         "model.optim.weight_decay": how.weight_decay,
         "model.optim.sched.warmup_steps": how.warmup_steps,
@@ -141,23 +167,14 @@ def overrides(run: Run, training: Training, info: Path) -> list[str]:
         "steerlm.progress": True,
         "steerlm.stage": run.stage.name,
     }
-    files = {"train_ds": training_records(run, training), "validation_ds": run.input(data.stage, data.validation)}
-    for dataset, file in files.items():
-        values[f"model.data.{dataset}.file_path"] = file
-        values[f"model.data.{dataset}.global_batch_size"] = how.global_batch_size
-        values[f"model.data.{dataset}.micro_batch_size"] = how.micro_batch_size
-        values[f"model.data.{dataset}.max_seq_length"] = spec.model.max_sequence_length
     if how.keep == BEST_CONTROL:
         values["exp_manager.checkpoint_callback_params.monitor"] = "val_control"
         values["steerlm.control_job"] = info.with_name(CONTROL_JOB)
-    if how.lora:
-        values["model.peft.peft_scheme"] = "lora"
-        values["model.peft.lora_tuning.adapter_dim"] = how.lora.rank
-        values["model.peft.lora_tuning.target_modules"] = f"[{','.join(how.lora.target_modules)}]"
-        values["model.peft.lora_tuning.alpha"] = how.lora.rank if how.lora.alpha is None else how.lora.alpha
-        values["model.peft.lora_tuning.adapter_dropout"] = how.lora.dropout
-        if how.lora.layer_selection:
-            values["model.peft.lora_tuning.layer_selection"] = f"[{','.join(map(str, how.lora.layer_selection))}]"
+    return trainer_arguments(values, how)
+
+
+def trainer_arguments(values: Mapping[str, Any], how: TrainSpec) -> list[str]:
+    """Keys and values as the trainer reads them, and what the manifest says in the trainer's own words."""
     return [f"{key}={_quoted(value)}" for key, value in values.items()] + list(how.overrides)
 
 
