@@ -34,7 +34,8 @@ def read_servers(deployment: Object, pods: Sequence[Object], now: datetime.datet
     if refused.get("status") == "True":
         reason, message = classify_refusal(403, refused.get("message", ""))
         return ServersReading(reason=reason, message=message, blocked=True)
-    if failed := _server_failure(conditions.get("Progressing", {}), pods, now):
+    late = conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded" and _were_starting(deployment, pods, now)
+    if failed := _server_failure(pods, now, late=late):
         return failed
     waiting = next((reading for pod in pods if (reading := waits_for(pod))), None)
     return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked) if waiting else ServersReading()
@@ -46,7 +47,14 @@ IMAGE_SECONDS = 600
 """How long an image may not be there before the attempt ends: whoever waits for it may hold a GPU."""
 
 
-def _server_failure(progressing: Object, pods: Sequence[Object], now: datetime.datetime) -> ServersReading | None:
+def _were_starting(deployment: Object, pods: Sequence[Object], now: datetime.datetime) -> bool:
+    """Whether the time was theirs to start: a Deployment also counts that in which a queue or a scheduler has no place for its pods."""
+    most = deployment["spec"].get("progressDeadlineSeconds", 0)
+    begun = [parse_time(pod.get("status", {}).get("startTime")) for pod in pods]
+    return not pods or any(since is not None and (now - since).total_seconds() >= most for since in begun)
+
+
+def _server_failure(pods: Sequence[Object], now: datetime.datetime, *, late: bool) -> ServersReading | None:
     endings = [(pod, terminated) for pod in pods for terminated in _last_endings(pod)]
     killed = next((pod for pod, terminated in endings if terminated.get("reason") == "OOMKilled"), None)
     if killed:
@@ -63,7 +71,7 @@ def _server_failure(progressing: Object, pods: Sequence[Object], now: datetime.d
         waits, since = waits_for(pod), parse_time(pod.get("status", {}).get("startTime"))
         if waits and waits.reason == "ImageNotAvailable" and since and (now - since).total_seconds() > IMAGE_SECONDS:
             return ServersReading(reason=waits.reason, message=waits.message, failed=True)
-    if progressing.get("reason") != "ProgressDeadlineExceeded":
+    if not late:
         return None
     last = f"; the last one: {exit_of(*endings[-1]).message}" if endings else ""
     return ServersReading(reason="ServersNotReady", message=shorten(f"no server answered in time{last}"), failed=True)

@@ -188,6 +188,28 @@ def test_servers():
     assert read_servers(refused, [], NOW).reason == "QuotaExceeded"
 
 
+GATED = {"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}
+NO_ROOM = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
+
+
+@pytest.mark.parametrize(
+    ("status", "failed", "reason"),
+    [
+        ({"phase": "Pending", "conditions": [GATED]}, False, "AwaitingAdmission"),
+        ({"phase": "Pending", "conditions": [NO_ROOM]}, False, "Unschedulable"),
+        ({"phase": "Running", "startTime": "2025-12-31T23:59:00Z"}, False, "ServersStarting"),
+        ({"phase": "Running", "startTime": "2025-12-31T23:49:00Z"}, True, "ServersNotReady"),
+    ],
+    ids=["in the queue", "no node", "admitted a minute ago", "too slow"],
+)
+def test_servers_are_not_late_before_they_could_start(status, failed, reason):
+    """A Deployment's deadline runs while Kueue holds its pods back; an attempt must not end, or count, for that."""
+    exceeded = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
+    late = {"spec": {"progressDeadlineSeconds": 600}, "status": {"conditions": [exceeded]}}
+    reading = read_servers(late, [{"metadata": {"name": "s-0"}, "spec": {}, "status": status}], NOW)
+    assert (reading.failed, reading.reason) == (failed, reason)
+
+
 def server(*, state=None, last=None, restarts=0, started="2025-12-31T23:59:00Z"):
     container = {"image": "x:1", "restartCount": restarts, "state": state or {"running": {}}}
     if last:
