@@ -27,8 +27,8 @@ ALL_ATTENTION_FUNCTIONS[_GROUPED] = grouped_sdpa
 class CausalModel:
     """A model folder in memory; see BlockModel."""
 
-    def __init__(self, folder: Path, *, device: str | None = None) -> None:
-        """Load the model, in fp32 on a CPU that does not multiply in bf16.
+    def __init__(self, folder: Path, *, device: str | None = None, dtype: torch.dtype | None = None) -> None:
+        """Load the model in ``dtype``; by default in that of its weights, and in fp32 on a CPU that does not multiply in bf16.
 
         Raises:
             UsageError: If transformers cannot load the folder.
@@ -36,9 +36,10 @@ class CausalModel:
         check_checkpoint(folder, values=True)
         config = _config(folder)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        dtype = getattr(torch, str(getattr(config, _DTYPE, None) or "float32").removeprefix("torch."))
-        if self.device.type == "cpu" and not (dtype == torch.bfloat16 and multiplies_in_bf16()):
-            dtype = torch.float32
+        if dtype is None:
+            dtype = getattr(torch, str(getattr(config, _DTYPE, None) or "float32").removeprefix("torch."))
+            if self.device.type == "cpu" and not (dtype == torch.bfloat16 and multiplies_in_bf16()):
+                dtype = torch.float32
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, config=config, attn_implementation="sdpa", **{_DTYPE: dtype})
         except (OSError, ValueError) as error:

@@ -48,7 +48,7 @@ class OpenVINOModel(CausalModel):
     """See BlockModel. The output layer stays torch's: it reads few rows, and often few of their columns."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, device="cpu")
+        super().__init__(folder, device="cpu", dtype=torch.float32)
         self._layers: int = self.model.config.num_hidden_layers
         settings = {
             "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 by default where the CPU has it

@@ -13,6 +13,7 @@ from nemo_steerlm.core.template import text_of
 from nemo_steerlm.inference.blocks import Block
 from nemo_steerlm.inference.engine import ScoreRequest
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
+from nemo_steerlm.inference.registry import EngineOptions
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from tests.inputs import OASST
 
@@ -127,11 +128,23 @@ def test_one_long_text_neither_pads_the_others_nor_changes_them(engine, monkeypa
                 assert choice.probabilities == pytest.approx(other.choices[name].probabilities, abs=1e-4)
 
 
+def in_bf16(folder, copy):
+    """The same model, as a training in bf16 exports it."""
+    shutil.copytree(folder, copy)
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}))
+    return copy
+
+
+def test_openvino_computes_a_model_in_bf16_in_fp32(engine, value_folder, tmp_path):
+    module = pytest.importorskip("nemo_steerlm.inference.openvino")
+    compiled = module.load_engine(in_bf16(value_folder, tmp_path / "bf16"), EngineOptions())
+    for turns, expected in zip(compiled.score(requests(3)), engine.score(requests(3)), strict=True):
+        assert [turn.label for turn in turns] == [turn.label for turn in expected]
+
+
 def test_a_model_in_bf16_is_read_in_it_where_the_cpu_has_it(engine, value_folder, tmp_path):
-    shutil.copytree(value_folder, tmp_path / "bf16")
-    config = json.loads((tmp_path / "bf16" / "config.json").read_text())
-    (tmp_path / "bf16" / "config.json").write_text(json.dumps(config | {"torch_dtype": "bfloat16", "dtype": "bfloat16"}))
-    rough = HuggingFaceEngine(tmp_path / "bf16")
+    rough = HuggingFaceEngine(in_bf16(value_folder, tmp_path / "bf16"))
     assert rough._model.dtype == (torch.bfloat16 if multiplies_in_bf16() else torch.float32)
     scores = rough._model.forward(rough._model.cache(1), Block([[5, 6, 7]], [0]), reads=[(0, 2)], tokens=range(20))
     assert not torch.equal(scores, scores.bfloat16().float()), "values that are weighed against each other come in fp32"
