@@ -79,19 +79,6 @@ class AdaptedMLP(MCoreMLPMixin):
         return state
 
 
-class NarrowlyScaledAdapter(ParallelLinearAdapter):
-    """NeMo's adapter, scaled in its middle, where it is narrow: what comes out may be wider than the layer's input by far."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The adapter's part of a layer's output for ``x`` ``[s, b, in]``."""
-        if self._sequence_parallel or self.is_expert or self.dropout is not None or self.layer_norm is not None:
-            result: Tensor = super().forward(x)
-            return result
-        inner, _ = self.linear_in(x)
-        result, _ = self.linear_out(self.activation(inner) * (self.alpha / self.dim))
-        return result
-
-
 def add(model: SteerLMGPTSFTModel) -> None:
     """Freeze ``model`` and add the adapters that ``model.peft.lora_tuning`` asks for, which ``train_config`` has checked."""
     config = LoraPEFTConfig(model.cfg)
@@ -101,9 +88,6 @@ def add(model: SteerLMGPTSFTModel) -> None:
         for name, targets in config.name_key_to_mcore_mixins.items()
     }
     model.add_adapter(config)
-    for module in model.model.modules():
-        if type(module) is ParallelLinearAdapter:
-            module.__class__ = NarrowlyScaledAdapter
     # Adapters start on the CPU generator of their rank: data-parallel copies must start alike.
     for parameter in model.model.parameters():
         if parameter.requires_grad:
