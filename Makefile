@@ -5,7 +5,7 @@
 # make test-cluster   the operator on a real control plane and node only
 # make test-engines   every engine on SmolLM2-135M, a real vLLM, and other clients against our server
 # make test-gpu       what only CUDA can show, where there is CUDA; make bench-gpu: speed and memory there
-# make bench          speed, as ratios against a baseline in the same run
+# make bench          speed, as ratios against a baseline in the same run; make bench-quickstart: does the quickstart steer on three seeds
 # make mutants        how many small faults in the code the tests notice; see CONTRIBUTING.md
 # make chart          what is generated from code: the resource's definition, the chart's values and schema
 # make docs           the documentation: generated reference pages, and a site below site/
@@ -28,7 +28,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three processes share the tests and two cores: those with a cluster's wait more than they compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
-.PHONY: run test test-fast test-slow test-cluster test-engines test-gpu bench-gpu lint browser cluster bench mutants chart docs help clean install
+.PHONY: run test test-fast test-slow test-cluster test-engines test-gpu bench-gpu lint browser cluster bench bench-quickstart mutants chart docs help clean install
 
 install: $(INSTALLED)
 
@@ -92,6 +92,10 @@ help:
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# The quickstart on three seeds, a quarter of an hour each on two cores; it goes on where it was interrupted.
+bench-quickstart: $(INSTALLED)
+	$(BIN)/python -m tests.benchmarks.bench_quickstart
 
 # Hours for all rooms on two cores; it goes on where it was interrupted.
 mutants: $(INSTALLED)
