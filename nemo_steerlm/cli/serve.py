@@ -56,6 +56,7 @@ def serve(
     tensor_parallel: int = typer.Option(1, min=1, help="Processes that each layer of a .nemo is spread over, one a device."),
     pipeline_parallel: int = typer.Option(1, min=1, help="Processes that a .nemo's layers are spread over, times --tensor-parallel."),
     upstream: str = typer.Option("", help="http://HOST:PORT of the server that has the weights, for --engine openai."),
+    upstream_wait: float = typer.Option(0.0, min=0.0, help="Seconds until that server must answer; it may still be loading."),
     vllm: str = typer.Option("vllm", envvar=environment.VLLM, help="The vllm program, or the Python of its environment."),
     vllm_options: str = typer.Option("", help="More options for vllm serve, in quotes."),
     print_command: bool = typer.Option(False, "--print-command", help="Print the vllm command that --engine vllm would run, and end."),
@@ -115,7 +116,8 @@ def serve(
     with contextlib.ExitStack() as stack:
         if ENGINES[engine].remote:
             url = stack.enter_context(vllm_server(command)) if command else upstream
-            load = functools.partial(remote_model, folder, url, max_waiting=max_waiting, max_model_len=length)
+            connect = functools.partial(remote_model, folder, url, patience=upstream_wait)
+            load = functools.partial(connect, max_waiting=max_waiting, max_model_len=length)
         else:
             load = functools.partial(local_model, folder, options, engine=engine, max_waiting=max_waiting)
         run_server(load, settings, listener, drain_seconds=drain_seconds, prepare=add_reader, page=page)

@@ -43,6 +43,10 @@ class ExternalSpec(Spec):
     token: SecretKeySpec | None = None
     """The Secret's key that has the token which it asks for; ``steerlm run`` takes ``STEERLM_UPSTREAM_KEY`` from its environment."""
 
+    def options(self, patience: int) -> list[str]:
+        """Options of ``steerlm serve``, which waits ``patience`` seconds for the other server: it may still be loading."""
+        return ["--engine", "openai", "--upstream", self.url, "--upstream-wait", str(patience)]
+
 
 class EngineSpec(Spec):
     """What runs the model: one of these, or transformers on one device where none is named."""

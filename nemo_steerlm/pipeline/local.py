@@ -138,7 +138,7 @@ def engine_options(need: ServerNeed, folder: Path) -> tuple[Path, list[str]]:
     if engine.megatron:
         return folder / CHECKPOINT, engine.megatron.options(need.devices)
     if engine.external:
-        return exported, ["--engine", "openai", "--upstream", engine.external.url]
+        return exported, engine.external.options(need.startup_timeout_seconds)
     return exported, []
 
 

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 
 from nemo_steerlm.core.errors import DataError, SteerLMError, UsageError, shown
 from nemo_steerlm.serving.model import QueueFullError
-from nemo_steerlm.serving.remote import RemoteError
+from nemo_steerlm.serving.remote_protocol import RemoteError
 
 
 class ContextLengthError(DataError):

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import httpx
 import msgspec
 
 from nemo_steerlm.client.http import async_client, sync_client
-from nemo_steerlm.core.errors import ConfigError, DataError, SteerLMError, UnavailableError, UsageError, shown
+from nemo_steerlm.core.errors import ConfigError, DataError, UsageError, shown
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
@@ -29,16 +29,19 @@ from nemo_steerlm.inference.engine import Choice, GenerationRequest, NextToken, 
 from nemo_steerlm.inference.label_plan import LabelPlan, Slot, compile_label
 from nemo_steerlm.serving.metrics import Metrics
 from nemo_steerlm.serving.model import Delta, Generation, QueueFullError
-from nemo_steerlm.serving.schemas import MOST, MOST_TOKENS
+from nemo_steerlm.serving.remote_protocol import (
+    NAMED_BY_ID,
+    RemoteError,
+    as_remote_error,
+    awaited,
+    logprobs_of,
+    message_of,
+    raise_for_status,
+    sampling_fields,
+    token_id,
+    token_logprob,
+)
 from nemo_steerlm.serving.tasks import cancel_and_wait
-
-_ID = "token_id:"
-
-
-class RemoteError(SteerLMError):
-    """The remote server failed, broke off or cannot be reached."""
-
-    code = "upstream"
 
 
 class RemoteModel:
@@ -53,6 +56,7 @@ class RemoteModel:
         max_rows: int = 256,
         max_waiting: int = 1024,
         max_model_len: int | None = None,
+        patience: float = 0.0,
     ) -> None:
         """Connect to the remote server and find out what it can do.
 
@@ -63,10 +67,11 @@ class RemoteModel:
             max_rows: Requests sent at once.
             max_waiting: Requests that may wait before new ones are refused.
             max_model_len: Tokens of prompt and answer together; see ``ModelInfo.served_length``.
+            patience: Seconds until the remote server must answer; it may still be loading.
 
         Raises:
             UsageError: If ``url`` is no address, or the server takes fewer tokens.
-            UnavailableError: If nothing answers there.
+            UnavailableError: If nothing answers there in time.
             ConfigError: If the server refuses the key, or does not answer with token ids.
         """
         self.info = ModelInfo.load(folder)
@@ -83,7 +88,7 @@ class RemoteModel:
             raise UsageError(f"--upstream {shown(url)}: write http://HOST:PORT")
         self._client = async_client([self.url], timeout=httpx.Timeout(None, connect=10.0), key=api_key, base_url=self.url)
         with sync_client(self.url, timeout=httpx.Timeout(300.0, connect=30.0), key=api_key) as client:
-            self._name, announced = _announced(self.url, client)
+            self._name, announced = awaited(self.url, client, patience)
             self._selects = self._check(client)
         own = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
         lengths = [length for length in (announced, own) if length]
@@ -95,15 +100,15 @@ class RemoteModel:
         """Whether the remote server gives log-probabilities of chosen tokens. Raises ConfigError if it gives no token ids."""
         wanted = [0, self.tokenizer.vocab_size - 1]
         body = self._body([wanted[0]], 1) | {"logprobs": 0, "logprob_token_ids": wanted}
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             response = client.post(f"{self.url}/v1/completions", json=body)
-            _raise_for_status(response.status_code, response.content)
-        entry = _logprobs(response.json()["choices"][0])
-        if not entry["tokens"] or not entry["tokens"][0].startswith(_ID):
+            raise_for_status(response.status_code, response.content)
+        entry = logprobs_of(response.json()["choices"][0])
+        if not entry["tokens"] or not entry["tokens"][0].startswith(NAMED_BY_ID):
             raise ConfigError(
                 f"{self.url} does not answer with token ids (return_tokens_as_token_ids); vLLM and steerlm serve do: use one of them"
             )
-        return set(wanted) <= {_token(name) for name in entry["top_logprobs"][0] or {}}
+        return set(wanted) <= {token_id(name) for name in entry["top_logprobs"][0] or {}}
 
     def require_room(self, more: int) -> None:
         """See Model.
@@ -171,21 +176,21 @@ class RemoteModel:
 
     async def _tokens(self, generation: Generation) -> AsyncIterator[tuple[int, TokenLogprob]]:
         """Tokens as they come. Raises RemoteError if the stream ends before the answer does."""
-        body = self._body(generation.request.prompt, generation.max_tokens) | _sampling(generation.request) | {"stream": True}
-        with _as_remote_error(self.url):
+        body = self._body(generation.request.prompt, generation.max_tokens) | sampling_fields(generation.request) | {"stream": True}
+        with as_remote_error(self.url):
             async with self._client.stream("POST", "/v1/completions", json=body) as response:
                 if response.status_code != 200:
-                    _raise_for_status(response.status_code, await response.aread())
+                    raise_for_status(response.status_code, await response.aread())
                 async for line in response.aiter_lines():
                     if not line.startswith("data: ") or line == "data: [DONE]":
                         continue
                     event = msgspec.json.decode(line[6:])
                     if "error" in event:
-                        raise RemoteError(f"{self.url}: {_message(event)}")
+                        raise RemoteError(f"{self.url}: {message_of(event)}")
                     for choice in event["choices"]:
-                        entry = _logprobs(choice)
+                        entry = logprobs_of(choice)
                         for name, logprob, top in zip(entry["tokens"], entry["token_logprobs"], entry["top_logprobs"], strict=True):
-                            yield _token(name), _token_logprob(logprob, top, generation.request.logprobs)
+                            yield token_id(name), token_logprob(logprob, top, generation.request.logprobs)
                         if choice["finish_reason"]:
                             return
         raise RemoteError(f"{self.url} ended an answer before it was complete")
@@ -193,14 +198,14 @@ class RemoteModel:
     async def _prompt_logprobs(self, request: GenerationRequest) -> list[TokenLogprob]:
         """In a request of its own: vLLM does not stream them."""
         body = self._body(request.prompt, 1) | {"echo": True, "logprobs": request.logprobs or 0, "temperature": 0}
-        entry = _logprobs((await self._post(body))["choices"][0])
+        entry = logprobs_of((await self._post(body))["choices"][0])
         pairs = zip(entry["token_logprobs"], entry["top_logprobs"], strict=True)
-        return [_token_logprob(logprob, top, request.logprobs) for logprob, top in pairs][1 : len(request.prompt)]
+        return [token_logprob(logprob, top, request.logprobs) for logprob, top in pairs][1 : len(request.prompt)]
 
     async def _post(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        with _as_remote_error(self.url):
+        with as_remote_error(self.url):
             response = await self._client.post("/v1/completions", json=body)
-            _raise_for_status(response.status_code, response.content)
+            raise_for_status(response.status_code, response.content)
             answer: dict[str, Any] = msgspec.json.decode(response.content)
         return answer
 
@@ -245,8 +250,8 @@ class RemoteModel:
     async def _selected(self, prompt: Sequence[int], tokens: Sequence[int]) -> list[float]:
         """Log-probabilities of ``tokens`` after ``prompt``."""
         body = self._body(prompt, 1) | {"temperature": 0, "logprobs": 0, "logprob_token_ids": tokens, "allowed_token_ids": tokens}
-        top = _logprobs((await self._post(body))["choices"][0])["top_logprobs"][0]
-        logprobs = {_token(name): logprob for name, logprob in top.items()}
+        top = logprobs_of((await self._post(body))["choices"][0])["top_logprobs"][0]
+        logprobs = {token_id(name): logprob for name, logprob in top.items()}
         if missing := [token for token in tokens if token not in logprobs]:
             raise RemoteError(f"{self.url} gave no log-probability of token {missing[0]}")
         return [logprobs[token] for token in tokens]
@@ -255,90 +260,4 @@ class RemoteModel:
         """The same from a server that gives only log-probabilities of prompts: one prompt per token."""
         body = self._body([], 1) | {"prompt": [[*prompt, token] for token in tokens], "echo": True, "logprobs": 0, "temperature": 0}
         choices = sorted((await self._post(body))["choices"], key=lambda choice: choice["index"])
-        return [float(_logprobs(choice)["token_logprobs"][len(prompt)]) for choice in choices]
-
-
-def _announced(url: str, client: httpx.Client) -> tuple[str, int | None]:
-    """The model's name and length. Raises UnavailableError, ConfigError."""
-    try:
-        response = client.get(f"{url}/v1/models", timeout=30.0)
-    except httpx.HTTPError as error:
-        raise UnavailableError(f"--upstream {url}: {str(error) or type(error).__name__}") from error
-    if response.status_code in (401, 403):
-        raise ConfigError(f"--upstream {url} refuses this client; put its key in STEERLM_UPSTREAM_KEY")
-    try:
-        model = response.raise_for_status().json()["data"][0]
-        return str(model["id"]), model.get("max_model_len")
-    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
-        raise ConfigError(f"--upstream {url}: GET /v1/models gives no list of models") from error
-
-
-def _sampling(request: GenerationRequest) -> dict[str, Any]:
-    """The fields of a completion request. Capped, because ``PUT /generate`` has no upper bounds and infinity is no JSON."""
-    sampling = request.sampling
-    return {
-        "temperature": 0 if sampling.takes_best else min(sampling.temperature, MOST),
-        "top_k": min(sampling.top_k, MOST_TOKENS),
-        "top_p": sampling.top_p,
-        "repetition_penalty": min(sampling.repetition_penalty, MOST),
-        "frequency_penalty": sampling.frequency_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "logit_bias": {str(token): bias for token, bias in sampling.bias} or None,
-        "allowed_token_ids": list(sampling.allowed) or None,
-        "seed": None if sampling.seed is None else sampling.seed % 2**63,
-        "min_tokens": request.min_tokens,
-        "stop_token_ids": sorted(request.stop_ids),
-        # If end of text is to stop the answer, it is among stop_ids.
-        "ignore_eos": True,
-        "skip_special_tokens": False,
-        "logprobs": request.logprobs or 0,
-    }
-
-
-def _logprobs(choice: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The ``logprobs`` object, its lists equally long."""
-    entry = choice.get("logprobs") or {}
-    tokens = entry.get("tokens") or []
-    none = [None] * len(tokens)
-    return {"tokens": tokens, "token_logprobs": entry.get("token_logprobs") or none, "top_logprobs": entry.get("top_logprobs") or none}
-
-
-def _token(name: str) -> int:
-    if not name.startswith(_ID):
-        raise RemoteError(f"the upstream names a token {shown(name)} instead of token_id:N")
-    return int(name[len(_ID) :])
-
-
-def _token_logprob(logprob: float | None, top: Mapping[str, float] | None, count: int | None) -> TokenLogprob:
-    rivals = sorted(((_token(name), value) for name, value in (top or {}).items()), key=lambda pair: -pair[1])
-    return TokenLogprob(-9999.0 if logprob is None else logprob, rivals[: count or 0])
-
-
-@contextlib.contextmanager
-def _as_remote_error(url: str) -> Iterator[None]:
-    """Turn errors of the transport and of the answer's shape into RemoteError."""
-    try:
-        yield
-    except httpx.HTTPError as error:
-        raise RemoteError(f"{url}: {str(error) or type(error).__name__}") from error
-    except (ValueError, LookupError, TypeError, msgspec.DecodeError) as error:
-        raise RemoteError(f"{url}: not an answer of /v1/completions ({error})") from error
-
-
-def _raise_for_status(status: int, body: bytes) -> None:
-    if status == 200:
-        return
-    try:
-        message = _message(msgspec.json.decode(body))
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        message = body[:200].decode("utf-8", "replace")
-    if status == 429:
-        raise QueueFullError(f"the upstream is full: {message}")
-    if status == 400:
-        raise DataError(f"the upstream refuses this: {message}")
-    raise RemoteError(f"HTTP {status} of the upstream: {message}")
-
-
-def _message(answer: Any) -> str:
-    error = answer.get("error", answer) if isinstance(answer, dict) else answer
-    return str(error.get("message", error) if isinstance(error, dict) else error)
+        return [float(logprobs_of(choice)["token_logprobs"][len(prompt)]) for choice in choices]

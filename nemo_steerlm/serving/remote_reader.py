@@ -10,7 +10,7 @@ import msgspec
 from nemo_steerlm.client.http import async_client
 from nemo_steerlm.core.errors import DataError, UsageError, shown
 from nemo_steerlm.serving.model import QueueFullError
-from nemo_steerlm.serving.remote import RemoteError
+from nemo_steerlm.serving.remote_protocol import RemoteError
 
 
 class RemoteReader:

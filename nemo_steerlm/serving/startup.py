@@ -31,7 +31,7 @@ def local_model(folder: Path, options: EngineOptions, *, engine: str = "embedded
     return Scheduler(load_engine(folder, options, engine=engine), max_waiting=max_waiting)
 
 
-def remote_model(folder: Path, url: str, *, max_waiting: int = 1024, max_model_len: int | None = None) -> Model:
+def remote_model(folder: Path, url: str, *, max_waiting: int = 1024, max_model_len: int | None = None, patience: float = 0.0) -> Model:
     """The model at ``folder``, whose weights another server has. That server's key is in ``STEERLM_UPSTREAM_KEY``.
 
     Args:
@@ -39,15 +39,17 @@ def remote_model(folder: Path, url: str, *, max_waiting: int = 1024, max_model_l
         url: ``http://HOST:PORT`` of the server.
         max_waiting: Requests that may wait before new ones are refused.
         max_model_len: Tokens of prompt and answer together; see ``ModelInfo.served_length``.
+        patience: Seconds until the server must answer.
 
     Raises:
         UsageError: If ``url`` is empty or no address, or the server takes fewer tokens.
-        UnavailableError: If nothing answers there.
+        UnavailableError: If nothing answers there in time.
         ConfigError: If the server refuses the key or does not answer with token ids.
     """
     if not url:
         raise UsageError("--engine openai needs --upstream http://HOST:PORT")
-    return RemoteModel(folder, url, api_key=os.environ.get(environment.UPSTREAM_KEY), max_waiting=max_waiting, max_model_len=max_model_len)
+    key = os.environ.get(environment.UPSTREAM_KEY)
+    return RemoteModel(folder, url, api_key=key, max_waiting=max_waiting, max_model_len=max_model_len, patience=patience)
 
 
 def reader_adder(reader: str, api_key: str, beside: Path | None, options: EngineOptions, *, engine: str) -> Callable[[Service], None]:

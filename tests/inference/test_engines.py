@@ -9,6 +9,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,13 +21,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from nemo_steerlm.client.launch import LaunchedServer, serve_command
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
 from tests.conftest import EXAMPLE
 from tests.environments import environment
 from tests.inference.test_scoring import requests, slow_score
 from tests.inputs import smollm2
-from tests.serving.servers import Server, running
+from tests.serving.servers import WAIT, Server, running, until
 from tests.serving.tiny_models import model_folder, nemo_file
 
 PROMPTS = ["Once upon a time", "The little dog was very happy because", "<extra_id_1>User\nHi", "One day, Lily and her mom went to the"]
@@ -292,11 +294,24 @@ def test_openvino_says_what_it_serves(steer_folder, tmp_path):
         assert instead in refused.stderr
 
 
+def test_an_upstream_that_is_still_loading_is_waited_for(steer_folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = serve_command(steer_folder, "--engine", "openai", "--upstream", f"http://127.0.0.1:{port}", "--upstream-wait", str(WAIT))
+    with LaunchedServer(command, name="front", log=(log := tmp_path / "log")) as front:
+        until(lambda: log.is_file() and "waits up to" in log.read_text())
+        with running(steer_folder, "--port", str(port)):
+            assert httpx.post(f"{front.await_url()}/v1/completions", json={"prompt": "x", "max_tokens": 2}, timeout=WAIT).status_code == 200
+
+
 def test_an_upstream_that_is_absent_or_goes_away_is_a_sentence(steer_folder):
     absent = serve(steer_folder, "--engine", "openai", "--upstream", "http://127.0.0.1:9")
     assert (absent.returncode, "Traceback" in absent.stderr) == (69, False)
     assert "--upstream http://127.0.0.1:9" in absent.stderr
     assert serve(steer_folder, "--engine", "openai").returncode == 2
+    never = serve(steer_folder, "--engine", "openai", "--upstream", "http://127.0.0.1:9", "--upstream-wait", "1")
+    assert (never.returncode, "waits up to 1 s for the remote server" in never.stderr) == (69, True)
     with contextlib.ExitStack() as stack:
         behind = stack.enter_context(running(steer_folder))
         front = stack.enter_context(running(steer_folder, "--engine", "openai", "--upstream", behind.url))

@@ -108,7 +108,8 @@ def test_a_server_elsewhere_has_the_value_model_and_is_reached(made):
     for name in ("demo-annotate-value-1", "demo-evaluate-value-1", "demo-serve"):
         [server] = pod(found, name)["containers"]
         assert gpus(server) is None
-        assert server["args"][-4:] == ["--engine", "openai", "--upstream", "https://kserve.example:8443"]
+        assert server["args"][-6:-2] == ["--engine", "openai", "--upstream", "https://kserve.example:8443"]
+        assert server["args"][-2:] == ["--upstream-wait", "1800"], "an exit while the other server loads would count as a crash"
         assert secrets(server)["STEERLM_UPSTREAM_KEY"] == "e"
     [steer] = pod(found, "demo-evaluate-steer-1")["containers"]
     assert gpus(steer) == "4"

@@ -49,7 +49,7 @@ def asked(engine, stage, role, folder):
         ({"vllm": {"args": ["--quantization", "fp8"]}}, "steer", {"model": "hf", "engine": "vllm"}),
         ({"megatron": {}}, "steer", {"model": "model.nemo", "engine": "embedded", "tensor_parallel": 2, "pipeline_parallel": 1}),
         ({"megatron": {"pipeline": 2}}, "value", {"model": "model.nemo", "tensor_parallel": 1, "pipeline_parallel": 2}),
-        (EXTERNAL, "value", {"model": "hf", "engine": "openai", "upstream": "https://vllm.example:8000"}),
+        (EXTERNAL, "value", {"model": "hf", "engine": "openai", "upstream": "https://vllm.example:8000", "upstream_wait": 1800.0}),
         (EXTERNAL, "steer", {"model": "hf", "engine": "embedded", "upstream": ""}),
     ],
 )

@@ -25,7 +25,7 @@ def options(need: ServerNeed) -> list[str]:
         return engine.megatron.options(need.devices)
     if engine.vllm:
         return ["--engine", "openai", "--upstream", f"http://127.0.0.1:{VLLM_PORT}"]
-    return ["--engine", "openai", "--upstream", engine.external.url] if engine.external else []
+    return engine.external.options(need.startup_timeout_seconds) if engine.external else []
 
 
 def secrets(need: ServerNeed, token: SecretKeySpec | None) -> dict[str, SecretKeySpec]:
