@@ -94,3 +94,75 @@ def test_true_is_no_level():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(UsageError, match="did you mean oasst"):
         preset("oast")
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"name": ""}, "attribute name ''"),
+        ({"name": "a:b"}, "attribute name 'a:b': use letters, digits and _ only"),
+        ({"name": "a b"}, "attribute name 'a b'"),
+        ({"name": "a\n"}, "attribute name"),
+        ({"name": "lang"}, "attribute name 'lang' is taken by the language field; set `languages` instead"),
+        ({"name": "a", "low": 2, "high": 2, "default": 2}, "attribute a: need low < high and low <= default <= high, found 2, 2, 2"),
+        ({"name": "a", "low": 1}, "found 1, 0, 4"),
+        ({"name": "a", "default": 5}, "found 0, 5, 4"),
+    ],
+)
+def test_an_attribute_that_cannot_be_is_refused(fields, sentence):
+    with pytest.raises(UsageError) as error:
+        Attribute(**fields)
+    assert sentence in str(error.value)
+
+
+def test_an_attribute_may_default_to_its_ends():
+    assert [Attribute(name="a", low=-1, high=1, default=d).values for d in (-1, 1)] == [range(-1, 2)] * 2
+
+
+def test_a_schema_has_attributes_and_each_once():
+    with pytest.raises(UsageError, match="needs at least one attribute"):
+        AttributeSchema(attributes=())
+    with pytest.raises(UsageError, match="attribute a is listed twice"):
+        AttributeSchema(attributes=(Attribute(name="a"), Attribute(name="b"), Attribute(name="a")))
+
+
+def test_a_language_is_english_where_there_is_english():
+    made = [AttributeSchema(attributes=(Attribute(name="a"),), languages=languages) for languages in ((), ("de", "fr"), ("de", "en"))]
+    assert [schema.default_language for schema in made] == [None, "de", "en"]
+
+
+def test_what_is_wrong_with_a_request_is_said_with_its_field():
+    for mapping, sentence in (
+        ({"lang": 3}, "lang: language is 3; write a string"),
+        ({"lang": "xx"}, "lang: unknown language 'xx'; known: ar bg"),
+        ({"quality": 9}, "quality: label out of range: quality is 9; write a whole number from 0 to 4"),
+        ({"qualty": 1}, "unknown attribute 'qualty'; did you mean quality? known: quality, toxicity"),
+    ):
+        with pytest.raises(DataError) as error:
+            preset("oasst").label(mapping)
+        assert str(error.value).startswith(sentence)
+    with pytest.raises(DataError, match="label has language 'en', but schema helpsteer has none; drop the lang field"):
+        preset("helpsteer").label({"lang": "en"})
+    with pytest.raises(DataError, match="label part 'quality' has no ':'; write name:value,name:value"):
+        preset("oasst").parse("quality")
+
+
+def test_what_is_no_schema_is_named():
+    with pytest.raises(UsageError, match=r"^attribute schema: .*attributes"):
+        AttributeSchema.from_dict({"attributes": 3})
+
+
+HIGH = {"quality", "understanding", "helpfulness", "correctness", "coherence", "complexity", "verbosity"}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_default_to_a_good_answer(name):
+    """As the papers and model cards ask: what is good at its highest, everything else at zero."""
+    schema = preset(name)
+    top = 9 if name == "paper" else 4
+    assert {a.name: (a.low, a.high, a.default) for a in schema.attributes} == {
+        each: (0, top, top if each in HIGH else 0) for each in schema.names
+    }
+    assert schema.defaults() == {a.name: a.default for a in schema.attributes}
+    assert all(a.description for a in schema.attributes)
+    assert (schema.name, bool(schema.languages)) == (name, name in ("oasst", "nemotron"))
