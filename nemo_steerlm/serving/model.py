@@ -53,7 +53,8 @@ class Generation:
             return Delta(self.text.flush(ended=True), token, "stop")
         text = self.text.push(token.token)
         if self.text.stopped():
-            return Delta(text, token, "stop")
+            # What was held back before a control string that is no token of its own is the answer's.
+            return Delta(text + self.text.flush(ended=False), token, "stop")
         if self.generated >= self.max_tokens:
             text += self.text.flush(ended=False)
             return Delta(text, token, "stop" if self.text.stopped() else "length")

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import itertools
 
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nemo_steerlm.core.template import ChatTokens, Template
 from nemo_steerlm.core.tokenization import load_tokenizer
+from nemo_steerlm.inference.engine import GenerationRequest, NextToken
+from nemo_steerlm.serving.model import Generation
 from nemo_steerlm.serving.text_stream import AnswerText, Detokenizer, StopStrings, Unescape
 
 TEMPLATE = Template(special=("</s>", "\x11"))
@@ -96,3 +98,39 @@ def test_an_end_of_turn_of_several_characters_leaves_no_rest(steer_folder):
         for ended, expected in ((True, kept), (False, written)):
             answer = AnswerText(tokenizer, prompt, template=template)
             assert "".join(map(answer.push, ids)) + answer.flush(ended=ended) == expected
+
+
+END, CONTROL = "</turn>\n", "<stop>"
+WORDS = st.sampled_from(["One", " two", "\n", END, "</tu", "<st", CONTROL, "\\", "<", "<\\extra_id_1>", "ST", "STOP", "é", "🎈"])
+
+
+@example(words=["One", "<", CONTROL, " two"], stops=[], ended=False)
+@example(words=["One", "</tu", CONTROL], stops=["STOP"], ended=False)
+@example(words=["One", END], stops=["n>\n"], ended=True)
+@example(words=["One", "<st"], stops=["stop"], ended=True)
+@example(words=["One", "\\"], stops=["\\\\"], ended=False)
+@example(words=["One", "ST"], stops=["STOP"], ended=False)
+@settings(max_examples=60)
+@given(words=st.lists(WORDS, max_size=8), stops=st.sampled_from([[], ["STOP"], ["é"]]), ended=st.booleans())
+def test_an_answer_is_its_text_up_to_what_ends_it_and_unescaped(words, stops, ended, steer_folder):
+    """Token by token, as it is served, against the same rules on the whole text."""
+    tokenizer, written = load_tokenizer(steer_folder), "".join(words)
+    template = Template(tokens=ChatTokens(end_of_turn=END))
+    prompt = tokenizer.encode("Assistant\n")
+    ids = tokenizer.encode(f"Assistant\n{written}")[len(prompt) :]
+    control_token = 0
+    request = GenerationRequest(prompt=tuple(prompt), stop_ids=frozenset([control_token]))
+    text = AnswerText(tokenizer, prompt, template=template, control_stops=(CONTROL,), stops=stops)
+    generation = Generation(request, max_tokens=len(ids) + ended, text=text)
+    got, finish = "", None if ids or ended else "length"
+    for token in [*ids, *([control_token] if ended else [])]:
+        piece = generation.advance(NextToken(token))
+        got, finish = got + piece.text, piece.finish
+        if finish:
+            break
+
+    turn, control, _ = written.partition(CONTROL)
+    expected = template.escape.undo(turn.removesuffix(END) if ended or control else turn)
+    stopped = [s for s in stops if s in expected]
+    assert got == (expected.partition(stopped[0])[0] if stopped else expected)
+    assert finish == ("stop" if ended or control or stopped else "length")
