@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, RepetitionPenaltyLogitsProcessor
 from nemo_steerlm.inference.engine import GenerationRequest, Sampling
 from nemo_steerlm.inference.huggingface import HuggingFaceEngine
 from nemo_steerlm.inference.registry import EngineOptions
-from nemo_steerlm.inference.sampling import draw, generator, penalize
+from nemo_steerlm.inference.sampling import adjust, draw, generator, penalize
 
 DRAWS = 1200
 
@@ -98,6 +98,35 @@ def test_the_penalty_is_transformers(logits: list[float], seen: set[int], penalt
     penalize(ours, ids, penalty)
     theirs = RepetitionPenaltyLogitsProcessor(penalty)(ids[None], torch.tensor([logits]))
     assert torch.equal(ours, theirs[0])
+
+
+@given(
+    logits=st.lists(st.floats(-9, 9, width=32), min_size=6, max_size=6),
+    generated=st.dictionaries(st.integers(0, 5), st.integers(1, 4), max_size=4),
+    frequency=st.sampled_from([0.0, 0.5, -1.5]),
+    presence=st.sampled_from([0.0, 0.75, -2.0]),
+    repetition=st.sampled_from([1.0, 1.3]),
+    bias=st.dictionaries(st.integers(0, 5), st.floats(-20, 20, width=32), max_size=3),
+    allowed=st.sets(st.integers(0, 5), max_size=3),
+)
+def test_scores_are_adjusted_token_by_token(logits, generated, frequency, presence, repetition, bias, allowed) -> None:
+    """OpenAI's formula for what the answer has already, the biases, and nothing but what is allowed. The prompt had token 0."""
+    sampling = Sampling(
+        frequency_penalty=frequency,
+        presence_penalty=presence,
+        repetition_penalty=repetition,
+        bias=tuple(bias.items()),
+        allowed=tuple(allowed),
+    )
+    seen = {0, *generated} if repetition != 1 else set()
+    ours = torch.tensor(logits, dtype=torch.float64)
+    adjust(ours, sampling, seen, generated)
+    for token, logit in enumerate(logits):
+        wanted = (logit * repetition if logit < 0 else logit / repetition) if token in seen else logit
+        if token in generated:
+            wanted -= generated[token] * frequency + presence
+        wanted += bias.get(token, 0.0)
+        assert float(ours[token]) == pytest.approx(-math.inf if allowed and token not in allowed else wanted, abs=1e-6)
 
 
 def generated(engine: HuggingFaceEngine, request: GenerationRequest, count: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -13,7 +14,7 @@ import pytest
 import yaml
 
 from nemo_steerlm.core import environment
-from nemo_steerlm.core.errors import ConfigError, TryAgainError, UsageError
+from nemo_steerlm.core.errors import ConfigError, SteerLMError, TryAgainError, UsageError
 from nemo_steerlm.pipeline import artifacts, local, running
 from nemo_steerlm.pipeline.artifacts import Begun, WorkDirectory
 from nemo_steerlm.pipeline.currency import differences, examine, hashes, identity_of
@@ -232,6 +233,48 @@ def test_a_file_system_without_locks_is_a_configuration_that_says_what_to_mount(
     monkeypatch.setattr(fcntl, "flock", refused)
     with pytest.raises(ConfigError, match="-o flock"), project.work.lock("annotate"):
         pass
+
+
+class Told(local.Listener):
+    """Notes what the executor says."""
+
+    def __init__(self):
+        self.told = []
+
+    def started(self, stage):
+        self.told.append((stage.name, "started"))
+
+    def finished(self, stage, seconds, *, cached):
+        self.told.append((stage.name, "cached" if cached else "done"))
+
+
+@pytest.mark.parametrize(
+    ("from_stage", "until", "told", "left"),
+    [
+        (None, "train-value", [("prepare", "cached"), ("train-value", "cached")], {"prepare", "train-value"}),
+        ("train-value", "prepare", [("prepare", "cached")], {"prepare", "train-value"}),
+        ("prepare", "train-value", [("prepare", "started")], {"train-value"}),
+        ("annotate", "annotate", [("prepare", "cached"), ("train-value", "cached"), ("annotate", "started")], {"prepare", "train-value"}),
+    ],
+)
+def test_stages_from_the_one_that_is_named_run_again_up_to_the_last_that_is_wanted(project, from_stage, until, told, left):
+    """None of them gets far: the data are no trees, and the folder of the value model holds none. What is to be kept is kept."""
+    for name in ("prepare", "train-value", "annotate"):
+        project.finish(name)
+    listener = Told()
+    with contextlib.suppress(SteerLMError):
+        local.run_pipeline(project.manifest, project.work.path, from_stage=from_stage, until_stage=until, listener=listener)
+    assert listener.told == told
+    done = {name for name in ("prepare", "train-value") if project.work.success(name)}
+    assert done == left
+
+
+def test_an_unknown_stage_is_refused_before_anything_is_forgotten(project):
+    project.finish("prepare")
+    for names in ({"from_stage": "prepar"}, {"until_stage": "prepar"}):
+        with pytest.raises(UsageError, match="did you mean prepare"):
+            local.run_pipeline(project.manifest, project.work.path, **names)
+    assert project.states()["prepare"][0] == "done"
 
 
 @pytest.mark.slow
