@@ -137,8 +137,8 @@ def _request(service: Service, plan: LabelPlan, conversation: Conversation, whic
     spans = service.prompts.template.label_prompt(conversation, turns[-1])
     length = len(prompt_ids(spans, service.model.tokenizer)) + len(turns) * plan.length
     if length > service.model.max_length:
-        limit = service.model.max_length
-        raise ContextLengthError(f"too long: {length} tokens with labels", where=Where(field=field), instead=f"this model takes {limit}")
+        reason, limit = f"the prompt is too long: {length} tokens with labels", service.model.max_length
+        raise ContextLengthError(reason, where=Where(field=field), instead=f"this model takes {limit}")
     return ScoreRequest(conversation=conversation, turns=turns), length
 
 

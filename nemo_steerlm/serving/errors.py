@@ -13,7 +13,11 @@ from nemo_steerlm.serving.remote_protocol import RemoteError
 
 
 class ContextLengthError(DataError):
-    """A prompt is longer than the model takes."""
+    """A prompt is longer than the model takes.
+
+    Its sentence has "the prompt is too long": clients before many servers (litellm 1.110, langchain-openai 1.7) tell by these words, since
+    OpenAI's client (3.57) no longer shows them the code.
+    """
 
     code = "context_length_exceeded"
 

@@ -173,7 +173,7 @@ class Prompts:
         most = _CHARACTERS_PER_TOKEN * self.max_length
         if characters > most:
             instead = f"this model takes {self.max_length} tokens, and no text of more than {most} characters is read"
-            raise ContextLengthError(f"the text has {characters} characters", where=Where(field=field), instead=instead)
+            raise ContextLengthError(f"the prompt is too long: {characters} characters", where=Where(field=field), instead=instead)
 
     def token_text(self, token: int) -> str:
         """One token as text, the space before a word included (a decoder drops it at the start)."""
@@ -188,6 +188,6 @@ class Prompts:
         """
         left = self.max_length - len(prompt)
         if left < 0 or (left == 0 and wanted != 0):
-            reason = f"the prompt has {len(prompt)} tokens"
+            reason = f"the prompt is too long: {len(prompt)} tokens"
             raise ContextLengthError(reason, instead=f"this model takes {self.max_length - 1} and one to generate")
         return left if wanted is None else min(wanted, left)

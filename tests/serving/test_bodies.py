@@ -23,7 +23,7 @@ USER = {"role": "user", "content": "a"}
 TOO_MANY = f"the body has more than {bodies.MOST_VALUES} texts, lists and objects; send several smaller requests"
 POST, PUT = "POST", "PUT"
 LARGE = {
-    "numbers": (POST, "/v1/completions", lambda: {"prompt": [1] * 1_000_000}, "the text has 1000000 characters"),
+    "numbers": (POST, "/v1/completions", lambda: {"prompt": [1] * 1_000_000}, "the prompt is too long: 1000000 characters"),
     "prompts": (POST, "/v1/completions", lambda: {"prompt": [[1]] * 300_000}, TOO_MANY),
     "messages": (POST, "/v1/chat/completions", lambda: {"messages": [{}] * 300_000}, TOO_MANY),
     "few messages": (POST, "/v1/chat/completions", lambda: {"messages": [{}] * 60_000}, "messages[0].role: is missing"),

@@ -50,7 +50,7 @@ def test_what_is_longer_than_the_model_was_taught_is_refused_with_the_limit(taug
         long = {"prompt": [5] * 100, "max_tokens": 1}
         error = client.post("/v1/completions", json=long).json()["error"]
         assert (error["code"], error["type"]) == ("context_length_exceeded", "invalid_request_error")
-        assert error["message"] == "the prompt has 100 tokens; this model takes 63 and one to generate"
+        assert error["message"] == "the prompt is too long: 100 tokens; this model takes 63 and one to generate"
         refused = client.put("/generate", json={"sentences": ["a dog " * 60], "tokens_to_generate": 1})
         assert refused.status_code == 400
         assert "this model takes 63" in refused.json()

@@ -45,9 +45,9 @@ def test_wrong_attributes_are_answered_with_what_exists(client, attributes):
 
 def test_a_prompt_that_is_too_long_is_answered_with_the_limit(client):
     long = "Once upon a time " * 300
-    with pytest.raises(BadRequestError, match=r"the prompt has \d+ tokens.*this model takes 511 and one to generate"):
+    with pytest.raises(BadRequestError, match=r"the prompt is too long: \d+ tokens.*this model takes 511 and one to generate"):
         client.chat.completions.create(model="writer", messages=[{"role": "user", "content": long}])
-    with pytest.raises(BadRequestError, match=r"the prompt has \d+ tokens"):
+    with pytest.raises(BadRequestError, match=r"the prompt is too long: \d+ tokens"):
         client.completions.create(model="writer", prompt=long)
 
 

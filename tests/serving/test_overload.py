@@ -150,7 +150,7 @@ def test_what_generate_gives_is_bounded(steer_server):
             ({"end_strings": ["x"] * 17}, "end_strings may have 16 strings"),
             ({"end_strings": ["x" * 257]}, "of 256 characters"),
             ({"all_probs": True, "sentences": ["Once"] * 64, "tokens_to_generate": 500}, "probabilities; 2000000 are the most"),
-            ({"sentences": ["x" * 100_000]}, "the text has 100000 characters"),
+            ({"sentences": ["x" * 100_000]}, "the prompt is too long: 100000 characters"),
         ):
             refused = client.put("/generate", json=body | more)
             assert (refused.status_code, says in refused.json()) == (400, True), refused.text

@@ -237,7 +237,7 @@ def test_what_goes_wrong_is_said_and_the_question_stays(page, writer):
     expect(page.locator("#chat-problem")).to_have_text("Write a message first.")
     long = "Once upon a time " * 300
     ask(page, long)
-    expect(page.locator("#chat-problem")).to_contain_text(re.compile(r"^The prompt has \d+ tokens.*this model takes 511"))
+    expect(page.locator("#chat-problem")).to_contain_text(re.compile(r"^The prompt is too long: \d+ tokens.*this model takes 511"))
     expect(page.get_by_label("Your message")).to_have_value(long)
     expect(page.locator("#conversation .turn")).to_have_count(0)
     page.get_by_role("tab", name="How does it read?").click()
