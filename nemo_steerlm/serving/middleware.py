@@ -149,13 +149,22 @@ class RequestMiddleware:
         self._service.in_flight += 1
         started = time.monotonic()
         status = 500
+        recorded = False
         read = bytearray()
+
+        def record() -> None:
+            nonlocal recorded
+            if not recorded:
+                recorded = True
+                self._record(scope, status, time.monotonic() - started, bytes(read), request_id)
 
         async def watched_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", request_id.encode())]}
+            elif not message.get("more_body", False):
+                record()  # before the end is sent: who has the whole answer finds it in metrics and log
             await send(message)
 
         counted = limited(in_time(receive, self._service), self._settings.max_body_bytes)
@@ -173,7 +182,7 @@ class RequestMiddleware:
             await self._app(scope, watched_receive, watched_send)
         finally:
             self._service.in_flight -= 1
-            self._record(scope, status, time.monotonic() - started, bytes(read), request_id)
+            record()
 
     def _refused(self, scope: Scope) -> ErrorResponse | None:
         headers = dict(scope["headers"])

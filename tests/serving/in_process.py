@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.testclient import TestClient
@@ -18,6 +19,13 @@ from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.model import Model
 from nemo_steerlm.serving.scheduler import Scheduler
 from nemo_steerlm.serving.service import Service, Settings
+
+
+def http_scope(method: str, path: str) -> dict[str, Any]:
+    """What a server tells an app of a request with a JSON body."""
+    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "http_version": "1.1"}
+    headers = [(b"content-type", b"application/json")]
+    return scope | {"headers": headers, "client": ("127.0.0.1", 1), "server": ("here", 80), "scheme": "http"}
 
 
 def local(folder: Path, **options: int) -> Model:

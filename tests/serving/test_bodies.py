@@ -18,6 +18,7 @@ from nemo_steerlm.serving import bodies
 from nemo_steerlm.serving.app import create_app
 from nemo_steerlm.serving.service import Service, Settings
 from nemo_steerlm.serving.startup import local_model
+from tests.serving.in_process import http_scope
 
 USER = {"role": "user", "content": "a"}
 TOO_MANY = f"the body has more than {bodies.MOST_VALUES} texts, lists and objects; send several smaller requests"
@@ -63,10 +64,8 @@ async def sent(app: Any, method: str, path: str, body: bytes) -> tuple[int, str,
             await asyncio.sleep(0)
             turns += 1
 
-    scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": b"", "http_version": "1.1"}
-    scope |= {"headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1), "server": ("here", 80), "scheme": "http"}
     counting = asyncio.create_task(others())
-    await app(scope, receive, send)
+    await app(http_scope(method, path), receive, send)
     counting.cancel()
     return said[0]["status"], said[1]["body"].decode(), said[0]["turns"]
 

@@ -113,6 +113,12 @@ def test_what_asks_for_nothing_is_let_through(writer):
     assert writer.post("/v1/chat/completions", json=CHAT | {"messages": turns}).status_code == 200
 
 
+def test_a_completion_that_cannot_be_done_is_refused_too(writer):
+    error = refused(writer, "/v1/completions", RAW | {"suffix": "the end"})
+    assert (error["param"], "a prompt is continued, not filled in" in error["message"]) == ("suffix", True)
+    assert "did you mean prompt?" in refused(writer, "/v1/completions", {"promt": "a"})["message"]
+
+
 def test_what_is_no_json_is_told_so(writer):
     json_type = {"Content-Type": "application/json"}
     said = writer.post("/v1/chat/completions", content=b'{"messages": [],}', headers=json_type).json()["error"]["message"]
