@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
+from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.evaluation.agreement import compare
 from nemo_steerlm.evaluation.calibration import calibration
 from nemo_steerlm.evaluation.control import control, difference
@@ -15,6 +17,7 @@ from nemo_steerlm.evaluation.samples import Sample
 from nemo_steerlm.evaluation.summary import ModelRow, summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck
 from tests.evaluation.answers import STEERING, answers, failing, steering
+from tests.serving.browsers import DESK, PHONE, chromium
 
 JUDGES = {"positivity": "vader"}
 
@@ -112,3 +115,29 @@ def test_no_legend_covers_data(monkeypatch, report):
         assert figure.bbox.containsx(box.x0)
         assert figure.bbox.containsx(box.x1)
         assert figure.bbox.containsy(box.y1)
+
+
+WIDER = """() => {
+  document.querySelectorAll("details").forEach(e => { e.open = true })
+  return [...document.querySelectorAll(".wide, figure")].filter(e => e.scrollWidth > e.clientWidth).map(e => e.innerText.slice(0, 80))
+}"""
+
+
+@pytest.mark.browser
+def test_twelve_attributes_fit_a_window_and_a_phone(tmp_path, report):
+    names = preset("oasst").names
+    made = [
+        msgspec.structs.replace(sample, read=dict.fromkeys(names, sample.read[name]))
+        for name in names
+        for sample in answers(**STEERING, noise=(0.3, 0.15), attribute=name)[::8]
+    ]
+    checks = dict.fromkeys(names, report.checks["verbosity"])
+    table = control(made, dict.fromkeys(names, "words"), {})
+    write_page(tmp_path / "report.html", msgspec.structs.replace(report, checks=checks, control=table, samples=made))
+    with chromium() as browser:
+        page = browser.new_page(viewport=DESK)
+        page.goto((tmp_path / "report.html").as_uri())
+        assert page.evaluate(WIDER) == []
+        page.set_viewport_size(PHONE)
+        assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+        assert len(page.evaluate(WIDER)) > 5  # these scroll by themselves

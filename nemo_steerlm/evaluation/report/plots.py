@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 READ = "#2f6db5"
 JUDGED = "#d1642a"
-QUIET = "#9aa3ad"
+QUIET = "#7a8591"
 READABLE = 45
 """Points of the screen for an inch of a plot, of which it has 72, below which its letters become too small."""
 COLUMNS = 3
@@ -121,7 +121,7 @@ def loss_plot(curves: Mapping[str, Sequence[float]]) -> str:
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Above all axes, where no data is."""
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=8, frameon=False, loc="outside upper center", ncols=len(labels))
+    figure.legend(handles, labels, fontsize=10, frameon=False, loc="outside upper center", ncols=len(labels))
 
 
 def _grid(count: int, *, height: float, columns: int = COLUMNS, width: float = 8.0) -> tuple[Figure, list[Axes]]:
@@ -144,7 +144,7 @@ def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
     # A fixed salt and no date: the same figures give the same bytes.
     with mpl.rc_context({"svg.hashsalt": "steerlm", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     # On a phone it scrolls, rather than becoming too small to read.
     readable = f'<svg style="min-width: {READABLE * figure.get_figwidth():.0f}pt"'
     return re.sub(r"^.*?<svg", readable, buffer.getvalue(), count=1, flags=re.DOTALL)
