@@ -133,7 +133,7 @@ def command_line() -> str:
     parts = ["# The command line\n\nWhat `steerlm COMMAND --help` prints."]
     for name, line in COMMANDS.items():
         text = runner.invoke(application([name]), [name, "--help"], prog_name="steerlm", env={"COLUMNS": "120", "TERM": "dumb"}).output
-        parts.append(f"## steerlm {name}\n\n{line}\n\n```\n{text.strip()}\n```")
+        parts.append(f"## steerlm {name}\n\n{line}\n\n```text\n{text.strip()}\n```")
     return "\n\n".join(parts)
 
 

@@ -21,7 +21,7 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "megatron_gpt_eval.py"
 settings.register_profile("any-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any-machine")
 
-ON_A_NODE = ("test_installed.py", "test_node.py", "test_node_loss.py", "test_pipeline.py")
+ON_A_NODE = ("test_installed.py", "test_node.py", "test_node_loss.py", "test_pages.py", "test_pipeline.py")
 LONGEST = (
     "node",
     "control plane",

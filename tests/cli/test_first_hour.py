@@ -1,4 +1,4 @@
-"""From a file of ratings to a steered answer by what the pages of *Start* and *How-to* say to type, and nothing else.
+"""From a file of ratings to a steered answer by what the README and the pages of *Start* and *How-to* say to type, and nothing else.
 
 A real (tiny) Llama goes the whole way from a spreadsheet, in fewer steps than are written; files of other shapes go through what depends
 on the shape: what is guessed, what is validated, and the records that every later stage reads.
@@ -13,16 +13,15 @@ import shlex
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from tests.data import shapes
+from tests.docs.commands import ELSEWHERE, ROOT, RUNNERS, commands
 from tests.inputs import STORIES
 from tests.serving.servers import running
 
-DOCS = Path(__file__).parents[2] / "docs"
-NOTEBOOK = DOCS.parent / "examples" / "notebook.ipynb"
+NOTEBOOK = ROOT / "examples" / "notebook.ipynb"
 STEERLM = (sys.executable, "-m", "nemo_steerlm.cli.main")
 FILES = {
     "chats.jsonl": shapes.chats,
@@ -30,26 +29,14 @@ FILES = {
     "argilla.json": shapes.argilla,
     "sharegpt.parquet": shapes.shared_chats,
 }
-PAGES = (
-    "start/own-data.md",
-    "start/quickstart.md",
-    "start/what-you-get.md",
-    *(str(path.relative_to(DOCS)) for path in sorted(DOCS.glob("how-to/*.md"))),
-)
-ELSEWHERE = {
-    "steerlm init ratings.csv": "asks: tests/cli/test_init.py has a terminal for it",
-    "steerlm init ratings.csv --base hf:Qwen/Qwen2.5-0.5B-Instruct": "needs the hub: tests/data/test_hub.py has one",
-    "make run": "makes an environment and trains a larger model: by hand",
-    "source .venv/bin/activate": "follows from it",
-    "steerlm chat runs/quickstart --set positivity=4 --set verbosity=1": "start/own-data.md's with another model's attributes",
-    "steerlm --install-completion": "changes the user's shell: tests/cli/test_doctor.py asks for completion",
-    "steerlm run pipeline.yaml --from bootstrap-1-sample": "needs rounds: tests/pipeline/test_end_to_end.py has one",
-}
-"""Commands of the pages that are not run here, and why."""
+PAGES = RUNNERS["tests/cli/test_first_hour.py"]
 OURS = {
     "ratings.csv --yes": f"ratings.csv --yes --force --base {STORIES}",
     "Question --rating helpful --rating funny": "Prompt --rating Helpfulness --rating 'is it funny?'",
     "helpful=5 --set funny=1": "helpfulness=5 --set is_it_funny=1 --max-tokens 8",
+    "positivity=4 --set verbosity=1": "helpfulness=5 --set is_it_funny=1 --max-tokens 8",
+    '{"positivity": 4, "verbosity": 1}': '{"helpfulness": 5, "is_it_funny": 1}, "max_tokens": 8',
+    "--pipeline-parallel 2": "--tensor-parallel 2",
     "runs/quickstart": "runs/ratings",
     "pipeline.yaml": "ratings.yaml",
 }
@@ -66,15 +53,10 @@ SMALLER = {
 
 
 def run(folder, line, said=""):
-    command = [*STEERLM, *shlex.split(line)[1:]]
-    done = subprocess.run(command, cwd=folder, input=said, capture_output=True, text=True, check=False)
+    typed = f"{shlex.join(STEERLM)} {line[8:]}" if line.startswith("steerlm ") else line
+    done = subprocess.run(["bash", "-c", typed], cwd=folder, input=said, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{line}: {done.stderr[-4000:]}"
     return done.stdout
-
-
-def commands(page):
-    text = (DOCS / page).read_text(encoding="utf-8")
-    return [line for block in re.findall(r"^```console\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -123,6 +105,22 @@ def notebook(port):
 @pytest.mark.megatron
 @pytest.mark.timeout(1800)
 @pytest.mark.slow
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_each_shape_becomes_a_model_that_answers(name, tmp_path):
+    """The spreadsheet does so below."""
+    FILES[name](tmp_path / name)
+    stem = name.partition(".")[0]
+    run(tmp_path, f"steerlm init {name} --yes --base {STORIES}")
+    smaller(tmp_path / f"{stem}.yaml")
+    said = run(tmp_path, f"steerlm run {stem}.yaml")
+    assert "control error" in said
+    offered = re.search(r"^talk to it: .*(chat .*)$", said, re.MULTILINE).group(1)
+    assert run(tmp_path, f"steerlm {offered} --max-tokens 8", said="Tell me of cats.\n").strip()
+
+
+@pytest.mark.megatron
+@pytest.mark.timeout(1800)
+@pytest.mark.slow
 def test_the_pages_lead_from_a_spreadsheet_to_a_model_that_answers(tmp_path):
     shapes.spreadsheet(tmp_path / "ratings.csv")
     printed = {}
@@ -135,9 +133,9 @@ def test_the_pages_lead_from_a_spreadsheet_to_a_model_that_answers(tmp_path):
                 ours = line
                 for said, here in places.items():
                     ours = ours.replace(said, here)
-                if served := re.fullmatch(r"steerlm serve (\S+) --port (\d+)", ours):
-                    server = servers.enter_context(running(tmp_path / served.group(1), "--port", "0"))
-                    places[f"http://localhost:{served.group(2)}"] = server.url
+                if served := re.fullmatch(r"steerlm serve (\S+)(.*) --port (\d+)", ours):
+                    server = servers.enter_context(running(tmp_path / served.group(1), *shlex.split(served.group(2)), "--port", "0"))
+                    places |= {f"http://{host}:{served.group(3)}": server.url for host in ("localhost", "127.0.0.1")}
                     continue
                 printed[line] = run(tmp_path, ours, said="Tell me of cats.\n")
                 if " init " in line:
@@ -150,6 +148,11 @@ def test_the_pages_lead_from_a_spreadsheet_to_a_model_that_answers(tmp_path):
     assert re.search(rf"^talk to it: .* chat {tmp_path}/runs/ratings --set \w+=5$", result, re.MULTILINE), result
     assert printed["steerlm chat runs/ratings --set helpful=5 --set funny=1"].strip()
     assert len((tmp_path / "labelled.jsonl").read_text().splitlines()) == 3
+    [answer] = [json.loads(said) for line, said in printed.items() if line.startswith("curl ") and "/v1/chat/completions" in line]
+    assert answer["choices"][0]["message"]["content"]
+    [read] = [json.loads(said) for line, said in printed.items() if line.startswith("curl ") and "/v1/attributes" in line]
+    assert "is_it_funny" in json.dumps(read)
+    assert "vllm" in printed["steerlm serve runs/quickstart --engine vllm --print-command"]
     again = printed["steerlm run pipeline.yaml --from evaluate"]
     assert ("train-steer: already done" in again, "evaluate: done" in again) == (True, True), again
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -159,7 +162,3 @@ def test_the_pages_lead_from_a_spreadsheet_to_a_model_that_answers(tmp_path):
     assert done.stdout.count("already done") == 5
     # Both ends of both attributes from the samples, then all five levels of the first from a server.
     assert len(re.findall(r"^(?:helpfulness|is_it_funny) [1-5]: ", done.stdout, re.MULTILINE)) == 4 + 5
-
-
-def test_what_is_not_run_is_still_on_a_page():
-    assert set(ELSEWHERE) <= {line for page in PAGES for line in commands(page)}

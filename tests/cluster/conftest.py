@@ -25,7 +25,7 @@ from tests.cluster import audited, operating
 from tests.cluster.pipelines import Namespace
 from tests.cluster.stand_in import DONE, Kubelet, Play
 
-CLUSTER_FIXTURES = ("programs", "control_plane", "node_cluster")
+CLUSTER_FIXTURES = ("programs", "control_plane", "node_cluster", "own_node_cluster")
 BUSY_SECONDS = 900
 """For one test and the clusters that it may be the first to need, on a machine that is busy with other things."""
 FAILED = pytest.StashKey[bool]()
@@ -111,6 +111,14 @@ def control_plane(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="session")
 def node_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """A cluster with a node that runs pods."""
+    yield from _cluster(request, tmp_path_factory, node=True)
+
+
+@pytest.fixture(scope="module")
+def own_node_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster with a node for one module, which installs and removes the chart; skips where another's cluster is used."""
+    if environment_kubeconfig():
+        pytest.skip("installs and removes the definition, which on another's cluster is not for a test to do")
     yield from _cluster(request, tmp_path_factory, node=True)
 
 

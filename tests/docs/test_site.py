@@ -10,12 +10,15 @@ from pathlib import Path
 import click
 import pytest
 import typer
+import yaml
 
 from nemo_steerlm.cli.main import COMMANDS, application
 from nemo_steerlm.core import errors
+from nemo_steerlm.pipeline.manifest import PipelineSpec
 from nemo_steerlm.pipeline.train_spec import TrainSpec
 from nemo_steerlm.serving.errors import HTTP_CODES, STATUSES
 from nemo_steerlm.training.config import compose
+from tests.docs.commands import fences
 
 ROOT = Path(__file__).parents[2]
 PAGES = [path for pattern in ("*.md", "docs/**/*.md", "k8s/*.md", "examples/*.md", "charts/**/*.md") for path in sorted(ROOT.glob(pattern))]
@@ -119,3 +122,22 @@ def test_a_setting_has_one_default_whichever_way_it_is_set():
         for part in key.split("."):
             found = found[part]
         assert (str(fields[field]), str(found)) == (default, other or default), field
+
+
+PARTS = [
+    pytest.param(part, id=f"{page}-{number}")
+    for page in (
+        "docs/training.md",
+        "docs/reference/overrides.md",
+        *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("docs/how-to/*.md"))),
+    )
+    for number, (language, part) in enumerate(fences(page))
+    if language == "yaml"
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_a_pipeline_file_in_the_documentation_is_valid(part):
+    """The parts about clusters are tried in ``test_kubernetes_pages.py``."""
+    base = {"attributes": {"preset": "steerlm9"}, "data": {"oasst": {"path": "t.jsonl"}}, "model": {"base": "base"}}
+    PipelineSpec.model_validate(base | yaml.safe_load(part)["spec"])
