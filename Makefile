@@ -10,12 +10,14 @@
 # make chart          what is generated from code: the resource's definition, the chart's values and schema
 # make docs           the documentation: generated reference pages, and a site below site/
 # make help           these lines
-# All make .venv and install what they need first.
+# All make .venv and install what they need first; make run less than the others.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.10 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-EXTRAS := nemo,serve,openvino,report,operator,docs,dev
+RUNS := nemo,serve,report
+EXTRAS := $(RUNS),openvino,operator,docs,dev
+RUNNABLE := $(VENV)/.runnable
 INSTALLED := $(VENV)/.installed
 SOURCES := nemo_steerlm k8s charts docs tests examples
 
@@ -37,11 +39,17 @@ $(BIN)/uv:
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); [ "$$(id -u)" = 0 ] && apt-get update -q && apt-get install -qy python3-venv && $(PYTHON) -m venv $(VENV); }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
+INSTALL = $(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable
+
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(INSTALL) '.[$(EXTRAS)]'
+	touch $@ $(RUNNABLE)
+
+$(RUNNABLE): pyproject.toml constraints.txt | $(BIN)/uv
+	$(INSTALL) '.[$(RUNS)]'
 	touch $@
 
-run: $(INSTALLED)
+run: $(RUNNABLE)
 	$(BIN)/steerlm run examples/pipelines/quickstart.yaml
 
 lint: $(INSTALLED)

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "make test-cluster": "runs this",
     "make test-engines": "runs this",
     "make bench": "measures; nothing in it is asserted: by hand",
+    "make bench-quickstart": "trains for three quarters of an hour: by hand",
     "make mutants": "takes hours: by hand",
 }
 """Commands that those tests leave out, and why."""
