@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from nemo_steerlm import __version__
+from nemo_steerlm.cli.examples import epilog
 from nemo_steerlm.core.exits import run_and_exit
 
 COMMANDS = {
@@ -42,7 +43,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
     called = next((a for a in arguments if not a.startswith("-")), None)
     for name, line in COMMANDS.items():
         function = getattr(importlib.import_module(f"nemo_steerlm.cli.{name}"), name) if name == called else _not_called
-        app.command(name, short_help=line)(function)
+        app.command(name, short_help=line, epilog=epilog(name))(function)
     return app
 
 
