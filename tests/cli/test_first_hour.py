@@ -31,7 +31,7 @@ FILES = {
 }
 PAGES = RUNNERS["tests/cli/test_first_hour.py"]
 OURS = {
-    "ratings.csv --yes": f"ratings.csv --yes --force --base {STORIES}",
+    "ratings.csv --yes --force": f"ratings.csv --yes --force --base {STORIES}",
     "Question --rating helpful --rating funny": "Prompt --rating Helpfulness --rating 'is it funny?'",
     "helpful=5 --set funny=1": "helpfulness=5 --set is_it_funny=1 --max-tokens 8",
     "positivity=4 --set verbosity=1": "helpfulness=5 --set is_it_funny=1 --max-tokens 8",

@@ -16,6 +16,9 @@ import pytest
 
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.model_info import ModelInfo
+from nemo_steerlm.pipeline.manifest import load
+from tests.data.shapes import spreadsheet
+from tests.inputs import STORIES
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 FILES = {
@@ -29,10 +32,12 @@ GATED = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to model own/ga
 
 
 class Hub(BaseHTTPRequestHandler):
-    """own/public, own/old (pickles only), own/gated; own/private without a token is 401, with one 404, as on the real hub."""
+    """own/ratings has a data set. Models: own/public, own/old (pickles only), own/gated; own/private, as on the real hub,
+    is 401 without a token and 404 with one."""
 
     asked: list[str] = []
     sent: dict[str, bytes] = {}
+    rated: dict[str, bytes] = {}
 
     def do_HEAD(self) -> None:
         self._answer(body=False)
@@ -80,7 +85,7 @@ class Hub(BaseHTTPRequestHandler):
         if "missing" in parts:
             return self._send(404, {"X-Error-Code": "RepoNotFound"}, b"", body)
         self.asked.append(name)
-        return self._send(200, {"X-Repo-Commit": SHA, "ETag": f'"{name}"'}, FILES[name], body)
+        return self._send(200, {"X-Repo-Commit": SHA, "ETag": f'"{name}"'}, (self.rated | FILES)[name], body)
 
     def _send(self, status: int, headers: dict[str, str], content: bytes, body: bool) -> None:
         self.send_response(status)
@@ -161,6 +166,19 @@ def test_each_refusal_says_what_to_do(hub: str, tmp_path: Path) -> None:
     ]
     (with_token,) = fetch(hub, tmp_path, "hf:own/private", HF_TOKEN="hf_x")
     assert with_token == "2 hf:own/private: the Hugging Face hub has no such model, or HF_TOKEN may not see it"
+
+
+def test_init_looks_at_a_data_set_of_the_hub(hub: str, tmp_path: Path) -> None:
+    spreadsheet(tmp_path / "ratings.csv")
+    Hub.rated["ratings.csv"] = (tmp_path / "ratings.csv").read_bytes()
+    reference, written = "hf:own/ratings/ratings.csv", tmp_path / "ratings.yaml"
+    done = steerlm(hub, tmp_path / "home", "init", reference, "--yes", "--base", str(STORIES), "--output", str(written))
+    assert done.returncode == 0, done.stderr
+    assert f"{reference} is read as data.ratedText" in done.stdout
+    assert load(written).spec.data.references() == (reference,)
+    run = steerlm(hub, tmp_path / "home", "run", str(written), "--until", "prepare", "--workdir", str(tmp_path / "work"))
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "work/prepare/value_train.jsonl").stat().st_size > 0
 
 
 def test_convert_takes_a_plain_hub_id(hub: str, tmp_path: Path) -> None:

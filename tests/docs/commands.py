@@ -42,7 +42,7 @@ RUNNERS = {
 """A test and the pages that it runs, in this order."""
 ELSEWHERE = {
     "steerlm init ratings.csv": "asks: tests/cli/test_init.py has a terminal for it",
-    "steerlm init ratings.csv --base hf:Qwen/Qwen2.5-0.5B-Instruct": "needs the hub: tests/data/test_hub.py has one",
+    "steerlm init ratings.csv --force --base hf:Qwen/Qwen2.5-0.5B-Instruct": "needs the hub: tests/data/test_hub.py has one",
     "make run": "makes an environment and trains a larger model: by hand",
     "make install": "makes the environment of whoever runs the tests",
     "source .venv/bin/activate": "follows from it",
