@@ -2,15 +2,14 @@
 
 The baselines are what upstream's server is: requests answered one after another behind a lock (transformers' ``generate`` here), and for
 labels thirteen one-token ``PUT /generate`` requests a turn, one at a time, of the same turns of the same records, for which both protocols'
-labels are compared. A second baseline of generation is
-``generate`` with all clients' prompts as one batch, as somebody can do who has all prompts beforehand.
+values are compared. A second baseline of generation is ``generate`` with all clients' prompts as one batch, as somebody can do who has all
+prompts beforehand; then what others would serve the model with, where it can be installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import statistics
@@ -18,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +29,13 @@ from nemo_steerlm.client.labelling import UPSTREAM_SAMPLING, LabelFormat, Labell
 from nemo_steerlm.client.retry import RequestFailed
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import ASSISTANT, Conversation, Turn
+from nemo_steerlm.core.labels import split
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.packages import local_path
 from tests.benchmarks.bench_scoring import threads
+from tests.benchmarks.other_servers import OTHERS, openvino_genai, skipping
 from tests.inputs import SMOLLM2, STORIES
 from tests.serving.servers import running
 from tests.serving.tiny_models import model_folder, teach_labels
@@ -45,6 +46,9 @@ TOKENS = 32
 QUESTIONS = ("Where did techno music start?", "Name three uses of a paper clip.", "Why is the sky blue?", "Write a line about rain.")
 
 
+PROMPTS = [f"<extra_id_1>User\n{question}\n<extra_id_1>Assistant\n" for question in QUESTIONS]
+
+
 class Told(NamedTuple):
     """One streamed answer: seconds to its first token and to its end."""
 
@@ -52,33 +56,37 @@ class Told(NamedTuple):
     last: float
 
 
-async def ask(client: httpx.AsyncClient, number: int) -> Told:
-    """Stream one answer of ``TOKENS`` tokens."""
+async def ask(client: httpx.AsyncClient, number: int, more: Mapping[str, object]) -> Told:
+    """Stream one answer of ``TOKENS`` tokens. ``more`` is what this server has to be told beside."""
     body = {
-        "prompt": f"<extra_id_1>User\n{QUESTIONS[number % len(QUESTIONS)]}\n<extra_id_1>Assistant\n",
+        "prompt": PROMPTS[number % len(PROMPTS)],
         "max_tokens": TOKENS,
         "min_tokens": TOKENS,
         "temperature": 0,
-        "logprobs": 0,
         "stream": True,
+        "stream_options": {"include_usage": True},
+        **more,
     }
-    began, first = time.perf_counter(), 0.0
+    began, first, usage, last = time.perf_counter(), 0.0, {}, ""
     async with client.stream("POST", "/v1/completions", json=body) as response:
         async for line in response.aiter_lines():
-            if line.startswith("data: {") and not first:
-                first = time.perf_counter() - began
+            if line.startswith("data: {"):
+                first = first or time.perf_counter() - began
+                usage = json.loads(line[6:]).get("usage") or usage
+                last = line
+    assert usage.get("completion_tokens") == TOKENS, f"HTTP {response.status_code}, {usage or last}: not what was asked for"
     return Told(first, time.perf_counter() - began)
 
 
-async def load(url: str, clients: int, each: int) -> tuple[list[Told], float]:
+async def load(url: str, clients: int, each: int, more: Mapping[str, object]) -> tuple[list[Told], float]:
     """``clients`` at once, each with ``each`` requests after one another."""
 
     async def one(client: httpx.AsyncClient, number: int) -> list[Told]:
-        return [await ask(client, number + i) for i in range(each)]
+        return [await ask(client, number + i, more) for i in range(each)]
 
     limits = httpx.Limits(max_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=900, limits=limits) as client:
-        await ask(client, 0)
+        await ask(client, 0, more)
         began = time.perf_counter()
         told = await asyncio.gather(*(one(client, i) for i in range(clients)))
         return [t for answers in told for t in answers], time.perf_counter() - began
@@ -91,7 +99,7 @@ def one_after_another(folder: Path, requests: int) -> float:
     began = 0.0
     for number in range(-1, requests):  # the first warms up
         began = began if number else time.perf_counter()
-        ids = torch.tensor([tokenizer.encode(f"<extra_id_1>User\n{QUESTIONS[number % 4]}\n<extra_id_1>Assistant\n")])
+        ids = torch.tensor([tokenizer.encode(PROMPTS[number % len(PROMPTS)])])
         length = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "pad_token_id": 0}
         model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **length)
     return requests * TOKENS / (time.perf_counter() - began)
@@ -101,7 +109,7 @@ def batched(folder: Path, clients: int) -> float:
     """Tokens/s of transformers' ``generate`` with one prompt of each client in one batch, padded on the left."""
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32).eval()
     tokenizer = load_tokenizer(folder)
-    prompts = [tokenizer.encode(f"<extra_id_1>User\n{QUESTIONS[number % 4]}\n<extra_id_1>Assistant\n") for number in range(clients)]
+    prompts = [tokenizer.encode(PROMPTS[number % len(PROMPTS)]) for number in range(clients)]
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -122,14 +130,38 @@ def throughput(folder: Path, most: int) -> None:
     )
     numbers = [clients for clients in CLIENTS if clients <= most]
     batches = {clients: batched(folder, clients) for clients in numbers}
+    rates = {}
     with running(folder, "--no-page", "--no-prefix-cache", "--max-rows", "64", "--threads", str(torch.get_num_threads())) as server:
         for clients in numbers:
-            told, seconds = asyncio.run(load(server.url, clients, 4 if clients < 16 else 1))
-            firsts = sorted(t.first for t in told)
-            rate = len(told) * TOKENS / seconds
+            rate, firsts = measured(server.url, clients)
             p95 = firsts[int(0.95 * (len(firsts) - 1))]
             ratios = f"{rate / base:11.1f} {rate / batches[clients]:12.2f}"
-            print(f"{clients:8} {len(told):9} {rate:9.1f} {ratios} {statistics.median(firsts):22.2f} {p95:7.2f}", flush=True)
+            print(f"{clients:8} {len(firsts):9} {rate:9.1f} {ratios} {statistics.median(firsts):22.2f} {p95:7.2f}", flush=True)
+            rates[clients] = rate
+    others(folder, {"steerlm serve": rates, "transformers' generate, one batch": batches})
+
+
+def measured(url: str, clients: int, more: Mapping[str, object] | None = None) -> tuple[float, list[float]]:
+    """Tokens/s of a server under so many clients, and the seconds to each first token, sorted."""
+    told, seconds = asyncio.run(load(url, clients, 4 if clients < 16 else 1, more or {}))
+    return len(told) * TOKENS / seconds, sorted(t.first for t in told)
+
+
+def others(folder: Path, known: dict[str, dict[int, float]]) -> None:
+    """Print tokens/s of what others would serve the model with, beside what is ``known`` of the same numbers of clients."""
+    numbers = list(next(iter(known.values())))
+    print(f"\n{'tokens/s by number of clients':36}" + "".join(f"{number:>9}" for number in numbers))
+
+    def row(name: str, rates: Mapping[int, float]) -> None:
+        print(f"{name:36}" + "".join(f"{rates[number]:9.1f}" for number in numbers), flush=True)
+
+    for name, rates in known.items():
+        row(name, rates)
+    for other in OTHERS:
+        with skipping(other.name), other.serving(folder, max(numbers)) as url:
+            row(other.name, {number: measured(url, number, other.more)[0] for number in numbers})
+    with skipping(batch := "OpenVINO GenAI, one batch"):
+        row(batch, openvino_genai(folder, PROMPTS, numbers, TOKENS))
 
 
 def turns(folder: Path, count: int) -> None:
@@ -189,23 +221,36 @@ def _peak(process: int) -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("VmHWM:"))
 
 
-def upstream(url: str, conversations: Sequence[Conversation], form: LabelFormat) -> list[list[str]]:
-    """The labels of these conversations by upstream's protocol, value after value; a value that is none counts as the lowest."""
-    found = []
-    lowest = ("0", *form.schema.languages[:1])
+class Compared(NamedTuple):
+    """Values that upstream's protocol found beside ours."""
+
+    alike: int
+    found: int
+    none: int
+    """Its one token was no value of the field: a language of two tokens, or a model that was not taught. Ours stands in its place then."""
+
+
+def upstream(url: str, works: Sequence[tuple[Conversation, list[str]]], form: LabelFormat) -> Compared:
+    """Label conversations by upstream's protocol, value after value, and compare with the labels that they are given with."""
+    alike = found = none = 0
     with httpx.Client(base_url=url, timeout=900) as client:
-        for conversation in conversations:
+        for conversation, labels in works:
             item = Labelling(conversation, form)
-            while not item.done:
+            mine = [field for label in labels for field in split(label)]
+            failed = set()
+            for number, field in enumerate(mine):
                 prompt = item.prompt()
                 body = {"sentences": [prompt], **UPSTREAM_SAMPLING}
                 (sentence,) = client.put("/generate", json=body).raise_for_status().json()["sentences"]
-                for text in (sentence, *(prompt + value for value in lowest)):
-                    with contextlib.suppress(RequestFailed):
-                        item.take(text, prompt)
-                        break
-            found.append([item.labels[turn].label for turn in item.targets])
-    return found
+                try:
+                    item.take(sentence, prompt)
+                except RequestFailed:
+                    failed.add(number)
+                    item.take(f"{prompt}{field.text}", prompt)
+            theirs = [field for turn in item.targets for field in split(item.labels[turn].label)]
+            same = [a.text == b.text for n, (a, b) in enumerate(zip(mine, theirs, strict=True)) if n not in failed]
+            alike, found, none = alike + sum(same), found + len(same), none + len(failed)
+    return Compared(alike, found, none)
 
 
 class Work(NamedTuple):
@@ -222,7 +267,7 @@ def annotation(folder: Path, works: Iterable[Work]) -> None:
     """
     info = ModelInfo.load(folder)
     form = LabelFormat(schema=info.attributes, template=info.template(load_tokenizer(folder)))
-    print(f"{'work':34} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7} {'labels alike':>13}")
+    print(f"{'work':34} {'annotate, conversations/s':>26} {'upstream protocol':>18} {'faster':>7} {'values alike':>15} {'none':>5}")
     options = ("--no-page", "--threads", str(torch.get_num_threads()))
     for name, found in works:
         with tempfile.TemporaryDirectory() as scratch:
@@ -234,15 +279,16 @@ def annotation(folder: Path, works: Iterable[Work]) -> None:
                 began = time.perf_counter()
                 subprocess.run([*command, "--turns", "unmasked", str(given), str(labelled)], check=True, stdout=subprocess.DEVNULL)
                 ours = len(found) / (time.perf_counter() - began)
-            with running(folder, "--no-prefix-cache", *options) as server:
-                upstream(server.url, found[:1], form)
-                began = time.perf_counter()
-                theirs = upstream(server.url, found, form)
-                rate = len(found) / (time.perf_counter() - began)
             turns = [json.loads(line)["conversations"] for line in labelled.read_text().splitlines()]
-        mine = [turn["label"] for one, c in zip(turns, found, strict=True) for turn in one if turn["from"] != c.mask]
-        same = sum(a == b for a, b in zip(mine, itertools.chain(*theirs), strict=True))
-        print(f"{f'{name}, {len(found)} records':34} {ours:26.2f} {rate:18.3f} {ours / rate:7.1f} {same:6} of {len(mine)}", flush=True)
+            labels = [[turn["label"] for turn in one if turn["from"] != c.mask] for one, c in zip(turns, found, strict=True)]
+            both = list(zip(found, labels, strict=True))
+            with running(folder, "--no-prefix-cache", *options) as server:
+                upstream(server.url, both[:1], form)
+                began = time.perf_counter()
+                told = upstream(server.url, both, form)
+                rate = len(found) / (time.perf_counter() - began)
+        values = f"{told.alike} of {told.found}"
+        print(f"{f'{name}, {len(found)} records':34} {ours:26.2f} {rate:18.3f} {ours / rate:7.1f} {values:>15} {told.none:5}", flush=True)
 
 
 def real_threads(folder: Path, most: int) -> Iterator[Work]:
