@@ -27,7 +27,7 @@ export class SamplingControls {
     this.limit = new Slider({ name: "length", low: 1, high: most, value: Math.min(MOST_TOKENS, most >> 1), about: "tokens at most" });
     this.preset = presetChoice("Sampling", SAMPLING, name, this.sliders);
     const id = newId();
-    this.seed = element("input", { type: "number", id, min: 0, max: 2 ** 31 - 1, step: 1, inputMode: "numeric", placeholder: "another each time" });
+    this.seed = element("input", { type: "number", id, min: 0, max: 2 ** 31 - 1, step: 1, inputMode: "numeric", placeholder: "any" });
     const seed = element("div", { className: "choice" }, element("label", { for: id, title: "the same seed gives the same text" }, "seed"), this.seed);
     const steering = Object.values(this.steered).map((slider) => slider.row);
     const detail = [...Object.values(this.sliders), this.limit].map((slider) => slider.row);
