@@ -187,7 +187,7 @@ class RequestMiddleware:
     def _refused(self, scope: Scope) -> ErrorResponse | None:
         headers = dict(scope["headers"])
         key = self._settings.api_key
-        asked = key is not None and scope["path"] not in self._open and scope["method"] != "OPTIONS"
+        asked = key is not None and scope["path"] not in self._open
         known = self._session is not None and self._session.admits(scope)
         if asked and not known and not bears(headers.get(b"authorization", b""), key or ""):
             return ErrorResponse(401, "unauthorized", "send the header Authorization: Bearer KEY", ((b"www-authenticate", b"Bearer"),))
