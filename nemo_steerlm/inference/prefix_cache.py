@@ -145,7 +145,7 @@ class PrefixCache:
         place = bisect.bisect_left(self._kept, ids, key=lambda kept: kept.ids)
         beside = [(_common(kept.ids, ids), kept) for kept in self._kept[max(place - 1, 0) : place + 1]]
         same, kept = max(beside, key=lambda pair: pair[0], default=(0, None))
-        if kept is not None:
+        if kept is not None and same >= _LEAST:  # a text that only stands beside it was not looked for
             self._clock += 1
             kept.used = self._clock
         return kept, same

@@ -172,6 +172,45 @@ def test_the_longest_known_beginning_is_found(prefixes_of, texts, most):
             assert len(ids) > most or any(one.ids[: len(ids)] == ids for one in prefixes._kept)
 
 
+def kept_after(prefixes_of, most, *steps):
+    """The texts that are kept after some were kept (a list, or one with the tokens of its answer) or looked for (a tuple)."""
+    prefixes, read = prefixes_of(most)
+    for step in steps:
+        if isinstance(step, tuple):
+            prefixes.unread(list(step))
+        else:
+            ids, answer = step if isinstance(step[0], list) else (step, 0)
+            prefixes.keep(ids, CacheColumns(read(ids), 0, range(len(ids))), answer)
+    return [kept.ids for kept in prefixes._kept]
+
+
+A, B, C = ([first, *range(20, 39)] for first in (5, 6, 7))
+"""Texts of 20 tokens that begin with different ones."""
+
+
+def test_what_was_looked_for_last_stays(prefixes_of):
+    assert kept_after(prefixes_of, 50, A, B, C) == [B, C]
+    assert kept_after(prefixes_of, 50, A, B, (*A, 50), C) == [A, C]
+    assert kept_after(prefixes_of, 50, A, B, (*A[:17], 50), C) == [A, C], "part of it was wanted"
+    assert kept_after(prefixes_of, 50, B, A, (*B, 50), C) == [B, C]
+
+
+def test_of_several_answers_to_one_prompt_the_first_is_kept(prefixes_of):
+    one, other, longer = (A + answer for answer in ([50, 51], [60, 61], [50, 51, 52]))
+    assert kept_after(prefixes_of, 99, [one, 2], [other, 2]) == [one]
+    assert kept_after(prefixes_of, 99, [one, 2], [[*A, 60], 1], [[*B, 60], 1]) == [one, [*B, 60]]
+    assert kept_after(prefixes_of, 99, one, other) == [one, other], "of which nothing is an answer"
+    assert kept_after(prefixes_of, 99, one, longer) == [longer], "which the other one begins"
+    assert kept_after(prefixes_of, 99, longer, one) == [longer]
+
+
+def test_what_is_too_short_or_too_long_is_not_kept(prefixes_of):
+    assert kept_after(prefixes_of, 20, A[:15]) == []
+    assert kept_after(prefixes_of, 20, A[:16]) == [A[:16]]
+    assert kept_after(prefixes_of, 20, A) == [A]
+    assert kept_after(prefixes_of, 19, A) == []
+
+
 def _alike(one: list[int], other: list[int]):
     for a, b in zip(one, other, strict=False):
         if a != b:
