@@ -13,7 +13,8 @@ import msgspec
 import pytest
 import yaml
 
-from nemo_steerlm.cli.foresight import print_foresight
+from nemo_steerlm.cli import foresight
+from nemo_steerlm.core import hardware
 from nemo_steerlm.core.errors import ConfigError, DataError
 from nemo_steerlm.formats.families import parameters
 from nemo_steerlm.formats.hf_config import load_config
@@ -74,6 +75,11 @@ def test_what_is_not_here_is_named_and_no_mistake(tmp_path):
     assert [sentence.partition(":")[0] for sentence in seen.absent] == ["a.jsonl", "b.jsonl", "c.jsonl", "models/base"]
 
 
+def test_a_file_that_is_absent_is_named_once(tmp_path):
+    data = {"sources": [{"messages": {"path": "a.jsonl", "ratings": RATINGS}}, {"messages": {"path": "a.jsonl", "ratings": RATINGS}}]}
+    assert len(found(tmp_path, data).absent) == 1
+
+
 def test_records_that_cannot_be_used_are_found_now(tmp_path):
     (tmp_path / "chats.jsonl").write_text(json.dumps({"message": "Hi"}) + "\n")
     with pytest.raises(DataError, match=r"chats.jsonl:1: messages: missing key 'messages'; did you mean message\?"):
@@ -126,7 +132,7 @@ def test_a_training_that_cannot_fit_the_named_device_is_refused(tmp_path, capsys
 
     def check(memory, base=STORIES):
         pipeline = parse(manifest(messages(), base, deviceMemory=memory), "m")
-        print_foresight(pipeline, stages(pipeline), tmp_path, tmp_path)
+        foresight.print_foresight(pipeline, stages(pipeline), tmp_path, tmp_path)
         return capsys.readouterr().out
 
     said = check("80Gi")
@@ -144,3 +150,36 @@ def test_disk_counts_what_trainings_leave_and_what_passes():
     # fp32 both in the .nemo and in the export, as a run of this model leaves it; and two checkpoints of 12 bytes a weight.
     assert forecast.disk(config, [adapters, adapters]) == 2 * 8 * parameters(config)
     assert forecast.disk(config, [adapters, whole]) == (2 * 8 + 2 * 12) * parameters(config)
+
+
+def test_each_training_is_estimated_with_its_own_numbers(tmp_path, monkeypatch):
+    chats(tmp_path / "chats.jsonl")
+    planned = []
+    monkeypatch.setattr(foresight, "print_costs", lambda config, trainings, work: planned.extend(trainings))
+    pipeline = parse(manifest(messages()), "m")
+    foresight.print_foresight(pipeline, stages(pipeline), tmp_path, tmp_path)
+    value = foresight.PlannedTraining(steps=10, global_batch_size=8, micro_batch_size=4, tokens=256, lora_rank=0)
+    assert planned == [value, value._replace(lora_rank=32)]
+
+
+MEMORY, DISK = "more memory than is free", "more disk than is free"
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "gpus", "said"),
+    [
+        (1 << 60, 1 << 60, [], set()),
+        (1 << 10, 1 << 60, [], {MEMORY}),
+        (1 << 60, 1 << 10, [], {DISK}),
+        (1 << 10, 1 << 10, [hardware.Gpu("H200", 1 << 37)], {DISK}),
+    ],
+)
+def test_what_is_too_much_for_this_machine_is_said(memory, disk, gpus, said, monkeypatch, capsys, tmp_path):
+    """With a GPU the weights are in its memory, which is not this one."""
+    for name, value in (("memory", (memory, memory)), ("disk", disk), ("gpus", gpus)):
+        monkeypatch.setattr(hardware, name, lambda *_, value=value: value)
+    training = foresight.PlannedTraining(steps=10, global_batch_size=8, micro_batch_size=4, tokens=256, lora_rank=0)
+    foresight.print_costs(load_config(STORIES), [training], tmp_path)
+    out = capsys.readouterr().out
+    assert {sentence for sentence in (MEMORY, DISK) if sentence in out} == said
+    assert ("  time " in out) is (not gpus)

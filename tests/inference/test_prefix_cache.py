@@ -180,7 +180,7 @@ def kept_after(prefixes_of, most, *steps):
             prefixes.unread(list(step))
         else:
             ids, answer = step if isinstance(step[0], list) else (step, 0)
-            prefixes.keep(ids, CacheColumns(read(ids), 0, range(len(ids))), answer)
+            prefixes.keep(ids, Part(read(ids), 0, range(len(ids))), answer)
     return [kept.ids for kept in prefixes._kept]
 
 
