@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from nemo_steerlm.annotation.annotate import annotate
-from nemo_steerlm.annotation.results import ResultWriter, labelled
+from nemo_steerlm.annotation.results import ResultWriter, labelled, require_confidence
+from nemo_steerlm.client.labelling import TurnLabel
 from nemo_steerlm.core.conversation import Conversation
-from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError
+from nemo_steerlm.core.errors import ConfigError, DataError, TryAgainError, Where
 from tests.annotation.labelling_server import Handler, model_info
 from tests.annotation.running import options, served, text, write_conversations
 
@@ -58,6 +59,15 @@ def test_a_label_without_probabilities_is_not_written_with_half_of_them(tmp_path
     assert "confidence" not in json.loads(text(output))["conversations"][1]
 
 
+def test_a_value_may_be_just_as_probable_as_is_wanted() -> None:
+    labels = [TurnLabel(index=1, label="quality:1"), TurnLabel(index=3, label="quality:1", confidence={"quality": 0.5, "lang": 0.25})]
+    require_confidence(labels, 0.25, Where())
+    with pytest.raises(DataError) as error:
+        require_confidence(labels, 0.26, Where(file="in", line=2))
+    wanted = "in:2: conversations[3].label: lang is below --min-confidence; probability 0.250, wanted 0.26"
+    assert str(error.value) == wanted
+
+
 @pytest.mark.parametrize("total", [2, 4])
 def test_a_result_that_is_not_what_came_in_is_no_result(tmp_path: Path, total: int) -> None:
     turn = {"from": "A", "value": "x", "label": "quality:2", "label_source": "m"}
@@ -73,8 +83,6 @@ def test_a_result_that_is_not_what_came_in_is_no_result(tmp_path: Path, total: i
 
 
 def test_a_second_annotation_never_takes_a_prediction_for_a_human_label() -> None:
-    from nemo_steerlm.client.labelling import TurnLabel
-
     def said(*turns: dict[str, object]) -> dict[str, object]:
         return {"conversations": list(turns), "system": "", "mask": "A", "extra": [1]}
 

@@ -171,3 +171,11 @@ def test_chat_tokens_refuse_what_cannot_work():
         ChatTokens(end_of_turn="")
     with pytest.raises(ConfigError, match="not a valid escape"):
         ChatTokens.from_shell(turn_start="\\x1")
+
+
+@pytest.mark.parametrize(
+    ("written", "token"),
+    [("x11", "\x11"), ("\\x11", "\x11"), ("<t>", "<t>"), ("€\\n", "€\n"), ("é\\t|", "é\t|"), ("x1", "x1"), ("\\u2603", "☃")],
+)
+def test_a_token_on_a_command_line_is_written_as_shells_do(written, token):
+    assert ChatTokens.from_shell(turn_start=written).turn_start == token

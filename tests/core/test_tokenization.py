@@ -81,6 +81,18 @@ def test_a_tokenizer_is_found_in_its_folder_or_by_its_file(bpe_folder, where):
     assert load_tokenizer(bpe_folder).encode("a time") == loaded.encode("a time")
 
 
+def test_a_file_may_have_any_name(bpe_folder):
+    (bpe_folder / "tokenizer.json").rename(bpe_folder / "mine.json")
+    assert HuggingFaceTokenizer.load(bpe_folder / "mine.json").encode("a time") == byte_level_bpe().encode("a time")
+    with pytest.raises(UsageError, match=r"no tokenizer\.json"):
+        HuggingFaceTokenizer.load(bpe_folder)
+
+
+def test_a_name_that_no_hub_can_have_is_named():
+    with pytest.raises(UsageError, match="tokenizer 'no such: name': no such folder, and the hub did not give it"):
+        HuggingFaceTokenizer.load("no such: name")
+
+
 @pytest.mark.parametrize(
     ("config", "eos"),
     [(None, "<|endoftext|>"), ({"eos_token": "t"}, "t"), ({"eos_token": {"content": "m"}}, "m"), ({"eos_token": None}, "<|endoftext|>")],

@@ -184,6 +184,32 @@ def test_room_is_left_for_the_longest_value_of_each_attribute(tmp_path, choice):
         assert len(json.loads((tmp_path / "out.jsonl").read_text())["conversations"]) == left
 
 
+def test_room_is_left_for_the_longest_language(tmp_path, choice):
+    schema = AttributeSchema(attributes=(Attribute(name="quality"),), languages=("en", "a rather long language", "de"))
+    item = record(conversations=turns(4))
+    tokenizer = choice.load(ChatTokens())
+
+    def length(language):
+        turns_of = tuple(Turn(speaker=t["from"], text=t["value"], label=f"quality:4,lang:{language}") for t in item["conversations"])
+        conversation = Conversation(turns=turns_of, system=item["system"])
+        spans = Template.of(tokenizer, ChatTokens(), "nemo-sft").render(conversation, "TEXT_TO_VALUE")
+        return len(encode_spans(spans, tokenizer).ids)
+
+    longest = length(schema.languages[1])
+    assert longest > length("en")
+    source = write(tmp_path / "in.jsonl", [item])
+    for size, left in ((longest, 4), (longest - 1, 3)):
+        clean(source, tmp_path / "out.jsonl", choice, CleaningRules(seq_len=size, shorten=schema))
+        assert len(json.loads((tmp_path / "out.jsonl").read_text())["conversations"]) == left
+
+
+def test_a_question_that_nobody_answered_teaches_nothing_whether_or_not_it_is_shortened(tmp_path, choice):
+    source = write(tmp_path / "in.jsonl", [record(conversations=turns(1)), record()])
+    for rules in (CleaningRules(), CleaningRules(shorten=preset("oasst"))):
+        done = clean(source, tmp_path / "out.jsonl", choice, rules)
+        assert (done.kept, done.shortened, done.removed) == (1, 0, {"nothing to learn: no learned token": 1})
+
+
 def test_several_files_become_one_and_every_record_gets_the_type_that_is_wanted(tmp_path, choice):
     first = write(tmp_path / "a.jsonl", [record(tree_id="a")])
     second = write(tmp_path / "b.jsonl", [record(tree_id="b", type="TEXT_TO_VALUE"), "{"])
