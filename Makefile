@@ -3,6 +3,7 @@
 # make test-fast      the same without a Kubernetes cluster
 # make test-slow      what takes minutes and rarely breaks: see CONTRIBUTING.md
 # make test-cluster   the operator on a real control plane and node only
+# make test-controllers  the operator beside JobSet's and Kueue's own controllers
 # make test-engines   every engine on SmolLM2-135M, a real vLLM, and other clients against our server
 # make test-gpu       what only CUDA can show, where there is CUDA; make bench-gpu: speed and memory there
 # make bench          speed, as ratios against a baseline in the same run; make bench-quickstart: does the quickstart steer on three seeds
@@ -30,7 +31,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Three processes share the tests and two cores: those with a cluster's wait more than they compute.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 3
 
-.PHONY: run test test-fast test-slow test-cluster test-engines test-gpu bench-gpu lint browser cluster bench bench-quickstart mutants chart docs help clean install
+.PHONY: run test test-fast test-slow test-cluster test-controllers test-engines test-gpu bench-gpu lint browser cluster bench bench-quickstart mutants chart docs help clean install
 
 install: $(INSTALLED)
 
@@ -78,6 +79,10 @@ test-slow: browser cluster
 
 test-cluster: $(INSTALLED)
 	$(BIN)/pytest -m cluster tests/cluster
+
+# What other controllers make of the operator's objects. They are built from their Go modules once, which takes a quarter of an hour.
+test-controllers: cluster
+	STEERLM_TEST_CONTROLLERS=1 $(BIN)/pytest -m controllers tests/cluster/test_controllers.py
 
 # Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache.
 test-engines: $(INSTALLED)

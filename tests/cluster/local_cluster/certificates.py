@@ -59,10 +59,11 @@ def issue(folder: Path, wanted: list[Identity]) -> None:
     _openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", "-out", folder / "service-account.key")
     _openssl("pkey", "-in", folder / "service-account.key", "-pubout", "-out", folder / "service-account.pub")
     with ThreadPoolExecutor(max_workers=2) as pool:
-        list(pool.map(lambda identity: _issue_one(folder, identity), wanted))
+        list(pool.map(lambda identity: issue_one(folder, identity), wanted))
 
 
-def _issue_one(folder: Path, identity: Identity) -> None:
+def issue_one(folder: Path, identity: Identity) -> None:
+    """Write ``NAME.{crt,key}`` beside the authority."""
     subject = "\n".join([*([f"O = {identity.group}"] if identity.group else []), f"CN = {identity.user}"])
     extra = "extendedKeyUsage = serverAuth, clientAuth"
     if identity.addresses:

@@ -44,6 +44,7 @@ class LocalCluster(Cluster):
         self.layout = Layout.load(state)
         self.state = state
         self.process: subprocess.Popen[bytes] | None = None
+        self._inside: list[subprocess.Popen[bytes]] = []
         super().__init__(self.layout.kubeconfig("admin"), self.layout.program("kubectl"), cache=state / "clients")
 
     @classmethod
@@ -134,8 +135,9 @@ class LocalCluster(Cluster):
         descriptors = [_pidfd(number) for number in (inside, pid) if number]
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        if self.process:
-            self.process.wait()
+        for process in (self.process, *self._inside):
+            if process:
+                process.wait()
         for descriptor in filter(None, descriptors):
             select.select([descriptor], [], [], 30)
             os.close(descriptor)
@@ -157,6 +159,16 @@ class LocalCluster(Cluster):
 
     def shell(self, argv: list[str]) -> int:
         """Run a command inside the cluster's namespaces, with its programs on the path."""
+        return subprocess.run([*self._enter(), *(argv or ["bash"])], check=False).returncode
+
+    def run_inside(self, argv: list[str], name: str) -> subprocess.Popen[bytes]:
+        """Start a program inside, with an administrator's rights. It ends with the cluster; its output is ``log/NAME.log``."""
+        with self.layout.path("log", f"{name}.log").open("wb") as log:
+            process = subprocess.Popen([*self._enter(), *argv], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._inside.append(process)
+        return process
+
+    def _enter(self) -> list[str]:
         inside = _child_of(int(self.state.joinpath("pid").read_text()))
         settings = {
             **self.layout.environment,
@@ -164,20 +176,8 @@ class LocalCluster(Cluster):
             "CONTAINERD_ADDRESS": "/run/containerd/containerd.sock",
             "CONTAINERD_NAMESPACE": "k8s.io",
         }
-        enter = [
-            "nsenter",
-            "-t",
-            str(inside),
-            "-m",
-            "-n",
-            "-p",
-            "-i",
-            "-u",
-            "--",
-            "env",
-            *(f"{key}={value}" for key, value in settings.items()),
-        ]
-        return subprocess.run([*enter, *(argv or ["bash"])], check=False).returncode
+        namespaces = ["-m", "-n", "-p", "-i", "-u"]
+        return ["nsenter", "-t", str(inside), *namespaces, "--", "env", *(f"{key}={value}" for key, value in settings.items())]
 
     def components(self) -> dict[str, dict[str, int]]:
         """Of every component its pid inside, its restarts, its memory in KiB."""
