@@ -55,6 +55,7 @@ ELSEWHERE = {
     "make test-slow": "runs this",
     "make test-cluster": "runs this",
     "make test-engines": "runs this",
+    "make test-controllers": "runs this",
     "make bench": "measures; nothing in it is asserted: by hand",
     "make bench-quickstart": "trains for three quarters of an hour: by hand",
     "make mutants": "takes hours: by hand",
