@@ -72,7 +72,7 @@ def helm_install(helm: Any, cluster: Cluster) -> None:
     flags = ("--namespace", HOME, "--values", "-", "--wait", "--timeout", "300s", "--take-ownership", "--force-conflicts")
     repository, _, tag = image("operator").rpartition(":")
     images = {"image": {"repository": repository, "tag": tag}, "config": {**VALUES["config"], "images": {"worker": image("worker")}}}
-    helm("upgrade", "--install", RELEASE, str(CHART), *flags, cluster=cluster, stdin=yaml.safe_dump(VALUES | images))
+    helm("upgrade", "--install", RELEASE, str(CHART), *flags, "--set", EVERY_ENGINE, cluster=cluster, stdin=yaml.safe_dump(VALUES | images))
 
 
 def granted(helm: Any) -> list[dict[str, Any]]:

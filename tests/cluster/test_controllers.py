@@ -11,9 +11,12 @@ from local_cluster.errors import UnavailableError
 
 from tests.cluster.pipelines import TWO_NODES
 from tests.cluster.stand_in import DONE, stage_of
+from tests.cluster.test_pipeline import CLAIM, NAMESPACE, complete, in_two_pods, inputs, place  # noqa: F401  fixtures
+from tests.pipeline.tiny import STAGES
 
 pytestmark = [
     pytest.mark.controllers,
+    pytest.mark.megatron,
     pytest.mark.timeout(3000),
     pytest.mark.skipif(not os.environ.get("STEERLM_TEST_CONTROLLERS"), reason="make test-controllers runs this"),
 ]
@@ -45,6 +48,11 @@ def with_jobset(control_plane):
 def with_queue(with_jobset):
     """JobSet too: Kueue looks for its definition when it starts."""
     return start(with_jobset, controllers.KUEUE)
+
+
+@pytest.fixture(scope="module")
+def node(place):  # noqa: F811
+    return start(place, controllers.JOBSET, controllers.KUEUE)
 
 
 def queue(namespace, *, cpu):
@@ -99,3 +107,20 @@ def test_kueue_holds_back_what_has_no_quota(with_queue, pipelines, kubelet):
         if condition["type"] == "Admitted"
     }
     assert {kind for kind, _ in admitted} >= {"Job", "JobSet"}
+
+
+def test_the_whole_loop_runs_in_jobsets_that_a_queue_admits(node):
+    """Two trainings of two pods each, which know each other by JobSet's names; Jobs, JobSets and the pods of servers take their turns."""
+    node.apply(*queue(NAMESPACE, cpu="64"))
+    item = in_two_pods("in-jobsets", storage={"claimName": CLAIM}, scheduling={"queueName": "queue"})
+    item["spec"]["engine"] = "JobSet"
+    node.apply(item, namespace=NAMESPACE)
+    found = complete(node, "in-jobsets")
+    assert {stage["name"]: (stage["phase"], stage["attempt"]) for stage in found["status"]["stages"]} == dict.fromkeys(
+        STAGES, ("Succeeded", 1)
+    )
+    made = node.get("jobsets", namespace=NAMESPACE)["items"]
+    terminal = {item["metadata"]["name"]: item["status"].get("terminalState") for item in made}
+    assert terminal == {"in-jobsets-train-value-1": "Completed", "in-jobsets-train-steer-1": "Completed"}
+    admitted = {item["metadata"]["ownerReferences"][0]["kind"] for item in node.get("workloads", namespace=NAMESPACE)["items"]}
+    assert admitted >= {"Job", "JobSet"}
