@@ -34,10 +34,14 @@ _LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[
 _SPLITS = {_LLAMA3: "llama-bpe", _LLAMA3.replace("{1,3}", ""): "qwen2"}
 
 
-def write_gguf(folder: Path, out: Path, kind: Kind = "F16") -> None:
+def write_gguf(folder: Path, out: Path, kind: Kind = "F16") -> str:
     """Write the exported model ``folder`` to ``out``; vectors stay in F32, as llama.cpp wants them.
 
-    Raises UsageError where ``folder`` is no exported model, ConfigError where GGUF has no name for its architecture or its tokenizer.
+    Returns what every prompt for that file begins with, in place of the tokenizer.
+
+    Raises:
+        UsageError: If ``folder`` is no exported model.
+        ConfigError: If GGUF has no name for its architecture or its tokenizer.
     """
     import gguf
 
@@ -50,9 +54,9 @@ def write_gguf(folder: Path, out: Path, kind: Kind = "F16") -> None:
     writer = gguf.GGUFWriter(partial, family.gguf)
     try:
         _add_config(writer, config)
-        prefix = _add_tokenizer(writer, folder)
+        start = _add_tokenizer(writer, folder)
         writer.add_name(folder.resolve().name)
-        writer.add_chat_template(prefix + chat_template(info, tokenizer))
+        writer.add_chat_template((f"{{{{- '{start}' -}}}}" if start else "") + chat_template(info, tokenizer))
         turn = tokenizer.token_id(info.tokens.turn_start)
         if turn is not None:
             writer.add_eot_token_id(turn)  # an answer ends where the next turn starts
@@ -70,6 +74,7 @@ def write_gguf(folder: Path, out: Path, kind: Kind = "F16") -> None:
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
+    return start
 
 
 def _add_config(writer: Any, config: ModelConfig) -> None:
@@ -122,7 +127,7 @@ def _encoded(tensor: npt.NDArray[np.float32], kind: Kind) -> tuple[npt.NDArray[A
 
 
 def _add_tokenizer(writer: Any, folder: Path) -> str:
-    """Write the vocabulary. Returns what the template has to begin with, in place of the tokenizer."""
+    """Write the vocabulary. Returns what ``write_gguf`` returns."""
     if (folder / "tokenizer.model").is_file():
         return _add_sentencepiece(writer, folder)
     _add_byte_level(writer, folder)
@@ -151,7 +156,7 @@ def _add_sentencepiece(writer: Any, folder: Path) -> str:
     writer.add_add_bos_token(False)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-    return "{{- ' ' -}}" if normalizer.add_dummy_prefix else ""
+    return " " if normalizer.add_dummy_prefix else ""
 
 
 def _add_byte_level(writer: Any, folder: Path) -> None:
