@@ -39,6 +39,7 @@ KEYS = {
     "parallel.devices": (10, ["trainer.devices"]),
     "parallel.tensor": (5, ["model.tensor_model_parallel_size"]),
     "parallel.pipeline": (2, ["model.pipeline_model_parallel_size"]),
+    "parallel.deviceMemory": ("56Gi", ["steerlm.device_memory_gb"], 56),
     "lora.rank": (49, ["model.peft.lora_tuning.adapter_dim"]),
     "lora.targetModules": (["mlp", "attention_qkv"], ["model.peft.lora_tuning.target_modules"]),
     "lora.layerSelection": ([3, 2], ["model.peft.lora_tuning.layer_selection"]),
@@ -101,7 +102,7 @@ def test_torchrun_waits_for_a_checkpoint_as_long_as_a_pod_does():
 def test_the_table_has_every_field():
     fields = {str(field.alias) for field in SteerTrainSpec.model_fields.values()} - {"lora", "parallel"}
     fields |= {f"lora.{field.alias}" for field in LoraSpec.model_fields.values()}
-    fields |= {f"parallel.{name}" for name in ("nodes", "devices", "tensor", "pipeline")}
+    fields |= {f"parallel.{field.alias}" for field in ParallelSpec.model_fields.values()}
     assert fields == set(KEYS)
 
 
