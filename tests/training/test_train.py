@@ -299,6 +299,15 @@ def test_a_step_whose_gradients_are_not_finite_changes_nothing(
     assert read_state(complete_checkpoints(out / "checkpoints")[-1]).step == 5
 
 
+def test_a_training_without_a_finite_gradient_ends_at_the_limit(undisturbed: tuple[list[str], Path], tmp_path: Path) -> None:
+    """The first step at this rate ruins every weight, and no step after it has a gradient."""
+    rate = ["model.optim.lr=1e30", "model.optim.sched.warmup_steps=0", "trainer.sft.gradient_clip_val=0", NO_NEMO]
+    said = r"gradients of 2 steps in a row were not finite \(.*limit=1\); lower model\.optim\.lr"
+    with pytest.raises(ConfigError, match=said) as ended:
+        main([*undisturbed[0], *at(tmp_path / "run"), *rate, "trainer.sft.skipped_steps_limit=1"])
+    assert ended.value.exit_code == 78
+
+
 def test_a_progress_line_says_how_fast_it_is_and_how_long_it_takes(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     cfg = compose(["steerlm.progress=true", "exp_manager.create_tensorboard_logger=false"])
     reporter = Reporter(cfg, tmp_path, "train-value", 4, active=True)
