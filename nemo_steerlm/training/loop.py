@@ -29,6 +29,7 @@ from nemo_steerlm.training import checkpoints, optimizer
 from nemo_steerlm.training.arithmetic import precision_of
 from nemo_steerlm.training.batches import Collator, TrainingOrder
 from nemo_steerlm.training.control import control_error
+from nemo_steerlm.training.flops import Operations, peak
 from nemo_steerlm.training.plan import Plan
 from nemo_steerlm.training.reporting import Reporter
 from nemo_steerlm.training.save_clock import SaveClock
@@ -96,7 +97,8 @@ class TrainingLoop:
                 limit_batches=plan.cfg.trainer.sft.limit_val_batches,
                 values=ValueTokens.seen_in(plan.train, plan.validation),
             )
-        self.report = Reporter(plan.cfg, plan.log_dir, plan.stage, plan.steps, active=self.first_rank)
+        self.operations = Operations.of(plan.model_config, self.model.tokenizer.vocab_size)
+        self.report = Reporter(plan.cfg, plan.log_dir, plan.stage, plan.steps, active=self.first_rank, peak=_peak(plan))
 
     def run(self) -> None:
         """Train to the end, or until SIGTERM (exit 143) or the time limit (exit 75); a checkpoint is saved in either case."""
@@ -168,7 +170,8 @@ class TrainingLoop:
             entry["skipped"] = 1
         state.train.append(entry)
         known = {} if self.saves.stop_seconds is None else {"stop_seconds": round(self.saves.stop_seconds, 1)}
-        self.report.step({**entry, "consumed_samples": state.consumed_samples}, saved=self.saved, **known)
+        operations = self.operations.of_step(tokens, self.plan.train.learned_tokens(indices))
+        self.report.step({**entry, "consumed_samples": state.consumed_samples}, operations, saved=self.saved, **known)
         self._check_skipped()
         return stopping
 
@@ -285,6 +288,14 @@ def load_base(plan: Plan, trainer: Any) -> SteerLMGPTSFTModel:
 
         load_hf_weights(model, path)
     return model
+
+
+def _peak(plan: Plan) -> float | None:
+    """What all GPUs of a training in bf16 can compute, in operations a second."""
+    if not compat.HAVE_CUDA or precision_of(plan.cfg.trainer.precision) != "bf16":
+        return None
+    one = peak(torch.cuda.get_device_name())
+    return None if one is None else one * plan.layout.world_size
 
 
 def _bf16_products(precision: str) -> bool:

@@ -79,6 +79,17 @@ def estimate(model: DictConfig, vocabulary: int, layout: Parallelism, work: Work
 
 def _parameters(model: DictConfig, vocabulary: int, layout: Parallelism) -> tuple[float, float, float]:
     """On one device: of its layers, of the larger of embedding and output layer, and of adapters."""
+    layers, adapted = matrix_parameters(model, layout)
+    hidden = model.hidden_size
+    multiple = model.make_vocab_size_divisible_by * layout.tensor
+    rows = -(-vocabulary // multiple) * multiple / layout.tensor
+    tied = model.share_embeddings_and_output_weights
+    ends = rows * hidden * (2 if layout.pipeline == 1 and not tied else 1)
+    return layers + 2 * hidden * model.num_layers / layout.pipeline, ends, adapted
+
+
+def matrix_parameters(model: DictConfig, layout: Parallelism) -> tuple[float, float]:
+    """Of the layers' matrices on one device, and of the adapters that ``model.peft`` names for them."""
     hidden, ffn = model.hidden_size, model.ffn_hidden_size
     heads, groups, width = _heads(model)
     gates = 2 if model.activation in ("fast-swiglu", "swiglu", "fast-geglu", "geglu") else 1
@@ -91,10 +102,6 @@ def _parameters(model: DictConfig, vocabulary: int, layout: Parallelism) -> tupl
     experts = model.get("num_moe_experts") or 1
     layer = sum(i * o * (experts if name.startswith("mlp") else 1) for name, (i, o) in matrices.items()) / layout.tensor
     here = model.num_layers / layout.pipeline
-    multiple = model.make_vocab_size_divisible_by * layout.tensor
-    rows = -(-vocabulary // multiple) * multiple / layout.tensor
-    tied = model.share_embeddings_and_output_weights
-    ends = rows * hidden * (2 if layout.pipeline == 1 and not tied else 1)
     tuning = model.peft.lora_tuning
     targets = set(tuning.target_modules)
     for group, members in {
@@ -105,7 +112,7 @@ def _parameters(model: DictConfig, vocabulary: int, layout: Parallelism) -> tupl
         targets |= set(members) if group in targets else set()
     rank = tuning.adapter_dim
     adapted = sum(rank * (i + o) for name, (i, o) in matrices.items() if name in targets) * here
-    return (layer + 2 * hidden) * here, ends, adapted
+    return layer * here, adapted
 
 
 def _heads(model: DictConfig) -> tuple[int, int, int]:

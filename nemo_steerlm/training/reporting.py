@@ -1,4 +1,4 @@
-"""What a training tells the world: progress lines for executors, TensorBoard, Weights & Biases, and a file of metrics."""
+"""What a training tells the world: progress lines for executors, TensorBoard, Weights & Biases, MLflow, and a file of metrics."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import collections
 import json
 import sys
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import msgspec
 from omegaconf import DictConfig, OmegaConf
 
-from nemo_steerlm.core.errors import ConfigError
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.core.processes import LAUNCHER_SECONDS, grace_seconds
 from nemo_steerlm.training.checkpoints import TrainingState
@@ -23,38 +22,44 @@ STEPS_OF_SPEED = 20
 class Reporter:
     """Only rank 0 has one that does anything."""
 
-    def __init__(self, cfg: DictConfig, log_dir: Path, stage: str, total: int, *, active: bool) -> None:
+    def __init__(self, cfg: DictConfig, log_dir: Path, stage: str, total: int, *, active: bool, peak: float | None = None) -> None:
+        """``peak`` is what all GPUs of the training can compute, in operations a second, where that is known."""
         self._stage = cfg.steerlm.stage or stage
         self._total = total
         self._active = active
         self._told_of_grace = False
-        self._recent: collections.deque[tuple[float, float]] = collections.deque(maxlen=STEPS_OF_SPEED)
+        self._peak = peak
+        self._recent: collections.deque[tuple[float, float, float]] = collections.deque(maxlen=STEPS_OF_SPEED)
         self._progress = active and cfg.steerlm.progress
         self._metrics_file = cfg.steerlm.metrics_file if active else None
         self._loggers = _loggers(cfg, log_dir) if active else []
 
-    def step(self, entry: dict[str, float | None], **known: float) -> None:
+    def step(self, entry: dict[str, float | None], operations: float = 0.0, **known: float) -> None:
         """One training step. What is not a number is None, in progress lines null.
 
         Args:
             entry: Its figures.
+            operations: What its products took, in floating-point operations.
             known: For progress lines alone: ``saved``, the step of the last checkpoint, and ``stop_seconds``, how long it has taken at most
                 to end a step and save.
         """
         step, loss = int(entry["step"] or 0), entry["loss"]
-        self._recent.append((entry["tokens"] or 0.0, entry["seconds"] or 0.0))
-        tokens, seconds = (sum(column) for column in zip(*self._recent, strict=True))
+        self._recent.append((entry["tokens"] or 0.0, entry["seconds"] or 0.0, operations))
+        tokens, seconds, computed = (sum(column) for column in zip(*self._recent, strict=True))
         speed = {
             "tokens_per_second": round(tokens / seconds, 1) if seconds else None,
             "seconds_left": round((self._total - step) * seconds / len(self._recent), 1),
         }
+        if self._peak and seconds:
+            speed["mfu"] = round(computed / seconds / self._peak, 4)
         if self._progress:
             line = {"steerlm": "progress", "stage": self._stage, "done": step, "total": self._total}
             self._print_line(json.dumps({**line, "loss": None if loss is None else round(loss, 6), **speed, **known}), sys.stdout)
         elif self._active and sys.stderr.isatty():
             shown = "not a number" if loss is None else f"{loss:.4f}"
+            mfu = f", MFU {speed['mfu']:.2f}" if "mfu" in speed else ""
             self._print_line(
-                f"step {step}/{self._total}: loss {shown}, {speed['tokens_per_second']} tokens/s, {speed['seconds_left']:.0f} s left"
+                f"step {step}/{self._total}: loss {shown}, {speed['tokens_per_second']} tokens/s{mfu}, {speed['seconds_left']:.0f} s left"
             )
         self._log({f"train/{name}": v for name, v in {**entry, **speed}.items() if name != "step" and v is not None}, step)
 
@@ -123,8 +128,15 @@ def _loggers(cfg: DictConfig, log_dir: Path) -> list[Any]:
     if manager.create_wandb_logger:
         from lightning.pytorch.loggers import WandbLogger
 
-        settings = {key: value for key, value in OmegaConf.to_container(manager.wandb_logger_kwargs).items() if value is not None}
-        if "project" not in settings:
-            raise ConfigError("exp_manager.create_wandb_logger needs exp_manager.wandb_logger_kwargs.project")
-        loggers.append(WandbLogger(save_dir=str(log_dir), **settings))
+        loggers.append(WandbLogger(save_dir=str(log_dir), **_given(manager.wandb_logger_kwargs)))
+    if manager.create_mlflow_logger:
+        from lightning.pytorch.loggers import MLFlowLogger
+
+        # Where ``tracking_uri`` or MLFLOW_TRACKING_URI says, or in files.
+        loggers.append(MLFlowLogger(**{"save_dir": str(log_dir / "mlruns"), **_given(manager.mlflow_logger_kwargs)}))
     return loggers
+
+
+def _given(kwargs: DictConfig) -> dict[str, Any]:
+    plain = cast(dict[str, Any], OmegaConf.to_container(kwargs, resolve=True))
+    return {key: value for key, value in plain.items() if value is not None}

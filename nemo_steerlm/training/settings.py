@@ -5,6 +5,7 @@ One line a mistake: the key, what was found, what to write instead.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import math
 import os
@@ -164,6 +165,7 @@ def check(cfg: DictConfig, machine: Machine) -> Parallelism:
     _check_schedule(cfg.model.optim)
     _check_recomputation(cfg.model)
     _check_peft(cfg.model.peft)
+    _check_loggers(cfg.exp_manager)
     deadline_seconds(cfg.exp_manager.max_time_per_run)
     return parallel_layout(cfg, machine)
 
@@ -225,6 +227,13 @@ def _check_peft(peft: DictConfig) -> None:
         raise ConfigError("model.peft.restore_from_path: adapters are merged when a training ends; give that .nemo as restore_from_path")
     if peft.peft_scheme not in (None, "none", "lora"):
         raise ConfigError(f"model.peft.peft_scheme={peft.peft_scheme}: write lora or none")
+
+
+def _check_loggers(manager: DictConfig) -> None:
+    if manager.create_wandb_logger and manager.wandb_logger_kwargs.project is None:
+        raise ConfigError("exp_manager.create_wandb_logger needs exp_manager.wandb_logger_kwargs.project")
+    if manager.create_mlflow_logger and not importlib.util.find_spec("mlflow"):
+        raise ConfigError("exp_manager.create_mlflow_logger: MLflow is not installed: pip install mlflow")
 
 
 def parallel_layout(cfg: DictConfig, machine: Machine) -> Parallelism:

@@ -1,7 +1,7 @@
 """Training speed and memory on this machine's GPU, against a plain transformers loop of the same shape in the same run: ``make bench-gpu``.
 
 The larger shapes have few layers of the real width: a layer costs what it costs, so tokens/s of the whole depth follow. MFU counts six
-operations a parameter and token, of the peak that ``--tflops`` states for dense bf16 (989 for H100 and H200).
+operations a parameter of the layers and token, of the peak that ``--tflops`` states for dense bf16, by default the data sheet's.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from nemo_steerlm.megatron.gpt_sft import build_model
 from nemo_steerlm.megatron.micro_batch import MicroBatch
 from nemo_steerlm.training import optimizer
 from nemo_steerlm.training.arithmetic import MCORE
+from nemo_steerlm.training.flops import PEAKS, peak
 from tests.inputs import STORIES
 
 SHAPES = {
@@ -132,9 +133,11 @@ def measure(name: str, side: str, tflops: float) -> float:
     return speed
 
 
-def main(tflops: float) -> None:
-    """Print every shape, both sides."""
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+def main(tflops: float | None) -> None:
+    """Print every shape, both sides. Without ``tflops``, of a GPU whose data sheet is not known, MFU is that of an H100."""
+    device = torch.cuda.get_device_name()
+    tflops = tflops or (peak(device) or PEAKS["H100"]) / 1e12
+    print(f"{device}, torch {torch.__version__}, MFU of {tflops:.0f} TFLOP/s")
     for name in SHAPES:
         speeds = {side: measure(name, side, tflops) for side in ("plain", "megatron")}
         print(f"{name}: ratio {speeds['megatron'] / speeds['plain']:.2f}", flush=True)
@@ -142,5 +145,5 @@ def main(tflops: float) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tflops", type=float, default=989.0)
+    parser.add_argument("--tflops", type=float)
     main(**vars(parser.parse_args()))

@@ -10,6 +10,7 @@ from nemo_steerlm.megatron.model_config import DEFAULTS, Parallelism
 from nemo_steerlm.pipeline import manifest
 from nemo_steerlm.pipeline.cluster_types import amount
 from nemo_steerlm.training import config
+from nemo_steerlm.training.flops import Operations, peak
 from nemo_steerlm.training.memory import GIB, Work, estimate
 
 ROOT = Path(__file__).parents[2]
@@ -84,3 +85,31 @@ def test_the_samples_fit_the_gpus_that_they_name(sample: str) -> None:
         width = spec.model.max_sequence_length
         work = Work(micro_batch_size=training.micro_batch_size, micro_batches=8, width=width, learned=width // 2)
         estimate(llama(**changes), 32000, layout, work, bf16=True).require(device)
+
+
+def test_a_tokens_operations_are_six_for_each_weight_and_four_for_a_frozen_one() -> None:
+    layers = 32 * (4096 * 3 * 4096 + 4096 * 4096 + 3 * 4096 * 11008)
+    full = Operations.of(llama(**SHARDED), 32000)
+    assert (full.token, full.learned) == (6 * layers, 6 * 4096 * 32000)
+    assert full.of_step(1000, 100) == 6 * (1000 * layers + 100 * 4096 * 32000)
+    assert full.token + full.learned == pytest.approx(6 * (PARAMETERS - 4096 * 32000), rel=1e-4)  # all but the embedding and the norms
+    lora = Operations.of(
+        llama(peft={"peft_scheme": "lora", "lora_tuning": {"target_modules": ["attention_dense"], "adapter_dim": 16}}), 32000
+    )
+    assert (lora.token, lora.learned) == (4 * layers + 6 * 32 * 16 * 2 * 4096, 4 * 4096 * 32000)
+
+
+@pytest.mark.parametrize(
+    ("name", "tera"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10G", None),
+    ],
+)
+def test_peaks_are_found_by_the_name_that_cuda_gives(name: str, tera: int | None) -> None:
+    assert peak(name) == (tera and tera * 1e12)

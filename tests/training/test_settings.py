@@ -55,6 +55,8 @@ def checked(*overrides: str, machine: Machine = CPU) -> Parallelism:
         ("model.data.train_ds.global_batch_size=1.0", "model.data.train_ds.global_batch_size"),
         ("model.data.train_ds.max_seq_length=0", "model.data.train_ds.max_seq_length"),
         ("model.encoder_seq_length=0", "model.encoder_seq_length"),
+        ("exp_manager.create_wandb_logger=true", "exp_manager.create_wandb_logger needs exp_manager.wandb_logger_kwargs.project"),
+        ("exp_manager.create_mlflow_logger=true", "exp_manager.create_mlflow_logger: MLflow is not installed: pip install mlflow"),
         ("model.optim.name=nosuch", "model.optim.name=nosuch"),
         ("model.optim.name=adam", "model.optim.name=adam: did you mean adamw"),
         ("model.optim.sched.name=Cosine", "model.optim.sched.name=Cosine: known: "),
