@@ -71,7 +71,8 @@ def test_a_value_may_be_just_as_probable_as_is_wanted() -> None:
 @pytest.mark.parametrize("total", [2, 4])
 def test_a_result_that_is_not_what_came_in_is_no_result(tmp_path: Path, total: int) -> None:
     turn = {"from": "A", "value": "x", "label": "quality:2", "label_source": "m"}
-    record = Conversation.from_record({"conversations": [turn], "system": "", "mask": "A"})
+    question = {"from": "B", "value": "y", "label": "quality:1"}
+    record = Conversation.from_record({"conversations": [question, turn], "system": "", "mask": "B"})
     with ResultWriter(tmp_path / "out.jsonl") as writer:
         writer.write(record)
         writer.reject(DataError("broken"), b"{}")
@@ -93,7 +94,8 @@ def test_a_second_annotation_never_takes_a_prediction_for_a_human_label() -> Non
     assert twice.to_record() == said({**expected, "confidence": {"quality": 0.5}})
     assert list(twice.to_record()["conversations"][0]) == [*expected, "confidence"], "keys stay where they stood"
     assert record["conversations"][0]["label"] == "quality:1", "the input is not changed"  # type: ignore[index]
-    again = labelled(twice, [TurnLabel(index=0, label="quality:4")], "m3").to_record()["conversations"][0]
-    assert again == {**expected, "label": "quality:4", "label_source": "m3"}, "the probabilities of an earlier label go with it"
+    for read in (TurnLabel(index=0, label="quality:4"), TurnLabel(index=0, label="quality:4", confidence={"quality": 0.9})):
+        again = labelled(twice, [read], "m3").to_record()["conversations"][0]
+        assert again == {**expected, "label": "quality:4", "label_source": "m3"}, "probabilities of an earlier label, or unasked ones"
     unlabelled = labelled(Conversation.from_record(said({"from": "A", "value": "x"})), [TurnLabel(index=0, label="quality:2")], "m1")
     assert labelled(unlabelled, [TurnLabel(index=0, label="quality:3")], "m2").turns[0].gt_label is None
