@@ -269,6 +269,15 @@ def test_stages_from_the_one_that_is_named_run_again_up_to_the_last_that_is_want
     assert done == left
 
 
+def test_every_stage_from_the_one_that_is_named_begins_with_nothing(project, monkeypatch):
+    """Also one that would be found done, because the stages before it left what they had left before."""
+    monkeypatch.setattr(local, "STEERLM", (sys.executable, "-c", "pass"))
+    for name in ("prepare", "train-value"):
+        project.finish(name)
+    local.run_pipeline(project.manifest, project.work.path, from_stage="prepare", until_stage="train-value")
+    assert [project.work.folder(name).exists() for name in ("prepare", "train-value")] == [False, False]
+
+
 def test_an_unknown_stage_is_refused_before_anything_is_forgotten(project):
     project.finish("prepare")
     for names in ({"from_stage": "prepar"}, {"until_stage": "prepar"}):
