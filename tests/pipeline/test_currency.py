@@ -88,6 +88,14 @@ def test_a_plan_tells_done_outdated_interrupted_and_waiting(project):
     assert "(trainValue.learningRate was its default, is 0.001)" in shown.stdout
 
 
+def test_an_interrupted_stage_that_would_be_another_now_waits(project):
+    project.finish("prepare")
+    project.begin("train-value")
+    assert project.states()["train-value"][0] == "interrupted"
+    project.write("spec.trainValue.seed", 9)
+    assert project.states()["train-value"][0] == "waiting"
+
+
 def test_a_file_with_another_content_outdates_what_reads_it(project):
     project.finish("prepare")
     (project.manifest.parent / "trees.jsonl").write_text("other trees")
