@@ -16,7 +16,9 @@ from nemo_steerlm.megatron.micro_batch import MicroBatch
 def with_bf16_products(step: Callable[..., Any], batches: Iterator[MicroBatch], model: torch.nn.Module) -> Any:
     """``step`` with the matrix products of a CPU in bf16: Megatron's schedule asks for CUDA's autocast only."""
     with torch.autocast("cpu", torch.bfloat16):
-        return step(batches, model)
+        output, loss = step(batches, model)
+    # The next pipeline stage waits for a tensor of the weights' type.
+    return (output if parallel_state.is_pipeline_last_stage() else output.float()), loss
 
 
 def summed(losses: Tensor) -> Tensor:

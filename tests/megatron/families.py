@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
+import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -61,18 +63,14 @@ def random_model(family: str, folder: Path, **settings: Any) -> torch.nn.Module:
     return model
 
 
-class Differences(NamedTuple):
-    """The largest difference of a logit from transformers' in fp32, over 2 x 200 positions."""
+def differences(family: str, folder: Path, *, tied: bool) -> dict[str, float]:
+    """How far logits are from transformers' in fp32 at most, over 2 x 200 positions, by what computed them.
 
-    megatron: float
-    embedded: float
-    """Of the embedded engine, which reads the export."""
-
-
-def differences(family: str, folder: Path, *, tied: bool) -> Differences:
-    """Make a model in ``folder/source``, load it into Megatron and write it to ``folder/exported``, whose weights must be the source's."""
-    from nemo_steerlm.inference.blocks import Block
+    Makes a model in ``folder/source``, loads it into Megatron and writes it to ``folder/exported``, whose weights must be the source's.
+    Engines of ours read both, in two blocks; OpenVINO's is one where that is installed.
+    """
     from nemo_steerlm.inference.causal_model import CausalModel
+    from nemo_steerlm.inference.megatron_model import ServingModel
     from nemo_steerlm.megatron.gpt_sft import build_model
     from nemo_steerlm.megatron.hf_export import export_hf
     from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
@@ -91,20 +89,38 @@ def differences(family: str, folder: Path, *, tied: bool) -> Differences:
     assert set(written) == set(original)
     for name, tensor in original.items():
         assert torch.equal(written[name][: len(tensor)], tensor), name
-    model = CausalModel(exported, device="cpu")
-    read = model.forward(model.cache(2), Block(ids.tolist(), [0, 0]), reads=[(row, i) for row in range(2) for i in range(POSITIONS)])
-    return Differences(float((logits[..., :512] - expected).abs().max()), float((read[:, :512] - expected.flatten(0, 1)).abs().max()))
+    found = {"Megatron": logits, "embedded engine": in_two_blocks(CausalModel(exported, device="cpu"), ids)}
+    if importlib.util.find_spec("openvino"):
+        from nemo_steerlm.inference.openvino import OpenVINOModel
+
+        found["OpenVINO engine"] = in_two_blocks(OpenVINOModel(exported), ids)
+    megatron.transformer_config.apply_rope_fusion = False  # rows have positions of their own
+    found["Megatron engine"] = in_two_blocks(ServingModel(megatron, sys.exit), ids)
+    return {name: float((each[..., :512] - expected).abs().max()) for name, each in found.items()}
+
+
+def in_two_blocks(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """Logits ``[2, positions, vocabulary]`` of ``ids``, whose second part is read beside the cache of the first."""
+    from nemo_steerlm.inference.blocks import Block
+
+    cache, parts = model.cache(2), []
+    for start, block in ((0, ids[:, : POSITIONS - 60]), (POSITIONS - 60, ids[:, POSITIONS - 60 :])):
+        reads = [(row, i) for row in range(2) for i in range(block.shape[1])]
+        parts.append(model.forward(cache, Block(block.tolist(), [start, start]), reads=reads).view(2, block.shape[1], -1))
+    return torch.cat(parts, dim=1)
 
 
 def main() -> None:
     """Print the table."""
-    print("| `model_type` | Megatron, untied / tied | export in the embedded engine, untied / tied | GGUF |")
-    print("|---|---|---|---|")
+    rows = []
     for family, known in FAMILIES.items():
         with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
             untied, tied = (differences(family, Path(folder), tied=t) for folder, t in ((one, False), (other, True)))
-        engine = f"{untied.embedded:.0e} / {tied.embedded:.0e}"
-        print(f"| `{family}` | {untied.megatron:.0e} / {tied.megatron:.0e} | {engine} | {known.gguf or 'no'} |")
+        columns = " | ".join(f"{untied[name]:.0e} / {tied[name]:.0e}" for name in untied)
+        rows.append(f"| `{family}` | {columns} | {known.gguf or 'no'} |")
+    print("| `model_type` | " + " | ".join(untied) + " | GGUF |")
+    print("|---" * (len(untied) + 2) + "|")
+    print("\n".join(rows))
 
 
 if __name__ == "__main__":

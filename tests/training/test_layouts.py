@@ -8,11 +8,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from nemo_steerlm.formats.families import FAMILIES
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from tests.inputs import STORIES
 from tests.training.records import Records
@@ -36,6 +38,7 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "pp": (2, [PP, *NOTHING_SAVED]),
     "dp": (2, NOTHING_SAVED),
     "tp and pp": (4, [TP, PP, *NOTHING_SAVED]),
+    "pp in bf16": (2, [PP, "trainer.precision=bf16", *NOTHING_SAVED]),
     "tp in bf16": (2, [TP, "trainer.precision=bf16", *NOTHING_SAVED]),
     "qk norms": (1, [QWEN3, *NOTHING_SAVED]),
     "qk norms tp": (2, [QWEN3, TP, *NOTHING_SAVED]),
@@ -50,7 +53,25 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
 }
 """How many processes, and the settings beside those that all trainings share."""
 
-QWEN3_CONFIG = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "mistral": {"architectures": ["MistralForCausalLM"], "sliding_window": None},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"]},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"]},
+    "phi3": {"architectures": ["Phi3ForCausalLM"]},
+    "granite": {
+        "architectures": ["GraniteForCausalLM"],
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.4,
+        "residual_multiplier": 0.8,
+        "logits_scaling": 2.0,
+    },
+    "olmo2": {"architectures": ["Olmo2ForCausalLM"]},
+}
+"""What is theirs in ``config.json``, of every family but Llama, which the other trainings are of."""
+
+for family in CONFIGS:
+    adapted = [f"model.restore_from_path={{out}}/{family}", *LORA, *NOTHING_SAVED]
+    LAYOUTS |= {f"{family} one": (1, adapted), f"{family} tp": (2, [TP, *adapted]), f"{family} pp": (2, [PP, *adapted])}
 
 Trained = Callable[[str], Path]
 
@@ -60,7 +81,8 @@ def trained(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """Trains under the layout of this name, once, when it is first asked for; where it was done."""
     out = tmp_path_factory.mktemp("layouts")
     base = two_layers(tmp_path_factory.mktemp("base"))
-    with_norms(base, out / "qwen3")
+    for name in CONFIGS:
+        as_family(name, base, out / name)
     common = [
         *settings(base, records(24), records(5, start=24), out / "x", "exp_manager.create_tensorboard_logger=false"),
         "model.optim.sched.warmup_steps=1",
@@ -107,12 +129,31 @@ def two_layers(folder: Path) -> Path:
     return folder
 
 
-def with_norms(base: Path, folder: Path) -> None:
-    """The same as a Qwen3, whose queries and keys are normalized: by weights that differ from each other."""
+def as_family(family: str, base: Path, folder: Path) -> None:
+    """The same layers as another family's, whose own norms and biases have weights that differ from each other."""
     shutil.copytree(base, folder)
-    (folder / "config.json").write_text(json.dumps({**json.loads((base / "config.json").read_text()), **QWEN3_CONFIG}))
-    norms = {f"model.layers.{i}.self_attn.{x}_norm.weight": np.linspace(0.5, 1.5, 8, dtype=np.float32) for i in range(2) for x in "qk"}
-    save_file(load_file(base / "model.safetensors") | norms, folder / "model.safetensors")
+    config = {**json.loads((base / "config.json").read_text()), "model_type": family, **CONFIGS[family]}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(base / "model.safetensors")
+
+    def vector(size: int) -> Any:
+        return np.linspace(0.5, 1.5, size, dtype=np.float32)
+
+    for layer in ("model.layers.0.", "model.layers.1."):
+        if family == "qwen2":
+            weights |= {f"{layer}self_attn.{x}_proj.bias": vector(64 if x == "q" else 32) for x in "qkv"}
+        elif family == "qwen3":
+            weights |= {f"{layer}self_attn.{x}_norm.weight": vector(8) for x in "qk"}
+        elif family == "olmo2":
+            del weights[f"{layer}input_layernorm.weight"]
+            weights |= {f"{layer}self_attn.q_norm.weight": vector(64), f"{layer}self_attn.k_norm.weight": vector(32)}
+            weights[f"{layer}post_feedforward_layernorm.weight"] = vector(64)
+        elif family == "phi3":
+            for parts, fused in ((("q", "k", "v"), "self_attn.{}_proj"), (("gate", "up"), "mlp.{}_proj")):
+                found = [weights.pop(f"{layer}{fused.format(part)}.weight") for part in parts]
+                name = "qkv" if len(parts) == 3 else "gate_up"
+                weights[f"{layer}{fused.format(name)}.weight"] = np.concatenate(found)
+    save_file(weights, folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("layout", ["tp", "tp with its sequence shared", "pp", "dp", "tp and pp"])
@@ -139,8 +180,34 @@ def test_adapters_and_marker_rows_learn_under_each_layout(trained: Trained, layo
     assert spread[-1] < spread[0]
 
 
-def test_bf16_is_computed_under_tensor_parallelism_too(trained: Trained) -> None:
-    exact, rough = losses(trained("one")), losses(trained("tp in bf16"))
+def test_every_family_is_here() -> None:
+    assert CONFIGS.keys() == FAMILIES.keys() - {"llama"}
+
+
+IN_MAKE_TEST = {("qwen2", "tp"), ("phi3", "tp"), ("granite", "pp"), ("olmo2", "pp")}
+"""What is a family's own, where a layout divides it: the others are ``slow``."""
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        pytest.param(family, layout, marks=() if (family, layout) in IN_MAKE_TEST else pytest.mark.slow)
+        for family in CONFIGS
+        for layout in ("tp", "pp")
+        if (family, layout) != ("olmo2", "tp")
+    ],
+)
+def test_every_family_says_the_same_under_each_layout_and_learns_by_adapters(trained: Trained, family: str, layout: str) -> None:
+    """Before the first step adapters add nothing, so the loss is that of the base's logits. ``test_settings.py`` has OLMo 2 under TP."""
+    one, spread = losses(trained(f"{family} one")), losses(trained(f"{family} {layout}"))
+    assert one[-1] < one[0]
+    assert spread[0] == pytest.approx(one[0], abs=1e-5)
+    assert spread[-1] < spread[0]
+
+
+@pytest.mark.parametrize("layout", ["tp in bf16", "pp in bf16"])
+def test_bf16_is_computed_under_each_layout_too(trained: Trained, layout: str) -> None:
+    exact, rough = losses(trained("one")), losses(trained(layout))
     assert rough == pytest.approx(exact, rel=1e-2)
     assert (rough != pytest.approx(exact, abs=1e-5)) == multiplies_in_bf16()
 
