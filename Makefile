@@ -6,7 +6,7 @@
 # make test-controllers  the operator beside JobSet's and Kueue's own controllers
 # make test-engines   every engine on SmolLM2-135M, a real vLLM, and other clients against our server
 # make test-gpu       what only CUDA can show, where there is CUDA; make bench-gpu: speed and memory there
-# make bench          speed, as ratios against a baseline in the same run; make bench-quickstart: does the quickstart steer on three seeds
+# make bench          speed, as ratios against a baseline in the same run; make bench-quickstart: does the quickstart steer on further seeds
 # make mutants        how many small faults in the code the tests notice; see CONTRIBUTING.md
 # make chart          what is generated from code: the resource's definition, the chart's values and schema
 # make docs           the documentation: generated reference pages, and a site below site/
