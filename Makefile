@@ -84,9 +84,11 @@ test-cluster: $(INSTALLED)
 test-controllers: cluster
 	STEERLM_TEST_CONTROLLERS=1 $(BIN)/pytest -m controllers tests/cluster/test_controllers.py
 
-# Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache.
+# Every engine on SmolLM2-135M; vLLM's environment (6 GB) is made once, in the user's cache. NeMo's own annotate script runs where
+# STEERLM_NEMO names a checkout of NeMo.
 test-engines: $(INSTALLED)
-	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py tests/inference/test_newest_transformers.py tests/serving/test_clients.py
+	STEERLM_TEST_ENGINES=1 $(BIN)/pytest tests/inference/test_engines.py tests/inference/test_newest_transformers.py tests/serving/test_clients.py \
+		tests/annotation/test_nemos_script.py
 
 # On a machine with CUDA (tests.gpu.carry fetches what one without network needs); elsewhere they skip.
 test-gpu: $(INSTALLED)

@@ -58,8 +58,11 @@ def model_folder(
     return folder
 
 
-def teach_labels(folder: Path, steps: int = 60, rate: float = 3e-3) -> None:
-    """Train a tiny value model for a few seconds, until it writes labels in the right form, with values that depend on the text."""
+def teach_labels(folder: Path, steps: int = 60, rate: float = 3e-3, *, every_turn: bool = False) -> None:
+    """Train a tiny value model for a few seconds, until it writes labels in the right form, with values that depend on the text.
+
+    ``every_turn``: the user's turn has a label as well, as in OASST.
+    """
     from transformers import AutoModelForCausalLM
 
     from nemo_steerlm.core.conversation import Conversation, Turn
@@ -77,7 +80,8 @@ def teach_labels(folder: Path, steps: int = 60, rate: float = 3e-3) -> None:
             words = draw.choices(["the", "cat", "sat", "on", "a", "red", "hat", "and", "ran", "home"], k=draw.randint(3, 12))
             values = {a.name: (len(words) * (k + 2)) % (a.high + 1) for k, a in enumerate(info.attributes.attributes)}
             label = info.attributes.encode(values, draw.choice(info.attributes.languages or (None,)))
-            turns = (Turn(speaker="User", text="Say it"), Turn(speaker="Assistant", text=" ".join(words), label=label))
+            asked = Turn(speaker="User", text="Say it", label=label if every_turn else None)
+            turns = (asked, Turn(speaker="Assistant", text=" ".join(words), label=label))
             rows.append(encode_spans(template.render(Conversation(turns=turns, system="Be kind.\n"), "TEXT_TO_VALUE"), tokenizer))
         width = max(len(row.ids) for row in rows)
         ids = torch.tensor([row.ids + [0] * (width - len(row.ids)) for row in rows])
