@@ -8,6 +8,7 @@ can name a class or function that is not on a list. Remove when they do the same
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import pickle
 import types
@@ -44,8 +45,21 @@ _WEIGHTS = (io.BytesIO,)
 """What weights may hold besides tensors and plain values: TransformerEngine keeps its scales in such a buffer."""
 
 
+def _member(kind: Any, name: str) -> enum.Enum:
+    """A member of an enumeration, which some Pythons, 3.11.2 among them, pickle as ``getattr(enumeration, name)``.
+
+    Raises:
+        UnpicklingError: For an attribute of anything else.
+    """
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("builtins.getattr")
+    return kind[name]
+
+
 class _Description(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if (module, name) not in _METADATA and not (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
             raise pickle.UnpicklingError(f"{module}.{name}")
         return super().find_class(module, name)

@@ -40,9 +40,8 @@ def test_a_models_own_files_are_read(tmp_path, mode):
     cfg, tokenizer = nemo_archive(nemo(tmp_path, *more, mode=mode))
     assert cfg.precision == "32"
     assert tokenizer.encode("Once upon a time")
-    folder = tmp_path / "unpacked"
-    with tarfile.open(next(tmp_path.glob("*.nemo"))) as archive:
-        archive.extractall(folder, filter="data")
+    (folder := tmp_path / "unpacked").mkdir()
+    subprocess.run(["tar", "-xf", next(tmp_path.glob("*.nemo")), "-C", folder], check=True)
     assert nemo_archive(folder)[0] == cfg
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import WriteItemType
 
 from nemo_steerlm.core.errors import DataError
 from nemo_steerlm.megatron.weights_only import weights_only
@@ -54,6 +56,30 @@ def test_tensors_are_read_and_code_is_not_run(tmp_path, trap):
             torch.load(io.BytesIO(content), weights_only=False)
         assert "\n" not in str(refused.value)
     assert (torch.load, filesystem.pickle) == (load, pickles)
+
+
+class Pair:
+    """Pickled, it is what a function makes of two values."""
+
+    def __init__(self, function: object, *values: object) -> None:
+        self.reduced = function, values
+
+    def __reduce__(self):
+        return self.reduced
+
+
+def test_members_of_enumerations_are_read_as_every_python_writes_them():
+    """Python 3.11.2, Debian 12's, writes ``getattr(enumeration, name)``."""
+
+    def read(content: object) -> Metadata:
+        with weights_only("m.nemo"):
+            return filesystem.pickle.load(io.BytesIO(pickle.dumps(Metadata({}, planner_data=content))))
+
+    assert read(Pair(getattr, WriteItemType, "TENSOR")).planner_data is WriteItemType.TENSOR
+    assert read(WriteItemType.SHARD).planner_data is WriteItemType.SHARD
+    for kind, name in ((WriteItemType, "mro"), (WriteItemType, "__class__"), (Metadata, "__init__"), (torch.Size, "numel")):
+        with pytest.raises(DataError, match=r"more than weights: builtins\.getattr"):
+            read(Pair(getattr, kind, name))
 
 
 RESTORE = """

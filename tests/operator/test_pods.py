@@ -169,7 +169,7 @@ def test_the_served_model_s_servers_are_scaled_drained_and_fed_from_elsewhere(pi
     assert "PodDisruptionBudget" in scaled
     elsewhere = served(engine={"external": {"url": "https://vllm.example:8443", "token": {"name": "t", "key": "k"}}})
     container = elsewhere["Deployment"]["spec"]["template"]["spec"]["containers"][0]
-    assert container["args"][-4:] == ["--engine", "openai", "--upstream", "https://vllm.example:8443"]
+    assert container["args"][-6:-2] == ["--engine", "openai", "--upstream", "https://vllm.example:8443"]
     assert "nvidia.com/gpu" not in container["resources"]["limits"]
     assert "STEERLM_UPSTREAM_KEY" in {entry["name"] for entry in container["env"]}
     assert {"ports": [{"port": 8443, "protocol": "TCP"}]} in elsewhere["NetworkPolicy"]["spec"]["egress"]
