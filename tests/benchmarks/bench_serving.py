@@ -138,7 +138,7 @@ def throughput(folder: Path, most: int) -> None:
             ratios = f"{rate / base:11.1f} {rate / batches[clients]:12.2f}"
             print(f"{clients:8} {len(firsts):9} {rate:9.1f} {ratios} {statistics.median(firsts):22.2f} {p95:7.2f}", flush=True)
             rates[clients] = rate
-    others(folder, {"steerlm serve": rates, "transformers' generate, one batch": batches})
+    others(folder, {"this server": rates, "transformers' generate, one batch": batches})
 
 
 def measured(url: str, clients: int, more: Mapping[str, object] | None = None) -> tuple[float, list[float]]:

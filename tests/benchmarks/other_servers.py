@@ -73,7 +73,7 @@ def vllm(folder: Path, clients: int) -> Iterator[str]:
 
 
 OTHERS = (
-    Other("steerlm serve --engine openvino", on_openvino, {}),
+    Other("this server, --engine openvino", on_openvino, {}),
     Other("llama.cpp's server", llama_cpp, {"ignore_eos": True}),
     Other("vLLM's server", vllm, {"ignore_eos": True}),
 )
