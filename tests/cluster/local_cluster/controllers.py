@@ -81,18 +81,22 @@ def build(wanted: Controller, report: Callable[[str], None] = lambda _: None) ->
     return root
 
 
-def start_jobset(cluster: LocalCluster, root: Path) -> None:
-    """JobSet's definition, webhooks and controller in a cluster, until the cluster ends."""
-    folder = _folder(cluster, JOBSET)
-    settings = {
-        "apiVersion": "config.jobset.x-k8s.io/v1alpha1",
+def _settings(folder: Path, controller: Controller, version: str) -> dict[str, Any]:
+    """What every controller of Kubernetes' own framework is configured with: one replica, and our certificates on this machine's ports."""
+    return {
+        "apiVersion": version,
         "kind": "Configuration",
         "leaderElection": {"leaderElect": False},
         "internalCertManagement": {"enable": False},
-        "webhook": {"port": JOBSET.port, "host": "127.0.0.1", "certDir": str(folder)},
-        "health": {"healthProbeBindAddress": JOBSET.health},
-        "metrics": {"bindAddress": JOBSET.metrics},
+        "webhook": {"port": controller.port, "host": "127.0.0.1", "certDir": str(folder)},
+        "health": {"healthProbeBindAddress": controller.health},
+        "metrics": {"bindAddress": controller.metrics},
     }
+
+
+def start_jobset(cluster: LocalCluster, root: Path) -> None:
+    """JobSet's definition, webhooks and controller in a cluster, until the cluster ends."""
+    settings = _settings(_folder(cluster, JOBSET), JOBSET, "config.jobset.x-k8s.io/v1alpha1")
     _define(cluster, root / "config/components/crd/bases")
     _start(cluster, JOBSET, root, settings)
     label = {"key": "jobset.sigs.k8s.io/jobset-name", "operator": "Exists"}
@@ -105,13 +109,7 @@ def start_kueue(cluster: LocalCluster, root: Path) -> None:
     folder = _folder(cluster, KUEUE)
     has_jobsets = cluster.kubectl("get", "crd/jobsets.jobset.x-k8s.io", check=False).returncode == 0
     settings = {
-        "apiVersion": "config.kueue.x-k8s.io/v1beta2",
-        "kind": "Configuration",
-        "leaderElection": {"leaderElect": False},
-        "internalCertManagement": {"enable": False},
-        "webhook": {"port": KUEUE.port, "host": "127.0.0.1", "certDir": str(folder)},
-        "health": {"healthProbeBindAddress": KUEUE.health},
-        "metrics": {"bindAddress": KUEUE.metrics},
+        **_settings(folder, KUEUE, "config.kueue.x-k8s.io/v1beta2"),
         "featureGates": {"VisibilityOnDemand": False},
         "integrations": {"frameworks": ["batch/job", "pod", "deployment", *(["jobset.x-k8s.io/jobset"] if has_jobsets else [])]},
     }
