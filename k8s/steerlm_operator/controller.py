@@ -97,7 +97,7 @@ class Controller:
     async def resync(self) -> None:
         """Look at everything now and then: at what no watch tells, such as a claim or a newly installed API."""
         while True:
-            await self._discover()
+            await self.discover()
             for name in self.caches.pipelines():
                 self._memory.setdefault(name, ReconcileState()).look_at_claim = True
                 self.queue.add(name)
@@ -105,8 +105,8 @@ class Controller:
             # Until the first API groups are known, look again soon.
             await asyncio.sleep(self.config.resync_seconds if self.apis is not None else 1)
 
-    async def _discover(self) -> None:
-        """Learn which API groups the cluster has."""
+    async def discover(self) -> None:
+        """Learn which API groups the cluster has; where it does not say, they stay as they were."""
         if self.cluster is None:
             return
         try:
@@ -194,7 +194,7 @@ class Controller:
         ended = holds(status, "Complete") or holds(status, "Failed")
         engine = find_condition(status, "EngineAvailable")
         if engine and engine.status == "False" and not ended and time.monotonic() - self._last_discovery > DISCOVERY_SECONDS:
-            await self._discover()  # somebody may have installed it by now
+            await self.discover()  # somebody may have installed it by now
         claim: Object | None = None
         storage = find_condition(status, "StorageReady")
         waiting = storage is not None and storage.reason in UNSETTLED

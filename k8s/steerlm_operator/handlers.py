@@ -62,6 +62,7 @@ def _live(found: kopf.OperatorRegistry, config: OperatorConfig, controller: Cont
         controller.begin(cluster)
         tasks.append(asyncio.create_task(watches.follow(cluster)))
         await watches.synced.wait()
+        await controller.discover()  # before the first pipeline is looked at, which may need one of its APIs
         running = [controller.resync(), controller.follow(), *(controller.work() for _ in range(config.workers))]
         tasks.extend(asyncio.create_task(coroutine) for coroutine in running)
 

@@ -24,6 +24,7 @@ from steerlm_operator.models import Pipeline
 from steerlm_operator.resources import servers, settings, surroundings, work
 
 MISSING_API_SECONDS = 60
+UNKNOWN_API_SECONDS = 2
 
 GANG_APIS = {"Volcano": "scheduling.volcano.sh", "Coscheduling": "scheduling.x-k8s.io"}
 
@@ -163,6 +164,10 @@ def _engine_available(draft: Draft) -> bool:
             "GangSchedulerNotInstalled",
             f"scheduling.gang {pipeline.scheduling.gang} needs {api}, which this cluster does not have",
         )
+    if needed and apis is None:
+        draft.condition("Progressing", False, "EngineUnknown", f"the API server has not said yet whether it has {', '.join(sorted(needed))}")
+        draft.look_again(UNKNOWN_API_SECONDS)
+        return False
     for api, (reason, message) in needed.items():
         if apis is not None and api not in apis:
             draft.condition("EngineAvailable", False, reason, message)

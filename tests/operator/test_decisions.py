@@ -78,6 +78,17 @@ def test_what_is_not_ours_to_manage_is_left_as_it_is(demo, resource, spec):
     assert decision.status.model_dump(mode="json", by_alias=True, exclude_none=True) == status
 
 
+def test_an_engine_is_waited_for_until_the_api_server_says_what_it_has(resource):
+    asks = resource(scheduling={"queueName": "queue"})
+    decision = decide(asks, Observed(claim=CLAIM, apis=None), CONFIG, NOW)
+    [condition] = [found for found in decision.status.conditions if found.type == "Progressing"]
+    assert (condition.status, condition.reason) == ("False", "EngineUnknown")
+    assert "kueue.x-k8s.io" in condition.message
+    assert not decision.apply
+    assert decision.again is not None
+    assert decide(resource(), Observed(claim=CLAIM, apis=None), CONFIG, NOW).apply
+
+
 def test_an_object_that_the_api_server_finds_invalid_ends_the_pipeline(demo):
     life = demo()
     life.decide(refusals={PREPARE: Refusal(reason="InvalidObject", message="spec: no")})
