@@ -47,8 +47,6 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
 
     bf16_products = False
     """On a CPU: matrix products, and so what passes between layers, in bf16; weights and norms in fp32. On GPUs ``precision`` says it."""
-    marker_rows: MarkerRows | None = None
-    """What is learned of the embedding beside adapters."""
     loss_of: Callable[[Tensor], Tensor] = staticmethod(summed)
     """``core.objectives.Objective.loss``: from cross entropies ``[learned]`` to what is minimised."""
 
@@ -57,6 +55,9 @@ class SteerLMGPTSFTModel(MegatronGPTSFTModel):
         start_distributed(cfg, trainer)
         destroy_num_microbatches_calculator()  # NeMo refuses a second model of other batch sizes in one process
         super().__init__(fitted_config(cfg), trainer=trainer)
+        # Of the instance: an attribute of the class would hide the module that is assigned to this name.
+        self.marker_rows: MarkerRows | None = None
+        """What is learned of the embedding beside adapters."""
 
     @property
     def info(self) -> ModelInfo | None:

@@ -29,6 +29,7 @@ NO_NEMO = "exp_manager.checkpoint_callback_params.save_nemo_on_train_end=false"
 NOTHING_SAVED = [NO_NEMO, "exp_manager.create_checkpoint_callback=false"]
 SECOND_SAVED = [NO_NEMO, "trainer.sft.save_interval=2", "exp_manager.checkpoint_callback_params.save_top_k=2"]
 QWEN3 = "model.restore_from_path={out}/qwen3"
+EXPORTED = ["steerlm.export_dir={out}/{name}/hf"]
 UNCHANGED = ["trainer.sft.max_steps=1", "model.optim.lr=1e-12", "model.optim.sched.min_lr=0"]
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
@@ -43,9 +44,10 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "qk norms": (1, [QWEN3, *NOTHING_SAVED]),
     "qk norms tp": (2, [QWEN3, TP, *NOTHING_SAVED]),
     "qk norms tp with its sequence shared": (2, [QWEN3, TP, "model.sequence_parallel=true", *NOTHING_SAVED]),
-    "lora one": (1, [*LORA, *NOTHING_SAVED]),
-    "lora tp": (2, [TP, *LORA, *NOTHING_SAVED]),
-    "lora pp": (2, [PP, *LORA, *NOTHING_SAVED]),
+    "lora one": (1, [*LORA, *EXPORTED, *NOTHING_SAVED]),
+    "lora tp": (2, [TP, *LORA, *EXPORTED, *NOTHING_SAVED]),
+    "lora pp": (2, [PP, *LORA, *EXPORTED, *NOTHING_SAVED]),
+    "lora unchanged": (1, [*LORA, *EXPORTED, *UNCHANGED, *NOTHING_SAVED]),
     "tp to pp": (2, [PP, "model.restore_from_path={out}/tp/checkpoints/megatron_gpt_sft.nemo", *UNCHANGED, *NOTHING_SAVED]),
     "sharded one": (1, [SHARDED, *NOTHING_SAVED]),
     "sharded dp": (2, [SHARDED, *SECOND_SAVED]),
@@ -103,7 +105,7 @@ def trained(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Itera
                     *common,
                     f"trainer.devices={size}",
                     *at(out / name),
-                    *(argument.format(out=out) for argument in own),
+                    *(argument.format(out=out, name=name) for argument in own),
                 ]
                 process.stdin.write(json.dumps({"size": size, "arguments": arguments}) + "\n")
                 process.stdin.flush()
@@ -178,6 +180,15 @@ def test_adapters_and_marker_rows_learn_under_each_layout(trained: Trained, layo
     assert spread[0] == pytest.approx(one[0], abs=1e-5)
     assert spread == pytest.approx(one, rel=2e-2)
     assert spread[-1] < spread[0]
+
+
+@pytest.mark.parametrize("layout", ["lora one", "lora pp", "lora tp"])
+def test_the_rows_of_added_chat_tokens_are_learned_beside_adapters_and_no_other_rows(trained: Trained, layout: str) -> None:
+    """In the exported model: the gradient alone, which another test compares, does not show that a step changes anything."""
+    before, after = (load_file(trained(name) / "hf/model.safetensors")["model.embed_tokens.weight"] for name in ("lora unchanged", layout))
+    moved = np.abs(after - before).max(axis=1)
+    assert moved[:-3].max() == 0
+    assert moved[-3:].min() > 1e-4
 
 
 def test_every_family_is_here() -> None:
