@@ -17,7 +17,7 @@ from nemo_steerlm.formats.families.base import ModelConfig
 from nemo_steerlm.formats.hf_config import load_config
 from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.pipeline.manifest import PipelineSpec
-from nemo_steerlm.pipeline.sources import Part
+from nemo_steerlm.pipeline.sources import SourceEntry
 
 FIRST = 100
 """Conversations of a source that are read."""
@@ -48,7 +48,7 @@ def foresee(spec: PipelineSpec, folder: Path) -> Foresight:
         ConfigError: If the base model is of no known family, or something on the hub asks for a token or for consent.
     """
     absent: list[str] = []
-    read = {part.name: count for part in spec.data.parts if (count := _read(part, spec, folder, absent)) is not None}
+    read = {entry.name: count for entry in spec.data.entries if (count := _read(entry, spec, folder, absent)) is not None}
     return Foresight(config=_base(spec.model.base, folder, absent), read=read, absent=list(dict.fromkeys(absent)))
 
 
@@ -63,9 +63,9 @@ def _base(reference: str, folder: Path, absent: list[str]) -> ModelConfig | None
     return None if path is None or is_nemo(str(path)) else check_checkpoint(path)
 
 
-def _read(part: Part, spec: PipelineSpec, folder: Path, absent: list[str]) -> int | None:
+def _read(entry: SourceEntry, spec: PipelineSpec, folder: Path, absent: list[str]) -> int | None:
     """How many conversations of a source were read to try; None where its files are not here."""
-    references = part.source.references()
+    references = entry.source.references()
     for reference in references:
         if reference.startswith("hf:"):
             try:
@@ -84,10 +84,10 @@ def _read(part: Part, spec: PipelineSpec, folder: Path, absent: list[str]) -> in
             tokens=spec.model.chat_tokens.tokens(),
             system=spec.data.system,
         )
-        count = sum(1 for _ in itertools.islice(part.source.read(reading), FIRST))
+        count = sum(1 for _ in itertools.islice(entry.source.read(reading), FIRST))
         if not count and rejects.count:
             [(reason, times)] = rejects.counts.most_common(1)
-            raise DataError(f"{part.field}: none of {rejects.count} records can be used", instead=f"{times} of them: {reason}")
+            raise DataError(f"{entry.field}: none of {rejects.count} records can be used", instead=f"{times} of them: {reason}")
         return count
 
 

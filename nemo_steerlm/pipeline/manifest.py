@@ -194,9 +194,9 @@ class PipelineSpec(ClusterFields):
 
     @model_validator(mode="after")
     def _pairs_teach_something(self) -> PipelineSpec:
-        for part in self.data.parts:
-            if isinstance(part.source, HelpSteerSource) and part.source.preference:
-                raise ValueError(f"{part.field}.preference: {PAIRS_TEACH_NOTHING}")
+        for entry in self.data.entries:
+            if isinstance(entry.source, HelpSteerSource) and entry.source.preference:
+                raise ValueError(f"{entry.field}.preference: {PAIRS_TEACH_NOTHING}")
         return self
 
     @model_validator(mode="after")

@@ -49,7 +49,7 @@ class _Weighted(_Kinds):
         return self
 
 
-class Part(NamedTuple):
+class SourceEntry(NamedTuple):
     """One source of a pipeline."""
 
     name: str
@@ -83,35 +83,35 @@ class _Data(_Kinds):
         return found or ()
 
     @property
-    def parts(self) -> tuple[Part, ...]:
+    def entries(self) -> tuple[SourceEntry, ...]:
         """Every source, in order."""
         if not self.several:
             [kind] = self.given
-            return (Part(to_camel(kind), f"data.{to_camel(kind)}", getattr(self, kind)),)
-        found: list[Part] = []
+            return (SourceEntry(to_camel(kind), f"data.{to_camel(kind)}", getattr(self, kind)),)
+        found: list[SourceEntry] = []
         for i, one in enumerate(self.several):
             [kind] = one.given
-            count = 1 + sum(part.name.partition("-")[0] == to_camel(kind) for part in found)
+            count = 1 + sum(entry.name.partition("-")[0] == to_camel(kind) for entry in found)
             name = to_camel(kind) if count == 1 else f"{to_camel(kind)}-{count}"
-            found.append(Part(name, f"data.sources[{i}].{to_camel(kind)}", getattr(one, kind), one.weight))
+            found.append(SourceEntry(name, f"data.sources[{i}].{to_camel(kind)}", getattr(one, kind), one.weight))
         return tuple(found)
 
     def references(self) -> tuple[str, ...]:
         """The files and folders whose content decides what is read."""
-        return tuple(dict.fromkeys(reference for part in self.parts for reference in part.source.references()))
+        return tuple(dict.fromkeys(reference for entry in self.entries for reference in entry.source.references()))
 
     def check(self, schema: AttributeSchema) -> None:
         """Raise ValueError where a source names attributes that ``schema`` lacks, or has ratings of none of its attributes."""
-        for part in self.parts:
-            for place, names in part.source.named().items():
+        for entry in self.entries:
+            for place, names in entry.source.named().items():
                 for name in names:
                     if name not in schema.names:
                         known = f"{nearest(name, schema.names)}known: {', '.join(schema.names)}"
-                        raise ValueError(f"{part.field}.{place}: unknown attribute {name!r}; {known}")
-            rates = part.source.rates()
+                        raise ValueError(f"{entry.field}.{place}: unknown attribute {name!r}; {known}")
+            rates = entry.source.rates()
             if rates is not None and not set(rates) & set(schema.names) and (rates or not self.several):
-                raise ValueError(f"{part.field}: {nothing_shared(rates)}")
-        if all(part.source.rates() == () for part in self.parts):
+                raise ValueError(f"{entry.field}: {nothing_shared(rates)}")
+        if all(entry.source.rates() == () for entry in self.entries):
             raise ValueError("data.sources: none of them has ratings, so the value model would have nothing to learn; add one that has")
 
 

@@ -190,5 +190,5 @@ def test_every_source_of_the_registry_is_in_the_manifest():
         "distilabel": {"ratings": ratings},
     }.items():
         spec = parse(with_field("spec.data", {kind: {"path": "x", **fields}}), "m").spec
-        [part] = spec.data.parts
-        assert (part.name, part.weight, part.source.references()) == (kind, 1.0, ("x",))
+        [entry] = spec.data.entries
+        assert (entry.name, entry.weight, entry.source.references()) == (kind, 1.0, ("x",))

@@ -74,8 +74,8 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
             tokens=spec.model.chat_tokens.tokens(),
             system=spec.data.system,
         )
-        for part in spec.data.parts:
-            files.write(weighted(part.source.read(reading), part.weight), part.name)
+        for entry in spec.data.entries:
+            files.write(weighted(entry.source.read(reading), entry.weight), entry.name)
         files.require_rated()
     absent = files.absent(schema)
     if absent:
