@@ -39,6 +39,9 @@ ROOMS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 SLOW = ("test_end_to_end.py", "test_kills.py", "test_real_server.py", "test_page*.py", "test_lm_eval.py")
 """Tests that start several heavy processes each: too slow to run per mutant."""
 
+ELSEWHERE = ("tests/data/test_stores.py::test_a_real_s3_servers_objects",)
+"""Tests that run the package in an environment of their own, which has no mutmut: a mutated module cannot be imported there."""
+
 _IMPORTED = "runs while its module is imported, before mutmut switches a mutant on; tests hold what it makes"
 EQUIVALENT: dict[str, str] = {
     "nemo_steerlm.core.attributes.x__schema__*": _IMPORTED,
@@ -120,7 +123,7 @@ def configure(folder: Path, room: str) -> None:
         "source_paths": [package],
         "only_mutate": list(sources),
         "also_copy": [*others, "k8s", "charts", "examples", "tests", "docs", "README.md", "LICENSE", "pyproject.toml", "Makefile"],
-        "pytest_add_cli_args": ["-q", "-p", "no:randomly", *ignored],
+        "pytest_add_cli_args": ["-q", "-p", "no:randomly", *ignored, *(f"--deselect={name}" for name in ELSEWHERE)],
         "pytest_add_cli_args_test_selection": list(tests),
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
