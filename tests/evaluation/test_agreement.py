@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema
@@ -48,11 +49,23 @@ def test_what_a_human_label_does_not_say_is_not_compared() -> None:
     agreement.add("nonsense", "quality:1")
     agreement.add("lang:de", "quality:1,lang:en")
     agreement.add("lang:en", "quality:1,lang:en")
-    assert agreement.figures() == {"lang": {"turns": 2, "accuracy": 0.5}}
+    agreement.add("lang:de", "quality:1,lang:de")
+    assert agreement.figures() == {"lang": {"turns": 3, "accuracy": 2 / 3}}
 
 
-def test_the_counts_are_drawn(tmp_path: Path) -> None:
+def test_the_counts_are_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dark squares have white numbers: more than half of what people gave the same value."""
+    drawn: list[Figure] = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: (drawn.append(figure), save(figure, path)))
     agreement = Agreement(SCHEMA)
-    agreement.add("quality:2", "quality:3")
-    plot(agreement.figures(), tmp_path / "confusion.png")
-    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    for human, predicted in ((2, 3), (2, 2), (0, 1), (0, 1), (0, -1)):
+        agreement.add(f"quality:{human}", f"quality:{predicted}")
+    plot(agreement.figures(), tmp_path / "made" / "confusion.png")
+    assert (tmp_path / "made" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    [axes] = drawn[0].axes
+    assert (axes.get_title(), axes.get_xlabel(), axes.get_ylabel()) == ("quality", "predicted", "human")
+    for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["-1", "0", "1", "2", "3"]
+    counts = {text.get_position(): (text.get_text(), text.get_color()) for text in axes.texts}
+    assert counts == {(4, 3): ("1", "black"), (3, 3): ("1", "black"), (2, 1): ("2", "white"), (0, 1): ("1", "black")}

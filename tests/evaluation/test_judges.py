@@ -49,7 +49,7 @@ def test_language_is_told():
         ("words:3", "takes no argument"),
         ("regex", "write regex:ARGUMENT"),
         ("regex:(", "no regular expression"),
-        ("language:xx", "unknown language"),
+        ("language:xx", "unknown language 'xx'; known: af, ar, bg, bn"),
         ("no_such_module:f", "No module named"),
         ("math:no_such", "no_such"),
         ("math:pi", "is no function"),

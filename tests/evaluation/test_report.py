@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.evaluation.agreement import compare
 from nemo_steerlm.evaluation.calibration import calibration
-from nemo_steerlm.evaluation.control import control, difference
+from nemo_steerlm.evaluation.control import Joint, control, difference
+from nemo_steerlm.evaluation.intervals import Interval
+from nemo_steerlm.evaluation.pairs import PairFigures
 from nemo_steerlm.evaluation.report import plots
 from nemo_steerlm.evaluation.report.page import Report, SourceRow, write_page
 from nemo_steerlm.evaluation.samples import Sample
@@ -20,6 +26,14 @@ from tests.evaluation.answers import STEERING, answers, failing, steering
 from tests.serving.browsers import DESK, PHONE, chromium
 
 JUDGES = {"positivity": "vader"}
+GOLDEN = Path(__file__).with_name("golden")
+
+
+def reviewed(name: str, text: str) -> None:
+    """It is what somebody looked at; ``STEERLM_UPDATE_GOLDEN=1`` writes it anew."""
+    if os.environ.get("STEERLM_UPDATE_GOLDEN"):
+        (GOLDEN / name).write_text(text, encoding="utf-8")
+    assert text == (GOLDEN / name).read_text(encoding="utf-8")
 
 
 def test_the_summary_alone_tells_a_model_that_steers():
@@ -66,6 +80,30 @@ def test_the_chain_says_which_round_helped():
     assert "bootstrap-1-train is served." in lines
 
 
+def test_all_of_a_summary_is_as_it_was_reviewed():
+    first, better = control(failing(), JUDGES), control(steering(), JUDGES, {"positivity": {0: -0.46, 4: 0.74}})
+    figures = compare([0, 1, 0, 2], [0, 0, 0, 1.4])
+    known = AttributeCheck(
+        model=figures, majority=figures, ridge=figures, expected=figures, calibration=calibration([0, 1], [[0.6, 0.4], [0.3, 0.7]])
+    )
+    unknown = AttributeCheck(model=figures, majority=figures, ridge=None, expected=None, calibration=None)
+    rows = [
+        ModelRow(name="prompted", table=first, baseline=True),
+        ModelRow(name="train-steer", table=first),
+        ModelRow(name="bootstrap-1-train", table=better, gain={"positivity": difference(failing(), steering(), "positivity")}),
+    ]
+    error = Interval(value=0.5, low=0.25, high=0.75)
+    text = summary(
+        {"positivity": known, "verbosity": unknown},
+        better,
+        rows=rows,
+        joint=[Joint(taught="never", count=12, error=error), Joint(taught="10 times or more", count=40, error=Interval(value=None))],
+        best="bootstrap-1-train is served.",
+        pairs=PairFigures(count=9, accuracy=error, weights={"positivity": 1.0, "toxicity": -0.5}),
+    )
+    reviewed("summary.txt", text)
+
+
 @pytest.fixture
 def report() -> Report:
     wicked = [Sample(attribute="verbosity", level=n, prompt="<b>p", answer="<script>", read={"verbosity": n}, judged=n) for n in range(5)]
@@ -96,16 +134,24 @@ def test_the_page_is_whole_and_people_cannot_write_markup_into_it(tmp_path, repo
     assert '<tr><td>oasst</td><td>12</td><td>3</td><td class="text">humor 7</td></tr>' in page
 
 
-def test_no_legend_covers_data(monkeypatch, report):
-    """Every legend lies outside every axes, and inside the figure."""
-    drawn = []
-    monkeypatch.setattr(plots, "_svg", lambda figure: drawn.append(figure) or "<svg/>")
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, report: Report) -> dict[str, Any]:
+    """The figures of a report by name."""
+    made: list[Any] = []
+    monkeypatch.setattr(plots, "_svg", lambda figure: made.append(figure) or "<svg/>")
     plots.read_plot(report.control)
     plots.judged_plot(report.control)
     plots.reliability_plot(report.checks)
     plots.agreement_plot(report.checks)
-    assert len(drawn) == 4
-    for figure in drawn:
+    plots.cross_talk_plot(report.control)
+    plots.loss_plot({"train-value": [3.0, 2.5], "train-steer": [2.0, 1.0, 0.5]})
+    return dict(zip(("read", "judged", "reliability", "agreement", "cross-talk", "loss"), made, strict=True))
+
+
+def test_no_legend_covers_data(drawn):
+    """Every legend lies outside every axes, and inside the figure."""
+    for name in ("read", "judged", "reliability", "agreement"):
+        figure = drawn[name]
         figure.draw_without_rendering()
         assert not any(axis.get_legend() for axis in figure.axes)
         (legend,) = figure.legends
@@ -115,6 +161,36 @@ def test_no_legend_covers_data(monkeypatch, report):
         assert figure.bbox.containsx(box.x0)
         assert figure.bbox.containsx(box.x1)
         assert figure.bbox.containsy(box.y1)
+
+
+def test_what_is_drawn_is_as_it_was_reviewed(drawn):
+    reviewed("plots.txt", "".join(f"{name}: {line}\n" for name, figure in drawn.items() for line in described(figure)))
+
+
+def described(figure: Any) -> list[str]:
+    """A line for the figure, and for each thing in it."""
+    wide, high = figure.get_size_inches()
+    lines = [f"{wide:.2f} by {high:.2f} inches", *(f"legend {[text.get_text() for text in of.get_texts()]}" for of in figure.legends)]
+    for axis in figure.axes:
+        lines.append(f"axes {axis.get_title()!r}")
+        for of in (axis.xaxis, axis.yaxis):
+            ticks = [tick.get_text() for tick in of.get_ticklabels()]
+            lines.append(f"axis {of.get_label_text()!r} {rounded(of.get_view_interval())} {ticks}")
+        for line in axis.lines:
+            style = f"{line.get_color()} {line.get_linestyle()} {line.get_marker()}"
+            lines.append(f"line {line.get_label()} {style} {rounded(line.get_xydata())}")
+        for points in axis.collections:
+            scattered = hasattr(points, "get_sizes")
+            lines.append(f"{type(points).__name__} {rounded(points.get_offsets() if scattered else points.get_segments())}")
+            lines += [f"sizes {rounded(points.get_sizes())}"] if scattered else []
+        lines += [f"bar {rounded(bar.get_bbox().get_points())} {rounded(bar.get_facecolor())}" for bar in axis.patches]
+        lines += [f"image {rounded(image.get_array())} {image.get_clim()} {image.get_cmap().name}" for image in axis.images]
+        lines += [f"text {text.get_text()} {rounded(text.get_position())} {text.get_color()}" for text in axis.texts]
+    return lines
+
+
+def rounded(values: Any) -> Any:
+    return np.round(np.asarray(values, dtype=float), 2).tolist()
 
 
 WIDER = """() => {

@@ -17,7 +17,7 @@ def judge(argument: str) -> Judge:
     from langdetect import PROFILES_DIRECTORY, DetectorFactory, LangDetectException, detect_langs
 
     DetectorFactory.seed = 0  # the same text, the same number
-    known = sorted(path.name for path in Path(PROFILES_DIRECTORY).iterdir() if not path.name.startswith("_"))
+    known = sorted(path.name for path in Path(PROFILES_DIRECTORY).iterdir())
     if argument not in known:
         raise UsageError(f"judge language: unknown language {shown(argument)}; {nearest(argument, known)}known: {', '.join(known)}")
 
