@@ -14,11 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from nemo_steerlm.cli.main import application
+from nemo_steerlm.core.attributes import Attribute, AttributeSchema
 from nemo_steerlm.core.errors import ConfigError, UsageError
+from nemo_steerlm.core.label_support import LabelSupport
 from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import text_of
 from nemo_steerlm.core.tokenization import load_tokenizer
-from nemo_steerlm.formats.ollama import labels, write_modelfiles
+from nemo_steerlm.formats.ollama import go_template, labels, write_modelfiles
 from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.schemas import ChatBody
 
@@ -82,7 +84,39 @@ def test_each_attribute_has_a_modelfile_for_both_of_its_ends(steer_folder: Path,
     for name, text in written.items():
         assert f"ollama create NAME -f {tmp_path / name}\n" in done.output
         assert "\nFROM ./m.gguf\n" in text
-        assert '\nPARAMETER stop "<extra_id_1>"\n' in text
+        assert '\nPARAMETER num_ctx 512\nPARAMETER stop "<extra_id_0>"\nPARAMETER stop "<extra_id_1>"\n' in text
+
+
+TEMPLATE = r"""
+{{ " <extra_id_0>System\n" }}{{ if .System }}{{ .System }}{{ else }}{{ "Say \"yes\"" }}{{ end }}{{ "\n" }}
+{{ range .Messages }}{{ if eq .Role "user" }}{{ "<extra_id_1>User\n" }}{{ .Content }}{{ "\n" }}
+{{ else if eq .Role "assistant" }}{{ "<extra_id_1>Assistant\n<extra_id_2>quality:4\n" }}{{ .Content }}{{ "\n" }}{{ end }}{{ end }}
+{{ "<extra_id_1>Assistant\n<extra_id_2>quality:4\n" }}
+""".replace("\n", "")
+"""As the test above had Ollama render it, where Go is installed."""
+
+
+def test_the_template_is_the_one_that_was_rendered(steer_folder: Path) -> None:
+    schema = AttributeSchema(attributes=(Attribute(name="quality"),))
+    info, vocabulary = ModelInfo(kind="steer", attributes=schema, system='Say "yes"'), load_tokenizer(steer_folder)
+    assert go_template(info, vocabulary, "quality:4", start=" ") == TEMPLATE
+    annotates = msgspec.structs.replace(info, layout="nemo-annotate")
+    assert go_template(annotates, vocabulary, "quality:4", start=" ") == TEMPLATE.replace(
+        '{{ end }}{{ "\\n" }}{{ range', "{{ end }}{{ range"
+    )
+
+
+def test_a_model_that_was_taught_parts_of_labels_is_told_one_attribute() -> None:
+    schema = AttributeSchema(attributes=(Attribute(name="quality", default=4), Attribute(name="humor", default=1)))
+    whole = ModelInfo(kind="steer", attributes=schema)
+    parts = msgspec.structs.replace(whole, support=LabelSupport.count(schema, ["humor:1"], partial=True))
+    for info, quality, humor in ((whole, "quality:4,", ",humor:1"), (parts, "", "")):
+        assert labels(info) == {
+            "defaults": "quality:4,humor:1",
+            "least-quality": f"quality:0{humor}",
+            "most-humor": f"{quality}humor:4",
+            "least-humor": f"{quality}humor:0",
+        }
 
 
 def test_what_has_no_modelfile_is_refused(steer_folder: Path, tmp_path: Path) -> None:
