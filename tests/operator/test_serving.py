@@ -46,15 +46,31 @@ def test_another_version_of_the_operator_restarts_nothing(life, monkeypatch):
     assert "7" in template(life)["spec"]["containers"][0]["args"]
 
 
-def test_what_it_runs_changes_with_image_resources_and_the_chart_s_environment(life):
+SERVED = {"enabled": True, "insecure": True}
+RUNS = [
+    {"images": {"serve": "s:9"}},
+    {"images": {"serve": "s:9", "pullPolicy": "Always"}},
+    {"resources": {"servers": {"memory": "1Gi"}}},
+    {"serve": {**SERVED, "devices": 2}},
+    {"serve": {**SERVED, "engine": {"megatron": {}}}},
+    {"serve": {"enabled": True, "token": {"name": "t", "key": "k"}}},
+    {"serve": {"enabled": True, "token": {"name": "t", "key": "other"}}},
+    {"scheduling": {"nodeSelector": {"pool": "gpu"}}},
+    {"pods": {"serve": {"annotations": {"team": "a"}}}},
+]
+"""Each says of the server what the one before it does not."""
+
+
+def test_what_it_runs_changes_with_all_that_people_and_the_chart_say_of_it(life):
     seen = [template(life)]
-    for change in ({"images": {"serve": "s:9"}}, {"resources": {"servers": {"memory": "1Gi"}}}):
+    for change in RUNS:
         life.edit(**change)
         life.settle()
         seen.append(template(life))
-    life.controller.config = OperatorConfig.model_validate({"images": {"worker": "worker:1"}, "environment": {"NCCL_DEBUG": "WARN"}})
-    life.settle()
-    seen.append(template(life))
+    for chart in ({"environment": {"NCCL_DEBUG": "WARN"}}, {"security": {"runAsUser": 4321}}):
+        life.controller.config = OperatorConfig.model_validate({"images": {"worker": "worker:1"}, **chart})
+        life.settle()
+        seen.append(template(life))
     assert all(a != b for a, b in itertools.pairwise(seen))
 
 
