@@ -5,7 +5,7 @@ import datetime as dt
 import httpx
 import pytest
 
-from nemo_steerlm.client.retry import Fault, RetryPolicy, classify_exception, classify_status, retry_after
+from nemo_steerlm.client.retry import Fault, RequestFailed, RetryPolicy, _try_again, classify_exception, classify_status, retry_after
 
 NOW = dt.datetime(2026, 1, 1, 12, 0, tzinfo=dt.timezone.utc)
 
@@ -61,3 +61,19 @@ def test_rests_grow_to_a_limit() -> None:
     policy = RetryPolicy(wait_initial=0.5, wait_max=4)
     assert [policy.pause(n) for n in range(6)] == [0.5, 1, 2, 4, 4, 4]
     assert policy.pause(10**6) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "again"),
+    [
+        (RequestFailed(Fault.ATTEMPT, "HTTP 500", 7.0), 7.0),
+        (RequestFailed(Fault.ATTEMPT, "HTTP 500", 0.0), 0.0),
+        (RequestFailed(Fault.ATTEMPT, "cut"), True),
+        (RequestFailed(Fault.BUSY, "HTTP 429", 7.0), False),
+        (RequestFailed(Fault.REQUEST, "HTTP 400"), False),
+        (ValueError("a mistake of ours"), False),
+    ],
+)
+def test_what_may_be_the_requests_fault_is_tried_again_when_the_server_says(error: Exception, again: bool | float) -> None:
+    found = _try_again(error)
+    assert (found, type(found)) == (again, type(again))
