@@ -165,7 +165,8 @@ def _engine_available(draft: Draft) -> bool:
             f"scheduling.gang {pipeline.scheduling.gang} needs {api}, which this cluster does not have",
         )
     if needed and apis is None:
-        draft.condition("Progressing", False, "EngineUnknown", f"the API server has not said yet whether it has {', '.join(sorted(needed))}")
+        unknown = ", ".join(sorted(needed))
+        draft.condition("Progressing", False, "EngineUnknown", f"the API server has not said yet whether it has {unknown}")
         draft.look_again(UNKNOWN_API_SECONDS)
         return False
     for api, (reason, message) in needed.items():
