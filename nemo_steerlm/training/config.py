@@ -23,7 +23,7 @@ from nemo_steerlm.training import token_files
 from nemo_steerlm.training.batches import epoch_size
 from nemo_steerlm.training.dataset import ChatDataset
 from nemo_steerlm.training.mixture import Mixture
-from nemo_steerlm.training.settings import CONF
+from nemo_steerlm.training.settings import CONF, plain
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
@@ -195,7 +195,7 @@ def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | Non
         "shuffle": model.data.train_ds.shuffle,
         "max_seq_length": model.data.train_ds.max_seq_length,
         "peft": OmegaConf.to_container(model.peft) if model.peft.peft_scheme not in (None, "none") else None,
-        "optimizer": {k: _plain(model.optim[k]) for k in ("lr", "weight_decay", "betas", "eps") if k in model.optim},
+        "optimizer": {k: plain(model.optim[k]) for k in ("lr", "weight_decay", "betas", "eps") if k in model.optim},
     }
     return {
         "stage": f"train-{info.kind}" if info else "train-chat",
@@ -210,10 +210,6 @@ def fingerprint(cfg: DictConfig, model_config: DictConfig, info: ModelInfo | Non
 def _described(info: ModelInfo) -> ModelInfo:
     """``info`` without what follows from data and settings, which have fingerprints of their own."""
     return msgspec.structs.replace(info, max_seq_length=msgspec.UNSET, labelled=msgspec.UNSET)
-
-
-def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def _digest(data: bytes) -> str:

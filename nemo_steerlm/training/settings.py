@@ -157,7 +157,7 @@ def check(cfg: DictConfig, machine: Machine) -> Parallelism:
             continue
         value = OmegaConf.select(cfg, key, default=_ABSENT)
         if value is not _ABSENT and not fits(value):
-            raise ConfigError(f"{key}={shown(_plain(value)) if value is not None else 'null'}: write {what}")
+            raise ConfigError(f"{key}={shown(plain(value)) if value is not None else 'null'}: write {what}")
     _refuse_unread(cfg)
     _check_files(cfg.model.data)
     precision_of(cfg.trainer.precision)
@@ -173,7 +173,8 @@ def check(cfg: DictConfig, machine: Machine) -> Parallelism:
 _ABSENT = object()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A part of a configuration as plain data."""
     return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
@@ -182,7 +183,7 @@ def _refuse_unread(cfg: DictConfig) -> None:
     for key, instead in INSTEAD.items():
         given = OmegaConf.select(cfg, key)
         if given is not None and given != OmegaConf.select(cfg, instead):
-            raise ConfigError(f"{key}={shown(_plain(given))} is not read; write {instead}")
+            raise ConfigError(f"{key}={shown(plain(given))} is not read; write {instead}")
     defaults = OmegaConf.load(CONF / "gpt_sft.yaml")
     for section in ("trainer", "trainer.sft", "exp_manager", "model.data", "model.data.train_ds", "model.data.validation_ds", "steerlm"):
         known = list(OmegaConf.select(defaults, section))
@@ -196,7 +197,7 @@ def _check_files(data: DictConfig) -> None:
     if files is not None and not OmegaConf.is_missing(data.train_ds, "file_path"):
         raise ConfigError("model.data.train_ds: file_path and file_names are both given; leave one out")
     if weights is not None and len(weights) != len(files or ()):
-        raise ConfigError(f"model.data.train_ds.weights={_plain(weights)}: write one for each of file_names")
+        raise ConfigError(f"model.data.train_ds.weights={plain(weights)}: write one for each of file_names")
     if data.validation_ds.file_names is not None or data.validation_ds.weights is not None:
         raise ConfigError("model.data.validation_ds: validation reads one file, every record once; write file_path")
 
