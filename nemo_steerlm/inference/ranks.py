@@ -1,7 +1,7 @@
 """The processes that serve one model together: rank 0 answers requests and sends orders, the other ranks follow.
 
 torchrun starts them; without torchrun, the first process starts the others with its own command line and the environment variables that
-torchrun would set. Imports nothing heavy.
+torchrun would set. Imports nothing heavy before it has to start them.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import MutableMapping
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from nemo_steerlm.core.environment import STARTED_BY_RANK_0
 from nemo_steerlm.core.errors import ConfigError, UnavailableError
@@ -62,6 +61,8 @@ class Ranks:
         self.rank = rank_of(os.environ, devices=devices, nodes=nodes)
         self._children: list[subprocess.Popen[bytes]] = []
         self._closing = False
+        self._rendezvous: Any = None
+        """Where the processes find each other, from before they start: nobody else can take its port meanwhile."""
         if STARTED_BY_RANK_0 in os.environ:
             threading.Thread(target=_end_with_stdin, name="first-process", daemon=True).start()
         elif devices * nodes > 1 and "LOCAL_RANK" not in os.environ:
@@ -72,15 +73,22 @@ class Ranks:
                 signal.signal(number, signal.SIG_IGN)
 
     def _start(self, devices: int, nodes: int) -> None:
+        if nodes > 1 and not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+            raise ConfigError(f"trainer.num_nodes={nodes}: set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node, or use torchrun")
+        address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT")
+        if not port:
+            from torch.distributed import TCPStore
+
+            # This process's own rendezvous will be the same server: that is what multi_tenant says.
+            self._rendezvous = TCPStore(address, 0, devices, is_master=True, wait_for_workers=False, multi_tenant=True)
+            port = str(self._rendezvous.port)
         place = {
-            "MASTER_ADDR": os.environ.get("MASTER_ADDR", "127.0.0.1"),
-            "MASTER_PORT": os.environ.get("MASTER_PORT") or str(_free_port()),
+            "MASTER_ADDR": address,
+            "MASTER_PORT": port,
             "NODE_RANK": os.environ.get("NODE_RANK", "0"),
             "WORLD_SIZE": str(devices * nodes),
             "LOCAL_WORLD_SIZE": str(devices),
         }
-        if nodes > 1 and "MASTER_ADDR" not in os.environ:
-            raise ConfigError(f"trainer.num_nodes={nodes}: set MASTER_ADDR, MASTER_PORT and NODE_RANK on every node, or use torchrun")
         for local in range(1, devices):
             environment = os.environ | place | {"LOCAL_RANK": str(local), "RANK": str(self.rank + local), STARTED_BY_RANK_0: "1"}
             # Their standard output would mix with the messages that this process prints for its parent.
@@ -122,8 +130,3 @@ def _end_with_stdin() -> None:
     while os.read(0, 1):
         pass
     os._exit(UnavailableError.exit_code)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
