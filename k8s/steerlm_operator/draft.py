@@ -99,6 +99,8 @@ class Draft:
         self.status = status
         self.now = now
         self.wanted: set[Key] = set()
+        self.keep = False
+        """Delete nothing: it is not known yet what is wanted."""
         self.apply: list[Object] = []
         self.last: list[Object] = []
         """Applied after all others: the API server may refuse it, and that is to stop nothing else."""
@@ -206,7 +208,7 @@ class Draft:
         return Decision(
             status=self.status,
             apply=(*self.apply, *self.last),
-            delete=tuple(self._unwanted()),
+            delete=() if self.keep else tuple(self._unwanted()),
             delete_self=delete_self,
             events=tuple(self.events),
             again=self.again,

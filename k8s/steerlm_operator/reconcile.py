@@ -130,6 +130,7 @@ def _run(draft: Draft) -> None:
             return
         draft.look_again(left)
     if not (_engine_available(draft) and storage.ready(draft)):
+        draft.keep = True  # what runs already needs neither to go on
         return
     draft.want(settings.config_map(pipeline), *surroundings.network_policies(pipeline))
     if status.phase == "Pending":

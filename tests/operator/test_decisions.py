@@ -89,6 +89,26 @@ def test_an_engine_is_waited_for_until_the_api_server_says_what_it_has(resource)
     assert decide(resource(), Observed(claim=CLAIM, apis=None), CONFIG, NOW).apply
 
 
+KUEUE = frozenset({"kueue.x-k8s.io"})
+NOT_KNOWN = {
+    "the API groups": {"apis": None},
+    "the group of the queue": {"apis": frozenset()},
+    "the claim": {"apis": KUEUE, "claim": {}},
+}
+
+
+@pytest.mark.parametrize("unknown", NOT_KNOWN.values(), ids=NOT_KNOWN)
+def test_what_runs_stays_while_something_it_needed_is_not_to_be_seen(resource, unknown):
+    """An API server that has just started serves its own API before those of definitions; whoever asks then must not end a training."""
+    known = {"claim": CLAIM, "apis": KUEUE}
+    begun = decide(resource(scheduling={"queueName": "queue"}), Observed(**known), CONFIG, NOW)
+    job = next(item for item in begun.apply if item["kind"] == "Job")
+    seen = resource(scheduling={"queueName": "queue"}) | {"status": begun.status.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    decision = decide(seen, Observed(**{**known, "children": {PREPARE: job}, **unknown}), CONFIG, NOW)
+    assert not decision.delete
+    assert decision.again is not None
+
+
 def test_an_object_that_the_api_server_finds_invalid_ends_the_pipeline(demo):
     life = demo()
     life.decide(refusals={PREPARE: Refusal(reason="InvalidObject", message="spec: no")})
