@@ -215,11 +215,15 @@ class Cluster:
             if error.status != 409:
                 raise
 
-    async def last_event(self, namespace: str, kind: str, name: str, *reasons: str) -> str:
-        """What was last said about an object under one of these reasons; empty where nothing was. Raises ApiError."""
-        query = {"fieldSelector": f"involvedObject.kind={kind},involvedObject.name={name}"}
+    async def last_event(self, namespace: str, kind: str, name: str, *reasons: str, prefix: bool = False) -> str:
+        """What was last said about an object under one of these reasons; empty where nothing was. Raises ApiError.
+
+        With ``prefix``, about the object whose name begins with ``name``.
+        """
+        query = {"fieldSelector": f"involvedObject.kind={kind}" + ("" if prefix else f",involvedObject.name={name}")}
         found = await self._request("GET", url_path("v1", "Event", namespace), query=query)
         items = [event for event in found.get("items") or () if event.get("reason") in reasons]
+        items = [event for event in items if event["involvedObject"]["name"].startswith(name)]
         items.sort(key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
         return str(items[-1].get("message", "")) if items else ""
 

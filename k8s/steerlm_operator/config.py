@@ -92,6 +92,8 @@ class OperatorConfig(Spec):
     """Where /healthz and /metrics listen."""
     retry_seconds: Annotated[float, Field(gt=0)] = 10
     """Wait before the first retry of a failed stage; doubles with each counted failure, up to ten minutes."""
+    admission_seconds: Annotated[float, Field(gt=0)] = 300
+    """How long a stage keeps what a queue has admitted of it while the rest waits; then it gives that back for a while."""
     progress_seconds: Annotated[float, Field(gt=0)] = 10
     """Between two looks at what a running stage prints."""
     resync_seconds: Annotated[float, Field(gt=0)] = 300

@@ -213,6 +213,7 @@ class Controller:
             apis=self.apis,
             refusals=memory.refusals,
             creation_failures=memory.creation_failures,
+            queue_said=memory.queue_said,
             progress=memory.progress,
         )
         return decide(resource, observed, self.config, self._clock())
@@ -283,6 +284,10 @@ class Controller:
             if said and memory.creation_failures.get(job) != said:
                 memory.creation_failures = {job: said}
                 self.queue.add(name)
+        said_by_queue = {each: await cluster.last_event(name[0], "Workload", each, "Pending", prefix=True) for each in decision.queued}
+        if memory.queue_said != said_by_queue:
+            memory.queue_said = said_by_queue
+            self.queue.add(name)
         if decision.again is not None:
             self.queue.add_after(name, max(decision.again, 0.1))
 

@@ -17,6 +17,8 @@ from steerlm_operator.readings import shorten
 Key = tuple[str, str]
 """Kind and name of a child."""
 
+QUEUE_SECONDS = 30
+"""Between two looks at what a queue says of what it has not admitted."""
 NEVER_CHANGED = ("Job", "JobSet", "ConfigMap", "PodGroup", "PersistentVolumeClaim")
 """Kinds that are applied once: immutable, or with fields that queues and people may set after us."""
 
@@ -48,6 +50,8 @@ class Observed:
     refusals: Mapping[Key, Refusal] = dataclasses.field(default_factory=dict)
     creation_failures: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Job name to the last event that said why its pods cannot be made."""
+    queue_said: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """How the name of a Workload of Kueue's begins, to the last event that said why it is not admitted."""
     progress: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     """Pod name to its last progress message."""
 
@@ -86,6 +90,8 @@ class Decision:
     """Seconds after which to decide again even if nothing happens."""
     inspect: Sequence[str] = ()
     """Jobs without pods: somebody should look at their events."""
+    queued: Sequence[str] = ()
+    """How the names of Kueue's Workloads begin that wait: somebody should look at their events."""
     watch: Sequence[str] = ()
     """Pods whose output tells the progress."""
 
@@ -106,6 +112,7 @@ class Draft:
         """Applied after all others: the API server may refuse it, and that is to stop nothing else."""
         self.events: list[Event] = []
         self.inspect: list[str] = []
+        self.queued: list[str] = []
         self.watch: list[str] = []
         self.again: float | None = None
 
@@ -184,6 +191,14 @@ class Draft:
         """Have no condition of this kind: there is nothing to say of it."""
         self.status.conditions = [condition for condition in self.status.conditions if condition.type != kind]
 
+    def queue_said(self, owner: Object) -> str:
+        """Why a queue does not admit a Job or a pod, as the end of a sentence; asks somebody to look after that."""
+        prefix = workload_prefix(owner)
+        self.queued.append(prefix)
+        self.look_again(QUEUE_SECONDS)
+        said = self.observed.queue_said.get(prefix)
+        return f": {said}" if said else ""
+
     def event(self, reason: str, message: str, *, warning: bool = False) -> None:
         """Tell people about a transition."""
         self.events.append(Event(type="Warning" if warning else "Normal", reason=reason, message=shorten(message)))
@@ -213,6 +228,7 @@ class Draft:
             events=tuple(self.events),
             again=self.again,
             inspect=tuple(self.inspect),
+            queued=tuple(self.queued),
             watch=tuple(self.watch),
         )
 
@@ -252,6 +268,13 @@ def _stamped(wanted: Object) -> Object:
     digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     annotations = {**(wanted["metadata"].get("annotations") or {}), names.APPLIED: digest}
     return {**wanted, "metadata": {**wanted["metadata"], "annotations": annotations}}
+
+
+def workload_prefix(owner: Object) -> str:
+    """How the name of Kueue's Workload for a Job or a pod begins. A JobSet's Job has none of its own."""
+    metadata = owner["metadata"]
+    jobset = next((o["name"] for o in metadata.get("ownerReferences") or () if o.get("kind") == "JobSet"), None)
+    return f"jobset-{jobset}-" if jobset else f"{owner.get('kind', 'Pod').lower()}-{metadata['name']}-"
 
 
 def annotation(seen: Object, name: str) -> str:

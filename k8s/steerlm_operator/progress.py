@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from nemo_steerlm.core.errors import UnavailableError
 from nemo_steerlm.core.processes import LAUNCHER_SECONDS
 from nemo_steerlm.pipeline.cluster_status import AnnotationStatus, StageStatus
 from nemo_steerlm.pipeline.stages import Stage
-from steerlm_operator import names, retries, storage
+from steerlm_operator import admission, names, retries, storage
 from steerlm_operator.draft import Draft, find_condition
 from steerlm_operator.models import Object
-from steerlm_operator.readings import Reading, completed, flat_metrics, parse_time, read_job, shorten, taken_away
+from steerlm_operator.readings import AWAITING, Reading, completed, flat_metrics, is_gated, parse_time, read_job, shorten, taken_away
 from steerlm_operator.resources import servers, work
-from steerlm_operator.server_readings import read_servers
+from steerlm_operator.server_readings import ServersReading, read_servers
 
 STOP_SECONDS = "stop_seconds"
 """Of a training's progress: how long it has taken at most to end a step and save."""
+IN_PART = "AdmittedInPart"
+"""Reason of a stage that gave back what a queue had admitted of it, as the rest was not admitted."""
 POD_DELETED = "PodDeleted"
 """Reason of a running stage: somebody deletes a pod of it. Whatever the other pods make of that counts no failure."""
 
@@ -45,7 +49,9 @@ def advance(draft: Draft, stage: Stage, entry: StageStatus) -> bool:
     pods = draft.job_pods(job)
     failure = draft.observed.creation_failures.get(name, "")
     reading = read_job(job, pods, draft.now, creation_failure=failure, together=1 if merge else stage.parallel.nodes)
-    if not pods and reading.state == "Waiting":
+    if reading.reason == AWAITING:
+        reading = dataclasses.replace(reading, message=f"{reading.message}{draft.queue_said(job)}")
+    elif not pods and reading.state == "Waiting":
         draft.inspect.append(name)
         draft.look_again(5)
     return _act_on(draft, stage, entry, reading)
@@ -55,8 +61,11 @@ def _begin(draft: Draft, stage: Stage, entry: StageStatus) -> None:
     entry.attempt += 1
     entry.spec_hash = stage.spec_hash()
     entry.phase = "Queued"
+    if entry.reason == IN_PART:  # it has waited since the attempt before, unless it was suspended meanwhile
+        entry.start_time = max(entry.start_time or "", draft.status.start_time or "")
+    else:
+        entry.start_time = draft.timestamp()
     entry.reason, entry.message = "Starting", "its objects are being made"
-    entry.start_time = draft.timestamp()
     entry.completion_time = entry.next_attempt_time = entry.progress = None
     draft.drop_condition("CheckpointFits")
     if not entry.disruptions:
@@ -74,9 +83,7 @@ def _ensure_servers(draft: Draft, stage: Stage, entry: StageStatus) -> dict[str,
         draft.want(*servers.build(pipeline, stage, need, entry.attempt))
         name = names.server(pipeline.name, stage.name, need.role, entry.attempt)
         urls[need.role] = servers.url(pipeline, name)
-        deployment = draft.own("Deployment", name)
-        pods = draft.pods(stage=stage.name, attempt=str(entry.attempt), component=names.SERVER, role=need.role)
-        reading = read_servers(deployment or {}, pods, draft.now)
+        reading = _read_role(draft, stage, entry, need.role, name)
         refusal = draft.observed.refusals.get(("Deployment", name)) or draft.observed.refusals.get(("Service", name))
         if stage.kind == "annotate":
             labels = servers.labels(pipeline, stage, need, 0)
@@ -103,8 +110,20 @@ def _ensure_servers(draft: Draft, stage: Stage, entry: StageStatus) -> dict[str,
         return None
     if refusal:
         draft.look_again(storage.wait(refusal))
+    waits = next((f"{who} servers: {what.message}" for who, what, _ in pending if what.reason == AWAITING), None)
+    if waits and _gives_back(draft, stage, entry, waits):
+        return None
     _queue(draft, stage, entry, reason, f"{role} servers: {message}", blocked=reading.blocked or refusal is not None)
     return None
+
+
+def _read_role(draft: Draft, stage: Stage, entry: StageStatus, role: str, name: str) -> ServersReading:
+    pods = draft.pods(stage=stage.name, attempt=str(entry.attempt), component=names.SERVER, role=role)
+    reading = read_servers(draft.own("Deployment", name) or {}, pods, draft.now)
+    if reading.reason != AWAITING:
+        return reading
+    said = draft.queue_said(next(pod for pod in pods if is_gated(pod)))
+    return dataclasses.replace(reading, message=f"{reading.message}{said}")
 
 
 def _want_work(draft: Draft, stage: Stage, entry: StageStatus, urls: Mapping[str, str], job: Object | None) -> None:
@@ -143,9 +162,13 @@ def _act_on(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) ->
     elif reading.state == "Waiting":
         if reading.reason == "SecretNotFound":
             draft.condition("SecretsAvailable", False, reading.reason, reading.message)
+        if reading.reason == AWAITING and _gives_back(draft, stage, entry, f"its client: {reading.message}"):
+            return False
         _queue(draft, stage, entry, reading.reason, reading.message, blocked=reading.blocked)
     elif reading.state == "Running":
         _note_running(draft, stage, entry, reading)
+    elif reading.state == "Failed" and _lost_its_servers(draft, reading):
+        _fail_stage(draft, stage, entry, taken_away("the queue took back the servers that its client asked"))
     elif reading.state == "Failed":
         _fail_stage(draft, stage, entry, taken_away(entry.message or "") if deleted and not reading.permanent else reading)
     elif stage.shards > 1 and entry.step == "Work":
@@ -171,6 +194,36 @@ def _queue(draft: Draft, stage: Stage, entry: StageStatus, reason: str, message:
     if limit is not None:
         draft.look_again(limit - waited)
     draft.condition("Progressing", not blocked, reason, f"{stage.name}: {message}")
+
+
+def _lost_its_servers(draft: Draft, reading: Reading) -> bool:
+    """Whether a client gave up on servers that a queue had taken back for somebody else."""
+    ready = find_condition(draft.status, "ServersReady")
+    return ready is not None and ready.reason == AWAITING and f"exit code {UnavailableError.exit_code}:" in reading.message
+
+
+def _gives_back(draft: Draft, stage: Stage, entry: StageStatus, message: str) -> bool:
+    """Whether a stage has held a part of what it needs for too long while the rest waits, and so gives it back and pauses."""
+    job = draft.own("Job", work.job_name(draft.pipeline, stage, entry.attempt, merge=entry.step == "Merge"))
+    held = admission.seconds_held(draft.pods(stage=stage.name, attempt=str(entry.attempt)), job, draft.now)
+    if held is None:
+        return False
+    limit = draft.pipeline.config.admission_seconds
+    if held < limit:
+        draft.look_again(limit - held)
+        return False
+    delay = admission.pause(draft.pipeline.uid, entry.attempt, limit)
+    _release_servers(draft)
+    entry.phase, entry.reason, entry.progress = "Retrying", IN_PART, None
+    entry.message = shorten(
+        f"the queue admitted only a part of it within {limit:g} s, which is given back for a while; it waited for {message}; "
+        "give the queue room for the stage's servers and its client together"
+    )
+    entry.next_attempt_time = draft.timestamp(after=delay)
+    draft.look_again(delay)
+    draft.condition("Progressing", True, IN_PART, f"{stage.name}: {entry.message}")
+    draft.event(IN_PART, f"{stage.name}, attempt {entry.attempt}: {entry.message}", warning=True)
+    return True
 
 
 def _note_running(draft: Draft, stage: Stage, entry: StageStatus, reading: Reading) -> None:

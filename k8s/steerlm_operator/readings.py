@@ -18,6 +18,8 @@ from steerlm_operator.models import Object
 POD_LAG_SECONDS = 15
 """How long a finished Job is waited for to be joined by its pods in the watch caches, before what they said is taken for lost."""
 
+AWAITING = "AwaitingAdmission"
+"""Reason of what a queue has not admitted yet."""
 PERMANENT_REASONS = {2: "WrongManifest", 65: "BadData", 78: "BadConfiguration"}
 
 
@@ -54,7 +56,7 @@ def read_job(job: Object, pods: Sequence[Object], now: datetime.datetime, *, cre
     if "Failed" in conditions:
         return _read_failure(conditions["Failed"], pods, now)
     if "Suspended" in conditions or job.get("spec", {}).get("suspend"):
-        return Reading(state="Waiting", reason="AwaitingAdmission", message="the queue has not admitted it yet")
+        return Reading(state="Waiting", reason=AWAITING, message="the queue has not admitted it yet")
     return _read_active(pods, creation_failure, together)
 
 
@@ -213,15 +215,21 @@ def waits_for(pod: Object) -> Reading | None:
         if reason == "CreateContainerConfigError":
             kind = "SecretNotFound" if "secret" in message else "ContainerConfigError"
             return Reading(state="Waiting", reason=kind, message=shorten(message), blocked=True)
+    if is_gated(pod):
+        return Reading(state="Waiting", reason=AWAITING, message="its pods wait for admission")
     for condition in _pod_conditions(pod) if status.get("phase", "Pending") == "Pending" else ():
         if condition.get("type") == "PodScheduled" and condition.get("status") == "False":
             message = condition.get("message", "")
-            if condition.get("reason") == "SchedulingGated":
-                return Reading(state="Waiting", reason="AwaitingAdmission", message="its pods wait for admission")
             reason = "ClaimNotFound" if "persistentvolumeclaim" in message and "not found" in message else "Unschedulable"
             reason = "ClaimUnbound" if "unbound immediate PersistentVolumeClaims" in message else reason
             return Reading(state="Waiting", reason=reason, message=shorten(message), blocked=True)
     return None
+
+
+def is_gated(pod: Object) -> Object | None:
+    """The condition of a pod that a queue has not admitted; None where one has, or none has to."""
+    conditions = _pod_conditions(pod) if pod.get("status", {}).get("phase", "Pending") == "Pending" else ()
+    return next((c for c in conditions if c.get("type") == "PodScheduled" and c.get("reason") == "SchedulingGated"), None)
 
 
 _REFUSED_WORDS = {

@@ -33,6 +33,7 @@ class ReconcileState:
 
     refusals: dict[Key, Refusal] = dataclasses.field(default_factory=dict)
     creation_failures: dict[str, str] = dataclasses.field(default_factory=dict)
+    queue_said: dict[str, str] = dataclasses.field(default_factory=dict)
     progress: dict[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     watch: tuple[str, ...] = ()
     """Pods whose output is read."""

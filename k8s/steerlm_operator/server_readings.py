@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from nemo_steerlm.core.errors import PERMANENT_EXIT_CODES
 from steerlm_operator.models import Object
-from steerlm_operator.readings import classify_refusal, containers_of, exit_of, parse_time, shorten, waits_for
+from steerlm_operator.readings import classify_refusal, containers_of, exit_of, is_gated, parse_time, shorten, waits_for
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,8 @@ def read_servers(deployment: Object, pods: Sequence[Object], now: datetime.datet
     late = conditions.get("Progressing", {}).get("reason") == "ProgressDeadlineExceeded" and _were_starting(deployment, pods, now)
     if failed := _server_failure(pods, now, late=late):
         return failed
-    waiting = next((reading for pod in pods if (reading := waits_for(pod))), None)
+    admitted = [pod for pod in pods if not is_gated(pod)]
+    waiting = next((reading for pod in admitted or pods if (reading := waits_for(pod))), None)
     return ServersReading(reason=waiting.reason, message=waiting.message, blocked=waiting.blocked) if waiting else ServersReading()
 
 

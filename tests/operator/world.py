@@ -51,6 +51,7 @@ class World:
         self.claim = None
         self.said_of_claim = ""
         self.refusal_of_claim = ""
+        self.said_by_queue = {}
         self.events = []
         self.writes = 0
         self.crash_after = None
@@ -122,7 +123,9 @@ class World:
             self._remove((kind, name))
         self._wrote()
 
-    async def last_event(self, namespace, kind, name, *reasons):
+    async def last_event(self, namespace, kind, name, *reasons, prefix=False):
+        if kind == "Workload":
+            return self.said_by_queue.get(name, "")
         return self.said_of_claim if kind == "PersistentVolumeClaim" else ""
 
     def _remove(self, key):
