@@ -21,7 +21,7 @@ from local_cluster.errors import ClusterError, UnavailableError
 from local_cluster.layout import FIRST_SERVICE_ADDRESS, NODE, NODE_ADDRESS, PRIVATE, Layout
 
 UNSHARE = ["unshare", "-m", "-n", "-p", "-i", "-u", "--fork", "--mount-proc", "--propagation", "private", "--kill-child=SIGKILL"]
-START_PATIENCE = 180.0
+START_PATIENCE = 600.0
 
 
 def unavailable() -> str | None:

@@ -26,7 +26,7 @@ from local_cluster.errors import ClusterError
 from local_cluster.layout import CONTAINERD_SOCKET, NODE, PRIVATE, Layout
 from local_cluster.supervisor import Component, Supervisor
 
-PATIENCE = 90.0
+PATIENCE = 300.0
 # The kubelet insists on these values and would write them into the whole machine's kernel: it finds them here instead.
 KERNEL_VALUES = {
     "vm/overcommit_memory": "1",
