@@ -27,7 +27,7 @@ def clean(
         False, "--shorten", help="Cut conversations after the last turn that a server can read and label (--attributes) within --seq_len."
     ),
     jobs: int = typer.Option(1, "--jobs", help="Processes."),
-    details: str = typer.Option("", "--details", help="JSONL file for line, field and reason of each removed record."),
+    details: str = typer.Option("", "--details", help="JSONL file for line and reason of each removed record."),
     on_error: OnErrorChoice = typer.Option(
         OnErrorChoice.FAIL, "--on-error", "--on_error", help="fail: stop at a broken record; skip: set it aside in OUTPUT.rejected.jsonl."
     ),

@@ -108,8 +108,8 @@ def clean(
 ) -> Cleaned:
     """Copy to ``output_file`` the records of one file, or several, that still have a learned token after truncation, in order.
 
-    A record with nothing to learn is removed and counted (upstream: ``removed``); ``details`` names a JSONL file that gets line,
-    field and reason of each. A broken one (upstream removes it silently) ends the job, or is set aside with ``on_error="skip"``.
+    A record with nothing to learn is removed and counted (upstream: ``removed``); ``details`` names a JSONL file that gets line and
+    reason of each. A broken one (upstream removes it silently) ends the job, or is set aside with ``on_error="skip"``.
     Branches of a tree that are equal after ``rules.shorten`` are written once.
 
     Raises:
@@ -137,8 +137,7 @@ def clean(
             else:
                 removed[outcome.error.reason] += 1
                 if listing:
-                    where = outcome.error.where
-                    listing.write(json_line({"line": where.line, "field": where.field, "reason": outcome.error.reason}))
+                    listing.write(json_line({"line": outcome.error.where.line, "reason": outcome.error.reason}))
         if not kept:
             rejects.save()
             raise _nothing_left(files, removed, rejects)

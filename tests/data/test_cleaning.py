@@ -123,7 +123,10 @@ def test_the_script_with_the_tutorials_flags(tmp_path):
     assert "1  nothing to learn within 200 tokens" in done.stdout
     assert "1  nothing to learn: no learned token" in done.stdout
     assert (tmp_path / "out.jsonl").read_text("utf-8") == (json.dumps(record(), ensure_ascii=False) + "\n") * 2
-    assert [json.loads(line)["line"] for line in (tmp_path / "why.jsonl").read_text().splitlines()] == [2, 3]
+    assert [json.loads(line) for line in (tmp_path / "why.jsonl").read_text().splitlines()] == [
+        {"line": 2, "reason": "nothing to learn within 200 tokens"},
+        {"line": 3, "reason": "nothing to learn: no learned token"},
+    ]
 
 
 def test_a_shortened_conversation_is_one_that_a_server_can_label(tmp_path, choice):
