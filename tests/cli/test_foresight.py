@@ -111,9 +111,11 @@ def test_the_hub_is_asked_for_licences_and_fetches_nothing(hub, tmp_path):  # no
         refused = steerlm(tmp_path, "validate", "p.yaml", data=data, base=base, HF_ENDPOINT=hub, HF_HOME=str(tmp_path / "home"))
         assert (refused.returncode, sentence in refused.stderr) == (code, True), refused.stderr
     assert not set(Hub.asked) & {"model.safetensors", "train.jsonl"}
-    gone = steerlm(tmp_path, "validate", "p.yaml", base="hf:own/never", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "home"))
+    rated = messages("hf:own/other/train.jsonl")
+    gone = steerlm(tmp_path, "validate", "p.yaml", data=rated, base="hf:own/never", HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path))
     assert gone.returncode == 0, gone.stderr
     assert "not looked at: hf:own/never/config.json: the Hugging Face hub cannot be reached" in gone.stdout
+    assert "not looked at: hf:own/other/train.jsonl: the Hugging Face hub did not give it" in gone.stdout
 
 
 @pytest.mark.parametrize("command", [("validate", "p.yaml"), ("run", "p.yaml", "--dry-run")])
