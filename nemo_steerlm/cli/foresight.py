@@ -30,27 +30,35 @@ class PlannedTraining(NamedTuple):
     lora_rank: int
 
 
-def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: Path, work: Path) -> None:
-    """A line about each source, the base model, what is absent, and what the trainings take; raises what ``foresee`` raises.
+def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: Path, work: Path, heading: str = "") -> None:
+    """A line about each source, the base model, what is absent, and what the trainings take.
 
     Args:
         pipeline: The pipeline.
         graph: Its stages.
         folder: Where its relative references start.
         work: Its work directory.
+        heading: The first line: nothing is printed of a pipeline that is refused.
+
+    Raises:
+        UsageError, DataError, ConfigError: As ``foresee``; ConfigError as well if a training cannot fit a GPU that the manifest describes.
     """
+    from nemo_steerlm.data.survey import MOST
     from nemo_steerlm.formats.families import parameters
-    from nemo_steerlm.pipeline.foresight import FIRST, foresee
+    from nemo_steerlm.pipeline.foresight import foresee
 
     found = foresee(pipeline.spec, folder)
+    needs = _device_memory(pipeline, graph, found.config) if found.config else []
+    print(heading)
     for name, count in found.read.items():
-        print(f"  data.{name}: {f'the first {count}' if count == FIRST else f'all {count}'} conversations can be read")
+        print(f"  data.{name}: {f'the first {count}' if count == MOST else f'all {count}'} conversations can be read")
     for sentence in found.absent:
         print(f"  not looked at: {sentence}")
     if found.config is None:
         return
     print(f"  model.base: {found.config.family}, {parameters(found.config) / 1e6:.3g} million parameters")
-    _print_device_memory(pipeline, graph, found.config)
+    for sentence in needs:
+        print(f"  {sentence}")
     trainings = [stage.training.spec for stage in graph if stage.training]
     if any(spec.parallel.nodes * spec.parallel.devices > 1 for spec in trainings):
         return  # the estimates are of one process
@@ -71,20 +79,21 @@ def print_foresight(pipeline: SteerLMPipeline, graph: Sequence[Stage], folder: P
     )
 
 
-def _print_device_memory(pipeline: SteerLMPipeline, graph: Sequence[Stage], config: ModelConfig) -> None:
-    """What the trainings take of each GPU, where the manifest says what one has.
+def _device_memory(pipeline: SteerLMPipeline, graph: Sequence[Stage], config: ModelConfig) -> list[str]:
+    """What the trainings take of each GPU, where the manifest says what one has, a sentence each.
 
     Raises:
         ConfigError: If a training cannot fit, however short its records are.
     """
     trainings = {stage.name: stage.training.spec for stage in graph if stage.training and stage.training.spec.parallel.device_memory}
     if not trainings:
-        return
+        return []
     try:
         from nemo_steerlm.training.base_model import memory_of_a_gpu
     except ImportError:
-        return  # ``print_costs`` says so
+        return []  # ``print_costs`` says so
     longest = pipeline.spec.model.max_sequence_length
+    found = []
     for name, spec in trainings.items():
         given = trainer_arguments(sizes(pipeline.spec, spec), spec)
         try:
@@ -92,7 +101,8 @@ def _print_device_memory(pipeline: SteerLMPipeline, graph: Sequence[Stage], conf
             most = memory_of_a_gpu(config, given, width=longest, learned=longest // 2)
         except (UsageError, ConfigError) as error:
             raise type(error)(f"{name}: {error}") from error
-        print(f"  {name}: {most} on GPUs, where its longest records have {longest} tokens and teach half of them")
+        found.append(f"{name}: {most} on GPUs, where its longest records have {longest} tokens and teach half of them")
+    return found
 
 
 def print_costs(config: ModelConfig, trainings: Sequence[PlannedTraining], work: Path) -> None:

@@ -43,7 +43,6 @@ def run(
     graph = stages(pipeline)
     if dry_run:
         print_plan(file, work)
-        print()
         print_foresight(pipeline, graph, files_folder(file), work)
         return
     left = TimeLeft(pipeline.spec, graph)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
-from nemo_steerlm.core.errors import DataError
+from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.core.files import atomic_write, json_line
 
 OnError = Literal["fail", "skip"]
@@ -66,6 +66,12 @@ class Rejects:
         where = error.where
         line = {"file": where.file, "line": where.line, "field": where.field, "reason": error.reason, "instead": error.instead}
         self._lines.write(json_line({**line, "text": text.rstrip("\r\n")}))
+
+    def require_kept(self, kept: int, where: Where) -> None:
+        """Raise DataError with the commonest reason where records were set aside and none was kept."""
+        if not kept and self.count:
+            [(reason, times)] = self.counts.most_common(1)
+            raise DataError(f"none of {self.count} records can be used", where=where, instead=f"{times} of them: {reason}")
 
     def save(self) -> None:
         """Write what was set aside, or remove an older file. Done when the block ends well; earlier by whoever ends it otherwise."""

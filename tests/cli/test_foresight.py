@@ -15,7 +15,7 @@ import yaml
 
 from nemo_steerlm.cli import foresight
 from nemo_steerlm.core import hardware
-from nemo_steerlm.core.errors import ConfigError, DataError
+from nemo_steerlm.core.errors import ConfigError, DataError, UsageError
 from nemo_steerlm.formats.families import parameters
 from nemo_steerlm.formats.hf_config import load_config
 from nemo_steerlm.pipeline.foresight import foresee
@@ -50,9 +50,11 @@ def found(folder, data, base=STORIES):
     return foresee(parse(manifest(data, base), "m").spec, folder)
 
 
-def steerlm(folder, *arguments, data=None, base=STORIES, **variables):
+def steerlm(folder, *arguments, data=None, base=STORIES, attributes=None, **variables):
     """A command about ``p.yaml`` in ``folder``, as people call it."""
-    (folder / "p.yaml").write_text(yaml.safe_dump(manifest(data or messages(), base)))
+    pipeline = manifest(data or messages(), base)
+    pipeline["spec"]["attributes"] = attributes or pipeline["spec"]["attributes"]
+    (folder / "p.yaml").write_text(yaml.safe_dump(pipeline))
     env = {name: value for name, value in os.environ.items() if not name.startswith("HF_")} | {"NO_PROXY": "127.0.0.1", **variables}
     command = [sys.executable, "-m", "nemo_steerlm.cli.main", *arguments]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
@@ -65,7 +67,7 @@ def messages(path="chats.jsonl", **fields):
 def test_what_is_here_is_read_to_try(tmp_path):
     chats(tmp_path / "chats.jsonl", rows=140)
     seen = found(tmp_path, messages())
-    assert (seen.read, seen.absent, seen.config.family) == ({"messages": 100}, [], "llama")
+    assert (seen.read, seen.absent, seen.config.family) == ({"messages": 140}, [], "llama")
 
 
 def test_what_is_not_here_is_named_and_no_mistake(tmp_path):
@@ -86,6 +88,85 @@ def test_records_that_cannot_be_used_are_found_now(tmp_path):
         found(tmp_path, messages())
     with pytest.raises(DataError, match=r"data.messages: none of 1 records can be used; 1 of them: missing key 'messages'"):
         found(tmp_path, messages(onError="skip"))
+
+
+RATED = {"prompt": "Hi", "response": "Ho", **dict.fromkeys(("helpfulness", "correctness", "coherence", "complexity", "verbosity"), 3)}
+
+
+def lines(path, *rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def helpsteer(path, validation):
+    lines(path / "train.jsonl", *[RATED] * 120)
+    if validation:
+        lines(path / "validation.jsonl", validation)
+
+
+def record(label=None):
+    answer = {"from": "Assistant", "value": "Ho", **({"label": label} if label else {})}
+    return {"system": "", "mask": "User", "type": "TEXT_TO_VALUE", "conversations": [{"from": "User", "value": "Hi"}, answer]}
+
+
+def records(folder, rated="quality:3", unlabelled=None):
+    lines(folder / "a.jsonl", *[record(rated)] * 120)
+    lines(folder / "more.jsonl", record(unlabelled))
+    return {"records": {"train": "a.jsonl", "validation": "a.jsonl", "unlabelled": "more.jsonl"}}
+
+
+def unrated(folder):
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": QUESTION}) + "\n" for _ in range(120)))
+    return messages()
+
+
+def all_alike(folder):
+    """Conversations that begin alike are in one split."""
+    (folder / "chats.jsonl").write_text("".join(json.dumps({"messages": QUESTION, "scores": {"quality": i % 5}}) + "\n" for i in range(8)))
+    return messages()
+
+
+def broken_later(folder):
+    chats(folder / "chats.jsonl", rows=140)
+    with (folder / "chats.jsonl").open("a") as file:
+        file.write(json.dumps({"messages": [QUESTION[0], {"role": "tool", "content": "4"}]}) + "\n")
+    return messages()
+
+
+def helpsteer3(folder):
+    pair = {"domain": "general", "context": [QUESTION[0]], "response1": "A", "response2": "B", "overall_preference": -2}
+    for part in ("train", "validation"):
+        lines(folder / "hs" / f"{part}.jsonl", pair)
+
+
+QUESTION = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+
+
+@pytest.mark.parametrize(
+    ("write", "code", "sentence"),
+    [
+        (broken_later, 65, r"chats.jsonl:141: messages\[1\].role: role 'tool' is not supported"),
+        (unrated, 65, "the data has 120 conversations and no rated answer"),
+        (all_alike, 65, "the data has no conversation to teach in split"),
+        (helpsteer3, 65, "train.jsonl:1: preference of HelpSteer3 is not supported; .*; use hf:nvidia/HelpSteer2"),
+        (lambda folder: helpsteer(folder / "hs", None), 2, "hs: no validation.jsonl"),
+        (lambda folder: helpsteer(folder / "hs", RATED | {"helpfulness": 9}), 65, "validation.jsonl:1: helpfulness: label out of range"),
+        (lambda folder: records(folder, unlabelled="humor:3"), 65, "more.jsonl:1: conversations.1..label: .*humor"),
+    ],
+)
+def test_whatever_the_first_stage_would_refuse_is_no_valid_pipeline(write, code, sentence, tmp_path):
+    """Nothing is said to be valid that is not."""
+    data = write(tmp_path) or {"helpsteer": {"path": "hs"}}
+    refused = steerlm(tmp_path, "validate", "p.yaml", data=data, attributes={"preset": "helpsteer"} if "helpsteer" in data else None)
+    assert (refused.returncode, refused.stdout) == (code, ""), refused.stderr
+    assert re.search(sentence, refused.stderr), refused.stderr
+
+
+def test_a_base_model_without_a_tokenizer_is_found_now(tmp_path):
+    chats(tmp_path / "chats.jsonl")
+    shutil.copytree(STORIES, tmp_path / "base", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UsageError, match="no tokenizer"):
+        found(tmp_path, messages(), "base")
 
 
 def test_a_base_model_that_cannot_be_trained_is_found_now(tmp_path):

@@ -145,8 +145,15 @@ def test_helpsteer3_is_refused_by_name(tmp_path):
         with pytest.raises(UsageError, match=f"{part} of HelpSteer3 is not supported: .* use hf:nvidia/HelpSteer2"):
             read(folder)
     folder = folder_with(tmp_path / "rows", "train.jsonl", {"context": [], "response1": "a", "response2": "b", "overall_preference": 1})
-    with pytest.raises(DataError, match=r"train\.jsonl:1: preference of HelpSteer3 is not supported"):
-        read(folder)
+    for path in (folder, folder / "train.jsonl"):
+        with pytest.raises(DataError, match=r"train\.jsonl:1: preference of HelpSteer3 is not supported"):
+            read(path)
+
+
+def test_one_file_is_no_training_and_validation(tmp_path):
+    folder = folder_with(tmp_path, "train.jsonl", RATED)
+    with pytest.raises(UsageError, match=r"train\.jsonl: one file, .*; name the folder that has train\.jsonl and validation\.jsonl"):
+        read(folder / "train.jsonl")
 
 
 def test_an_absent_split_is_named(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.core.conversation import ASSISTANT, USER, Conversation, Turn
@@ -54,13 +55,14 @@ class HelpSteerSource(Source):
     def read(self, reading: SourceContext) -> Iterator[Placed]:
         """A conversation for each answer: with ``preference`` two a pair, both or none. A prompt of several turns becomes several turns."""
         folder = reading.resolve(self.path)
+        files = {split: self._file(folder, name) for split, name in _NAMES.items()}
         for split, name in _NAMES.items():
-            file = self._file(folder, name)
+            file = files[split]
             for number, raw in raw_lines(file):
                 where = Where(file=str(file), line=number)
                 with reading.rejects.catch(raw):
                     row = parse_line(raw, where)
-                    _refuse_helpsteer3(row, where)
+                    refuse_helpsteer3(row, where)
                     if not self.preference:
                         yield Placed(split, _conversation(row, "response", _ratings(row, where, reading), where, reading))
                     elif _text(row, "split", where) == name:
@@ -70,20 +72,35 @@ class HelpSteerSource(Source):
 
     def _file(self, folder: Path, name: str) -> Path:
         if folder.is_file():
+            if not self.preference:
+                _refuse_one_file(folder)
             return folder
         stem = "preference/preference" if self.preference else name
         for suffix in _PACKED:
             if (found := folder / f"{stem}.jsonl{suffix}").is_file():
                 return found
-        for part in _HELPSTEER3:
-            if any((folder / part / f"train.jsonl{suffix}").is_file() for suffix in _PACKED):
-                raise UsageError(f"{folder}: {part} of HelpSteer3 is not supported: {_HELPSTEER3_INSTEAD}")
+        refuse_helpsteer3_folder(folder)
         raise UsageError(f"{folder}: no {stem}.jsonl or {stem}.jsonl.gz")
 
 
-def _refuse_helpsteer3(row: Record, where: Where) -> None:
+def _refuse_one_file(file: Path) -> None:
+    for number, raw in itertools.islice(raw_lines(file), 1):
+        where = Where(file=str(file), line=number)
+        refuse_helpsteer3(parse_line(raw, where), where)
+    raise UsageError(f"{file}: one file, which would check what it teaches; name the folder that has train.jsonl and validation.jsonl")
+
+
+def refuse_helpsteer3_folder(folder: Path) -> None:
+    """Raise UsageError where ``folder`` is laid out as HelpSteer3."""
+    for part in _HELPSTEER3:
+        if any((folder / part / f"train.jsonl{suffix}").is_file() for suffix in _PACKED):
+            raise UsageError(f"{folder}: {part} of HelpSteer3 is not supported: {_HELPSTEER3_INSTEAD}")
+
+
+def refuse_helpsteer3(row: Mapping[str, Any], where: Where) -> None:
+    """Raise DataError where ``row`` is one of HelpSteer3's: preferences and edits need a head that compares two answers."""
     for part, key in _HELPSTEER3.items():
-        if key in row and "response" not in row:
+        if key in row and "context" in row and "response" not in row:
             raise DataError(f"{part} of HelpSteer3 is not supported", where=where, instead=_HELPSTEER3_INSTEAD)
 
 

@@ -30,5 +30,7 @@ class RecordsSource(Source):
         for conversation in read_checked(reading.resolve(self.validation), reading.rejects, tokens=reading.tokens, schema=reading.schema):
             yield Placed("val", conversation)
         if self.unlabelled:
-            for conversation in read_checked(reading.resolve(self.unlabelled), reading.rejects, tokens=reading.tokens):
+            for conversation in read_checked(
+                reading.resolve(self.unlabelled), reading.rejects, tokens=reading.tokens, schema=reading.schema
+            ):
                 yield Placed("train", conversation, teaches=False)
