@@ -123,7 +123,9 @@ class _ProgressLines(local.Listener):
         print(f"{stage.name}: started", flush=True)
 
     def message(self, stage: Stage, message: Message) -> None:
-        if message["steerlm"] == "progress" and stage.name == self._stage:
+        if message["steerlm"] == "warning":
+            print(f"{stage.name}: {message['text']}", flush=True)
+        elif message["steerlm"] == "progress" and stage.name == self._stage:
             with self._lock:
                 self._left.progressed(message)
                 self._message = message
@@ -187,7 +189,9 @@ class _ProgressBars(local.Listener):
         self._task(stage)
 
     def message(self, stage: Stage, message: Message) -> None:
-        if message["steerlm"] == "progress":
+        if message["steerlm"] == "warning":
+            self._bars.console.print(f"{stage.name}: {message['text']}", markup=False, highlight=False, soft_wrap=True)
+        elif message["steerlm"] == "progress":
             self._left.progressed(message)
             whole = self._left.of_pipeline
             state = ", ".join(filter(None, (_state(message), "" if whole is None else f"all: {spoken(whole)} left")))

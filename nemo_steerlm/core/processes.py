@@ -19,7 +19,7 @@ from typing import Any
 from nemo_steerlm.core.environment import GRACE
 
 Message = dict[str, Any]
-"""A JSON object with a key ``steerlm``, which says what it is: ``progress``, ``cached``, ``done``, ``serving``."""
+"""A JSON object with a key ``steerlm``, which says what it is: ``progress``, ``warning``, ``cached``, ``done``, ``serving``."""
 
 PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 120.0

@@ -61,6 +61,10 @@ class Run:
         """Say how far the stage is."""
         report("progress", stage=self.stage.name, done=done, total=total, **fields)
 
+    def warn(self, sentence: str) -> None:
+        """Say what a person should know though the stage goes on."""
+        report("warning", stage=self.stage.name, text=sentence)
+
 
 def files_folder(manifest: Path) -> Path:
     """Where the manifest's relative references start: its own folder, unless the environment names another."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 
@@ -227,6 +228,29 @@ def test_several_sources_with_different_attributes(tmp_path):
     }
     assert metrics["sources"]["helpsteer"]["conversations"] == {"train": 3, "val": 1}
     assert metrics["unrated"] == ["toxicity", "creativity"]
+
+
+SYSTEMS = ["A", "Be brief.", "Be brief.", "Be kind.", "C"]
+
+
+def test_what_a_person_should_know_of_the_data_is_said_while_it_runs(tmp_path):
+    """System prompts that differ, for a served model has one; attributes that nobody rated; records that cannot be used."""
+    records = [{**record("one", "quality:3"), "system": system} for system in SYSTEMS]
+    write(tmp_path / "t.jsonl", [*records, record("two", "quality:9")])
+    write(tmp_path / "v.jsonl", records[1:2])
+    data = {"records": {"train": "t.jsonl", "validation": "v.jsonl"}, "onError": "skip"}
+    done = run_prepare(tmp_path, {"custom": [{"name": "quality"}, {"name": "wit"}]}, data)
+    assert [line for line in done.stdout.splitlines() if not re.search("started|done in", line)] == [
+        "prepare: the data has no ratings of wit: labels leave them out",
+        "prepare: records that cannot be used: 1, of 1 the reason is: label out of range: quality is 9; "
+        f"see {tmp_path}/work/prepare/records.rejected.jsonl",
+        "prepare: the data has 4 system prompts; what a server uses by default is the commonest: 'Be brief.'",
+    ]
+    alike = run_prepare(tmp_path, {"custom": [{"name": "quality"}]}, {"records": {"train": "v.jsonl", "validation": "v.jsonl"}})
+    assert "system prompts" not in alike.stdout
+    write(tmp_path / "t.jsonl", [record("two", "quality:9")])
+    none_left = run_prepare(tmp_path, {"custom": [{"name": "quality"}]}, {**data, "records": {"train": "t.jsonl", "validation": "t.jsonl"}})
+    assert (none_left.returncode, "data: none of 2 records can be used; 2 of them: label out of range" in none_left.stderr) == (65, True)
 
 
 def test_rated_text_is_labelled_whole_and_half_of_it_teaches(tmp_path):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from nemo_steerlm.core.conversation import Mode
-from nemo_steerlm.core.errors import shown
+from nemo_steerlm.core.errors import Where, shown
 from nemo_steerlm.data.cleaning import CleaningRules, TokenizerChoice, clean
 from nemo_steerlm.data.record_files import RecordFiles, Use
 from nemo_steerlm.data.rejects import Rejects
@@ -18,8 +17,6 @@ from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.nemo_archive import is_nemo
 from nemo_steerlm.formats.tokenizer_files import write_tokenizer_files
 from nemo_steerlm.pipeline.run_context import Run
-
-logger = logging.getLogger(__name__)
 
 PARTS: tuple[tuple[str, Use, Mode], ...] = (("value", "teach", "TEXT_TO_VALUE"), ("annotate", "label", "VALUE_TO_TEXT"))
 """The record files of a split: prefix of their names, what they are for, and what their records teach."""
@@ -76,13 +73,17 @@ def read_source(run: Run, folder: Path) -> tuple[RecordFiles, dict[str, Any]]:
         )
         for entry in spec.data.entries:
             files.write(weighted(entry.source.read(reading), entry.weight), entry.name)
+        rejects.require_kept(files.systems.total(), Where(field="data"))
         files.require_rated()
     absent = files.absent(schema)
     if absent:
-        logger.warning("the data has no ratings of %s: labels leave them out", ", ".join(absent))
+        run.warn(f"the data has no ratings of {', '.join(absent)}: labels leave them out")
+    if rejects.count:
+        [(reason, times)] = rejects.counts.most_common(1)
+        run.warn(f"records that cannot be used: {rejects.count}, of {times} the reason is: {reason}; see {rejects.path}")
     system, systems = files.systems.most_common(1)[0][0], len(files.systems)
     if systems > 1:
-        logger.warning("the data has %d system prompts; what a server uses by default is the commonest: %s", systems, shown(system))
+        run.warn(f"the data has {systems} system prompts; what a server uses by default is the commonest: {shown(system)}")
     said = {"rejected": dict(rejects.counts), "leftOut": dict(reading.left_out)}
     sources = {name: {"conversations": dict(counts.conversations), "rated": dict(counts.rated)} for name, counts in files.sources.items()}
     return files, {**said, "rated": dict(files.rated), "unrated": absent, "systemPrompts": systems, "sources": sources}
