@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from nemo_steerlm.core.attributes import PRESETS
 from nemo_steerlm.core.conversation import USER
 from nemo_steerlm.core.objectives import OBJECTIVES
 from nemo_steerlm.core.template import ChatTokens
@@ -68,6 +69,12 @@ def preprocess(
     print(f"{done.trees} trees: {done.train} records in {prefix}_train.jsonl, {done.validation} in {prefix}_val.jsonl")
     for reason, count in done.left_out.items():
         print(f"{count} branches end early: {reason}")
+    if not done.rated:
+        names = ", ".join(PRESETS["oasst"].names)
+        print(
+            f"no message has a rating of {names}: these records can be labelled, but a value model learns nothing from them",
+            file=sys.stderr,
+        )
     report_rejected(done.rejected, f"{output_file_prefix}.rejected.jsonl")
 
 

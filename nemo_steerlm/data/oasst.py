@@ -69,6 +69,11 @@ class Tree(NamedTuple):
         """Languages of its turns."""
         return {node.turn.language for node in self.nodes if node.turn.language is not None}
 
+    @property
+    def rated(self) -> int:
+        """How many of its turns have a rating of at least one attribute."""
+        return sum(bool(node.turn.label) and not str(node.turn.label).startswith(f"{LANGUAGE_KEY}:") for node in self.nodes)
+
     def conversations(self, *, mask: str = USER, mode: Mode = "TEXT_TO_VALUE", system: str = SYSTEM_PROMPT) -> Iterator[Conversation]:
         """A conversation for each path of at least two turns from the root to a leaf.
 
@@ -169,7 +174,7 @@ def _turn(raw: object, place: _Place, rated: Rated) -> Turn:
             f"control token {shown(found)} in the text", where=Where(field="text"), instead="remove it, or choose other chat tokens"
         )
     labels, language = _optional(raw, "labels", dict), _optional(raw, "lang", str)
-    language = None if language is None else language.split("-")[0]
+    language = language.split("-")[0] or None if language else None
     label = None if labels is None else _label(_ratings(labels), language, rated)
     return Turn(speaker=_SPEAKERS[role], text=text, label=label, language=language)
 

@@ -42,6 +42,8 @@ class Preprocessed(NamedTuple):
     """Messages that ended their branch, by reason."""
     languages: list[str]
     """Every ``lang`` value that a turn has, sorted."""
+    rated: int
+    """Messages that have a rating of at least one attribute."""
 
 
 class _Place(NamedTuple):
@@ -60,6 +62,7 @@ class _Outcome(NamedTuple):
     """The same as they are written, made in the process that made them."""
     languages: set[str] = set()
     left_out: collections.Counter[str] = collections.Counter()
+    rated: int = 0
     error: DataError | None = None
     raw: bytes = b""
 
@@ -131,7 +134,7 @@ def preprocess(
         validation = stack.enter_context(atomic_write(f"{prefix}_val.jsonl"))
         train = stack.enter_context(atomic_write(f"{prefix}_train.jsonl"))
         counts = [0, 0]
-        trees = 0
+        trees = rated = 0
         languages: set[str] = set()
         left_out: collections.Counter[str] = collections.Counter()
         outcomes = stack.enter_context(contextlib.closing(_split(input_file, rules, Path(prefix).parent, jobs)))
@@ -143,10 +146,11 @@ def preprocess(
                 counts[validates] += 1
             languages |= outcome.languages
             left_out += outcome.left_out
+            rated += outcome.rated
         if not any(counts):
             rejects.save()
             raise nothing_left(input_file, trees, rejects, left_out)
-        return Preprocessed(counts[0], counts[1], trees, dict(rejects.counts), dict(left_out), sorted(languages))
+        return Preprocessed(counts[0], counts[1], trees, dict(rejects.counts), dict(left_out), sorted(languages), rated)
 
 
 def nothing_left(source: str | Path, trees: int, rejects: Rejects, left_out: Mapping[str, int]) -> DataError:
@@ -259,5 +263,5 @@ def _outcome(file: IO[bytes], place: _Place, how: _How) -> _Outcome:
     conversations = tree.conversations(mask=rules.mask_role, mode=rules.mode, system=rules.system)
     lines = (json_line(conversation.to_record()) for conversation in conversations)
     if how.lazy:
-        return _Outcome(conversations, lines, tree.languages, tree.left_out)
-    return _Outcome((), list(lines), tree.languages, tree.left_out)
+        return _Outcome(conversations, lines, tree.languages, tree.left_out, tree.rated)
+    return _Outcome((), list(lines), tree.languages, tree.left_out, tree.rated)

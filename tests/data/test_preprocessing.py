@@ -194,6 +194,31 @@ def test_invalid_utf8_and_torn_gzip_and_nothing_at_all(tmp_path):
     assert not list(tmp_path.glob("out*"))
 
 
+@pytest.mark.parametrize(
+    ("labels", "rated", "said"),
+    [
+        ({"quality": {"value": 0.5}}, 2, ""),
+        ({"name": ["spam", "quality"], "value": [0.0, 0.5]}, 2, ""),
+        ({"name": ["qualty"], "value": [0.5]}, 0, "no message has a rating of quality, toxicity, "),
+        (None, 0, "no message has a rating of quality, toxicity, "),
+    ],
+)
+def test_it_is_said_where_nothing_is_rated(tmp_path, labels, rated, said):
+    """Of the two shapes of labels; a name that is none of the known ones is no rating, nor is a language alone."""
+    trees = [tree(f"t{i}", message("Q", labels=None, replies=[message("A", "assistant", labels=labels, lang="en")])) for i in range(2)]
+    source = write(tmp_path / "in.jsonl", trees)
+    assert preprocess(source, tmp_path / "out").rated == rated
+    done = script("--input_file", source, "--output_file_prefix", tmp_path / "out")
+    assert (done.returncode, done.stderr[: len(said)], bool(done.stderr)) == (0, said, bool(said))
+
+
+def test_an_empty_language_is_none(tmp_path):
+    source = write(tmp_path / "in.jsonl", [tree("t", message("Q", replies=[message("A", "assistant", lang="")]))])
+    assert preprocess(source, tmp_path / "out", PreprocessingRules(split_ratio=1.0)).languages == ["en"]
+    [record] = (tmp_path / "out_train.jsonl").read_text().splitlines()
+    assert json.loads(record)["conversations"][1]["label"] == "quality:3,toxicity:0"
+
+
 def test_the_script_ends_with_the_exit_code_of_the_error(tmp_path):
     source = tmp_path / "in.jsonl"
     source.write_text("{\n")
