@@ -76,24 +76,28 @@ def text_columns(
     """The columns of prompt, answer and system prompt; the first two may be given. None where there seems to be none."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     lengths: dict[str, float] = {}
+    chats: dict[str, float] = {}
     for key in keys:
         if key in without:
             continue
         texts = [value for row in rows if isinstance(value := row.get(key), str) and value.strip()]
-        chats = [
-            value for row in rows if isinstance(value := row.get(key), list) and value and isinstance(value[0], dict) and "role" in value[0]
-        ]
-        if chats or (len(texts) > len(rows) / 2 and not all(number_of(text) is not None for text in texts)):
-            lengths[key] = statistics.fmean(len(text) for text in texts) if texts else 1e9
+        if any(_is_chat(row.get(key)) for row in rows):
+            chats[key] = 0
+        elif len(texts) > len(rows) / 2 and not all(number_of(text) is not None for text in texts):
+            lengths[key] = statistics.fmean(len(text) for text in texts)
     system = next((key for key in lengths if key.lower() in _SYSTEMS), None)
     lengths.pop(system or "", None)
     answer = answer or _named(lengths, _ANSWERS)
-    prompt = prompt or _named({key: n for key, n in lengths.items() if key != answer}, _PROMPTS)
+    prompt = prompt or _named({key: n for key, n in (lengths | chats).items() if key != answer}, _PROMPTS) or next(iter(chats), None)
     if answer is None:
         # What people rate is the longest text there is.
         left = {key: length for key, length in lengths.items() if key != prompt}
         answer = max(left, key=lambda key: left[key], default=None)
     return prompt, answer, system
+
+
+def _is_chat(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "role" in value[0]
 
 
 def _named(lengths: Mapping[str, float], names: Sequence[str]) -> str | None:

@@ -11,10 +11,13 @@ from typing import Any
 import msgspec
 
 from nemo_steerlm.core.attributes import Attribute, AttributeSchema, preset
-from nemo_steerlm.core.errors import DataError, UsageError, nearest
+from nemo_steerlm.core.conversation import USER
+from nemo_steerlm.core.errors import DataError, UsageError, Where, nearest
 from nemo_steerlm.data.columns import Cells, GuessedRating, number_of, rating_columns, text_columns
 from nemo_steerlm.data.objects import read_objects
 from nemo_steerlm.data.rejects import Rejects
+from nemo_steerlm.data.sources.helpsteer import refuse_helpsteer3, refuse_helpsteer3_folder
+from nemo_steerlm.data.sources.messages import ROLES
 from nemo_steerlm.data.tables import read_rows
 
 SAMPLE = 2000
@@ -67,6 +70,7 @@ def guess(path: Path, wishes: Wishes | None = None) -> Guess:
     if path.is_dir():
         if any(path.glob("train.jsonl*")) and any(path.glob("validation.jsonl*")):
             return Guess(kind="helpsteer", fields={}, preset="helpsteer")
+        refuse_helpsteer3_folder(path)
         raise UsageError(f"{path}: a folder without train.jsonl and validation.jsonl; give one file: {_listed(path)}")
     rows, header = _rows(path)
     if not rows:
@@ -75,6 +79,7 @@ def guess(path: Path, wishes: Wishes | None = None) -> Guess:
     for wish in (wishes.prompt, wishes.answer):
         if wish is not None and wish not in keys:
             raise UsageError(f"{path}: no column {wish!r}; {nearest(wish, keys)}found: {', '.join(keys)}")
+    refuse_helpsteer3(rows[0], Where(file=str(path)))
     shape = _by_shape(rows, keys, wishes)
     if shape is not None:
         return shape
@@ -137,6 +142,8 @@ def _conversations(rows: Sequence[Cells], keys: Sequence[str]) -> tuple[str, dic
     for key in keys:
         turns = next((row[key] for row in rows if isinstance(row.get(key), list) and row[key] and isinstance(row[key][0], dict)), None)
         if turns is not None and {"role", "content"} <= turns[0].keys():
+            if ROLES.get(str(turns[-1].get("role") if isinstance(turns[-1], dict) else "").lower()) == USER:
+                continue  # a question of several turns, whose answer is in another column
             return "messages", {} if key == "messages" else {"messages": key}
         if turns is not None and key == "conversations" and {"from", "value"} <= turns[0].keys():
             if any("label" in turn for turn in turns):
@@ -164,16 +171,20 @@ def _argilla(rows: Sequence[Cells], wishes: Wishes) -> Guess | None:
 def _responses(row: Mapping[str, Any]) -> dict[str, list[Any]]:
     nested = row.get("responses")
     if isinstance(row.get("fields"), dict) and isinstance(nested, dict):
-        return {name: [one.get("value") for one in given] for name, given in nested.items() if isinstance(given, list)}
-    found = {}
+        return {name: [one["value"] for one in given if _is_response(one)] for name, given in nested.items() if isinstance(given, list)}
+    found: dict[str, list[Any]] = {}
     for key, value in row.items():
         if key.endswith(".responses"):
-            found[key.removesuffix(".responses")] = value or []
+            found[key.removesuffix(".responses")] = value if isinstance(value, list) else []
         elif isinstance(value, list) and value and isinstance(value[0], dict) and {"user_id", "value"} <= value[0].keys():
-            found[key] = [one.get("value") for one in value]
-        elif isinstance(value, dict) and {"user_id", "value"} <= value.keys():
-            found[key] = list(value["value"] or [])
+            found[key] = [one["value"] for one in value if _is_response(one)]
+        elif isinstance(value, dict) and {"user_id", "value"} <= value.keys() and isinstance(value["value"], list):
+            found[key] = value["value"]
     return found
+
+
+def _is_response(one: object) -> bool:
+    return isinstance(one, dict) and "value" in one
 
 
 def _required(ratings: tuple[tuple[GuessedRating, ...], list[str]], keys: Sequence[str]) -> tuple[GuessedRating, ...]:

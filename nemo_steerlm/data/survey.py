@@ -12,6 +12,7 @@ import msgspec
 
 from nemo_steerlm.core.attributes import AttributeSchema
 from nemo_steerlm.core.conversation import Conversation
+from nemo_steerlm.core.errors import DataError, Where
 from nemo_steerlm.data.rejects import Rejects
 from nemo_steerlm.data.sources.source import Source, SourceContext
 from nemo_steerlm.data.splits import Split
@@ -64,7 +65,10 @@ def survey(source: Source, schema: AttributeSchema, resolve: Callable[[str], Pat
                         examples.setdefault(label, _shown(conversation))
                         for name, level in schema.parse(label).values.items():
                             levels[name][level] += 1
+            rejects.require_kept(len(lengths), Where())
         rejected = dict(rejects.counts)
+    if not examples:
+        raise DataError(f"of {len(lengths)} conversations none is rated: a value model would have nothing to learn")
     return Survey(
         levels=levels,
         examples=tuple(itertools.islice(examples.values(), EXAMPLES)),

@@ -115,4 +115,7 @@ def _row(number: int, values: list[str], names: list[str] | None, where: Where) 
         raw = raw.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
         return Row(number, {}, raw, DataError("invalid utf-8", where=where, instead="save the file as UTF-8"))
     names = names if names is not None else [str(i) for i in range(len(values))]
+    if any(value.strip() for value in values[len(names) :]):
+        instead = "put texts in quotes that have the separator in them"
+        return Row(number, {}, raw, DataError(f"{len(values)} cells under {len(names)} columns", where=where, instead=instead))
     return Row(number, dict(zip(names, values, strict=False)), raw)

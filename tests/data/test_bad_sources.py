@@ -19,11 +19,38 @@ BAD = {
         {"prompt": "Hi", "response": "Ho", "scores.overall.responses": ["good"]},
         "scores.overall: rating is 'good'; write a number",
     ),
+    "no list": ("argilla", {"prompt": "Hi", "response": "Ho", "scores.overall.responses": 3}, "scores.overall.responses: no responses"),
+    "statuses": (
+        "argilla",
+        {"prompt": "Hi", "response": "Ho", "scores.overall.responses": [3, 4], "scores.overall.responses.status": ["submitted"]},
+        "scores.overall.responses: no responses of Argilla; write a list of responses, and one of as many statuses",
+    ),
+    "one response": (
+        "argilla",
+        {"prompt": "Hi", "response": "Ho", "scores.overall": {"value": 3, "user_id": "a"}},
+        "no responses of Argilla",
+    ),
+    "columns": ("argilla", {"prompt": "Hi", "response": "Ho", "scores.overall": {"value": [3], "user_id": []}}, "no responses of Argilla"),
+    "annotations": (
+        "ultrafeedback",
+        {"instruction": "Hi", "completions": [{"response": "Ho", "annotations": ["4"]}]},
+        "completions[0].annotations: annotations is ['4']; write an object",
+    ),
+    "aspect": (
+        "ultrafeedback",
+        {"instruction": "Hi", "completions": [{"response": "Ho", "annotations": {"honesty": 4}}]},
+        "completions[0].annotations.honesty: honesty is 4; write an object",
+    ),
     "lengths": ("distilabel", {"instruction": "Hi", "generations": ["a"], "scores.overall": [1, 2]}, "2 ratings of 1 generations"),
     "generation": ("distilabel", {"instruction": "Hi", "generations": [3]}, "generations[0]: generation is 3; write a string"),
     "rendered": ("nemotron", {"input": "<|start_header_id|>user", "output": "a"}, "input: input is a rendered prompt"),
     "tool": ("messages", {"messages": [{"role": "tool", "content": "3"}]}, "messages[0].role: role 'tool' is not supported"),
     "call": ("messages", {"messages": [{"role": "assistant", "content": None, "tool_calls": [{}]}]}, "a call of a tool is not supported"),
+    "silent call": (
+        "messages",
+        {"messages": [MESSAGES[1], {"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}]},
+        "messages[1]: a call of a tool is not supported",
+    ),
     "image": (
         "messages",
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
@@ -38,6 +65,7 @@ BAD = {
     "role": ("sharegpt", {"conversations": [{"from": "observation", "value": "x"}]}, "role 'observation' is not supported"),
     "turn": ("sharegpt", {"conversations": ["x"]}, "conversations[0]: turn is 'x'"),
     "history": ("alpaca", {"history": [["a"]], "instruction": "a", "output": "b"}, "history[0]: pair is ['a']"),
+    "histories": ("alpaca", {"history": 5, "instruction": "a", "output": "b"}, "history: history is 5; write a list"),
     "half": ("alpaca", {"instruction": "a"}, "output: missing key 'output'"),
     "json": ("alpaca", "{", "broken JSON"),
     "twice": ("alpaca", '{"instruction": "a", "output": "b", "output": "c"}', "the key 'output' stands twice in one object; keep one"),
@@ -53,10 +81,11 @@ def test_what_cannot_be_used_is_named_or_set_aside(tmp_path, name):
         "instruction": "Hi",
         "output": "Hello.",
         "generation": "Hello.",
+        "completions": [{"response": "Hello.", "annotations": {"honesty": {"Rating": "4"}}}],
         "prompt": "Hi",
         "response": "Hello.",
     }
-    fields = {} if kind == "nemotron" else {"ratings": RATINGS}
+    fields = {} if kind in ("nemotron", "ultrafeedback") else {"ratings": RATINGS}
     with pytest.raises(DataError) as error:
         read(kind, tmp_path, [good, row], **fields)
     assert f"{tmp_path}/data.jsonl:2: " in str(error.value)

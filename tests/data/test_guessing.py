@@ -7,7 +7,7 @@ import json
 import pytest
 from pydantic.alias_generators import to_snake
 
-from nemo_steerlm.core.errors import UsageError
+from nemo_steerlm.core.errors import DataError, UsageError
 from nemo_steerlm.core.spec import from_plain
 from nemo_steerlm.core.yaml_files import parse_yaml
 from nemo_steerlm.data.guessing import Wishes, guess
@@ -101,6 +101,38 @@ def test_other_shapes_are_known_by_their_keys(tmp_path, kind):
     assert guess(path).kind == kind
 
 
+def test_a_chat_that_ends_with_a_question_is_a_prompt(tmp_path):
+    """The answer that was rated is beside it, not the one that the chat already has."""
+    path = tmp_path / "data.jsonl"
+    chat = [{"role": role, "content": f"{role} says"} for role in ("user", "assistant", "user")]
+    path.write_text("".join(json.dumps({"prompt": chat, "response": f"Answer {i}", "score": i % 5}) + "\n" for i in range(40)))
+    found = guess(path)
+    assert (found.kind, found.fields) == ("ratedText", {"promptColumn": "prompt", "textColumn": "response"})
+    shown = survey_of(found, path).examples[0]
+    assert [turn.text for turn in shown.turns] == ["user says", "assistant says", "user says", "Answer 0"]
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"fields": {"prompt": "Q", "response": "A"}, "responses": {"quality": ["good", 3]}},
+        {"prompt": "Q", "response": "A", "quality.responses": 3},
+        {"prompt": "Q", "response": "A", "quality": [{"user_id": "a", "value": 1}, 3]},
+        {"prompt": "Q", "response": "A", "quality": {"user_id": "a", "value": 3}},
+        {"prompt": "Q", "response": "A", "completions": 3},
+        {"messages": [{"role": "user", "content": "Q"}, "A"], "score": 3},
+        {"messages": [3], "conversations": [], "score": True},
+        {"instruction": 3, "output": None, "generations": {}},
+        {"message_tree_id": 3},
+    ],
+)
+def test_what_only_looks_like_a_known_shape_is_an_error_that_says_why(tmp_path, row):
+    path = tmp_path / "data.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 3)
+    with pytest.raises((UsageError, DataError)):
+        survey_of(guess(path), path)
+
+
 def test_what_a_person_says_wins(tmp_path):
     path = tmp_path / "ratings.csv"
     SHAPES["ratings.csv"](path)
@@ -126,3 +158,19 @@ def test_what_cannot_be_used_is_named(tmp_path, text, wishes, sentence):
     with pytest.raises(UsageError) as error:
         guess(path, Wishes(**wishes))
     assert sentence in str(error.value)
+
+
+def test_helpsteer3_is_refused_by_name(tmp_path):
+    """Its context is a chat and its preference a number, but that number rates no answer in the chat."""
+    path = tmp_path / "preference" / "train.jsonl"
+    path.parent.mkdir()
+    turns = [
+        {"role": "user", "content": "Name a planet."},
+        {"role": "assistant", "content": "Mars"},
+        {"role": "user", "content": "Another?"},
+    ]
+    rows = [{"context": turns, "response1": "Venus", "response2": "Pluto", "overall_preference": i % 7 - 3} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for given in (path, tmp_path):
+        with pytest.raises((UsageError, DataError), match=r"preference of HelpSteer3 is not supported.* use hf:nvidia/HelpSteer2"):
+            guess(given)

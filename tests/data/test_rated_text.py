@@ -164,6 +164,7 @@ BAD = {
     "not-finite": (b"a,nan\n", "score: rating is 'nan'; write a number"),
     "short": (b"a\n", "no column 'score'"),
     "empty": (b",3\n", "text: text is ''"),
+    "long": (b"a, b,3\n", "3 cells under 2 columns; put texts in quotes that have the separator in them"),
     "utf-8": (b"\xff,3\n", "invalid utf-8"),
     "control": (b"<extra_id_1>,3\n", "text: control token '<extra_id_1>'"),
 }
@@ -220,6 +221,46 @@ def test_a_table_with_columns_for_prompt_and_system_prompt(tmp_path, form):
     assert [record["system"] for record in found] == ["S", "all", "S", "all"]
     assert [[turn["value"] for turn in record["conversations"]] for record in found] == [[f"Q{i}", f"A{i}"] for i in range(4)]
     assert [record["conversations"][1]["label"] for record in found] == [f"positivity:{round(i * 4 / 3)}" for i in range(4)]
+
+
+CHAT = [("system", "S"), ("user", "Q1"), ("assistant", "A1"), ("user", "Q2")]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_prompt_may_be_a_chat_of_several_turns(tmp_path, form):
+    path = tmp_path / f"t.{form}"
+
+    def write(*turns):
+        rows = [{"q": [{"role": role, "content": text} for role, text in turns], "a": "A2", "score": 3}]
+        if form == "parquet":
+            parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    source = {
+        "files": [{"path": str(path), "promptColumn": "q"}],
+        "textColumn": "a",
+        "ratings": {"positivity": {"column": "score", "range": [0, 4]}},
+        "hidden": 0.0,
+    }
+    write(*CHAT)
+    [(_, record)] = read(source, tmp_path)
+    assert record["system"] == "S"
+    assert [(turn["from"], turn["value"], turn.get("label")) for turn in record["conversations"]] == [
+        ("User", "Q1", None),
+        ("Assistant", "A1", None),
+        ("User", "Q2", None),
+        ("Assistant", "A2", "positivity:3"),
+    ]
+    for turns, sentence in (
+        (CHAT[:3], ":1: q: no question; write a chat that begins and ends with a turn of the user"),
+        (CHAT[2:], ":1: q: no question"),
+        ([("tool", "4")], r":1: q\[0\].role: role 'tool' is not supported"),
+        ([("user", "<extra_id_1>")], r":1: q\[0\]: control token '<extra_id_1>' in the text"),
+    ):
+        write(*turns)
+        with pytest.raises(DataError, match=sentence):
+            read(source, tmp_path)
 
 
 def test_a_header_that_names_two_columns_alike_is_refused(tmp_path):

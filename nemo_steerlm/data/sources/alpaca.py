@@ -19,7 +19,7 @@ class AlpacaSource(MappedSource):
         """
         system = optional_text(row, "system", where)
         turns = [(SYSTEM, system)] if system else []
-        for i, pair in enumerate(row.get("history") or []):
+        for i, pair in enumerate(field(row, "history", list, where) if row.get("history") else []):
             if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
                 raise DataError(f"pair is {shown(pair)}", where=where.at(f"history[{i}]"), instead="write [question, answer]")
             turns += [(USER, pair[0]), (ASSISTANT, pair[1])]

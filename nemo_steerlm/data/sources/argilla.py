@@ -62,13 +62,19 @@ class ArgillaSource(MappedSource):
 def _responses(row: Record, question: str, where: Where) -> list[Any]:
     """The values of the submitted responses to ``question``, in any of the three shapes. Raises DataError for another."""
     if f"{question}.responses" in row:
-        values = row[f"{question}.responses"] or []
-        statuses = row.get(f"{question}.responses.status") or [SUBMITTED] * len(values)
+        values, statuses = (row.get(f"{question}.responses{part}") for part in ("", ".status"))
+        values = [] if values is None else values
+        statuses = statuses or [SUBMITTED] * len(values) if isinstance(values, list) else None
+        if not isinstance(statuses, list) or len(statuses) != len(values):
+            instead = "write a list of responses, and one of as many statuses"
+            raise DataError("no responses of Argilla", where=where.at(f"{question}.responses"), instead=instead)
         return [value for value, status in zip(values, statuses, strict=False) if status in (SUBMITTED, None) and value is not None]
     nested = row.get("responses")
     given = nested.get(question) if isinstance(nested, Mapping) else row.get(question)
-    if isinstance(given, Mapping):  # a list of objects as Arrow keeps it: an object of lists
-        given = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+    if isinstance(given, Mapping) and len({len(values) if isinstance(values, list) else -1 for values in given.values()} - {-1}) == 1:
+        # A list of objects as Arrow keeps it: an object of lists.
+        lists = {key: values for key, values in given.items() if isinstance(values, list)}
+        given = [dict(zip(lists, values, strict=True)) for values in zip(*lists.values(), strict=True)]
     if given is None:
         return []
     if not isinstance(given, list) or not all(isinstance(one, Mapping) and "value" in one for one in given):

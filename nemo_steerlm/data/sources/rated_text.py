@@ -17,7 +17,8 @@ from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.core.spec import Name, Reference, Spec, Text
 from nemo_steerlm.core.template import ChatTokens, first_marker
 from nemo_steerlm.data.chance import chance
-from nemo_steerlm.data.sources.rows import share
+from nemo_steerlm.data.sources.messages import ROLES
+from nemo_steerlm.data.sources.rows import SYSTEM, share, turns_of
 from nemo_steerlm.data.sources.source import Placed, Seed, Source, SourceContext, SplitRatio, level
 from nemo_steerlm.data.splits import Split
 from nemo_steerlm.data.tables import Row, cell, number_in, read_rows
@@ -59,7 +60,7 @@ class RatedFile(Spec):
     prompt: Text | None = None
     """What the User turn before each text says."""
     prompt_column: Column | None = None
-    """The column that says it instead, row by row."""
+    """The column that says it instead, row by row: a text, or a chat of several turns (a list of ``role`` and ``content``)."""
     system_column: Column | None = None
     """The column with each row's system prompt; ``data.system`` where it is absent or empty."""
 
@@ -151,7 +152,7 @@ class _RatedRow(NamedTuple):
     file: int
     """Position of its table."""
     number: int
-    prompt: str
+    question: tuple[Turn, ...]
     text: str
     system: str
     values: dict[str, float]
@@ -204,13 +205,27 @@ class _Tables:
         text = _text(row, source.text_column, where, self.tokens)
         if source.remove is not None:
             text = re.sub(source.remove, "", text).strip()
-        prompt = _text(row, file.prompt_column, where, self.tokens) if file.prompt_column else file.prompt or ""
-        system = self.system
+        question, system = self._question(file, row, where)
         if file.system_column and str(cell(row, file.system_column, where) or "").strip():
             system = _text(row, file.system_column, where, self.tokens)
         values: dict[str, float] = {name: number_in(row, rating.column, where) for name, rating in source.ratings.items()}
         values |= {name: computed.of(text) for name, computed in source.computed.items()}
-        return _RatedRow(i, row.number, prompt, text, system, values)
+        return _RatedRow(i, row.number, question, text, system, values)
+
+    def _question(self, file: RatedFile, row: Row, where: Where) -> tuple[tuple[Turn, ...], str]:
+        """What a row's text answers to, and its system prompt."""
+        column = file.prompt_column
+        if column is None:
+            return (Turn(speaker=USER, text=file.prompt or ""),), self.system
+        if not isinstance(cell(row, column, where), list):
+            return (Turn(speaker=USER, text=_text(row, column, where, self.tokens)),), self.system
+        found = turns_of(row.cells, column, ("role", "content"), ROLES, where)
+        for i, (_, text) in enumerate(found):
+            _refuse_marker(text, where.at(f"{column}[{i}]"), self.tokens)
+        turns = tuple(Turn(speaker=speaker, text=text) for speaker, text in found if speaker != SYSTEM)
+        if not turns or (turns[0].speaker, turns[-1].speaker) != (USER, USER):
+            raise DataError("no question", where=where.at(column), instead="write a chat that begins and ends with a turn of the user")
+        return turns, "\n\n".join(text for speaker, text in found if speaker == SYSTEM) or self.system
 
     def sample(self) -> _Sample:
         """The same number of rows from each table where there are enough, ``limit`` altogether."""
@@ -248,7 +263,7 @@ class _Tables:
         hidden, label = self._hidden(row), self.schema.encode({name: self._level(name, value, bins) for name, value in row.values.items()})
         answer = Turn(speaker=ASSISTANT, text=row.text, label=None if hidden else label, gt_label=label if hidden else None)
         conversation = Conversation(
-            turns=(Turn(speaker=USER, text=row.prompt), answer),
+            turns=(*row.question, answer),
             tree_id=f"{self.paths[row.file].name}:{row.number}",
             system=row.system,
             mode="TEXT_TO_VALUE",
@@ -271,10 +286,13 @@ def _text(row: Row, column: str, where: Where, tokens: ChatTokens) -> str:
     value = cell(row, column, where)
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"text is {shown(value)}", where=where.at(column), instead="write a text that is not empty")
-    if (found := first_marker(value, tokens)) is not None:
-        instead = "remove it, or choose other chat tokens"
-        raise DataError(f"control token {shown(found)} in the text", where=where.at(column), instead=instead)
+    _refuse_marker(value, where.at(column), tokens)
     return value.strip()
+
+
+def _refuse_marker(text: str, where: Where, tokens: ChatTokens) -> None:
+    if (found := first_marker(text, tokens)) is not None:
+        raise DataError(f"control token {shown(found)} in the text", where=where, instead="remove it, or choose other chat tokens")
 
 
 def _edges(values: array.array[float], count: int) -> list[float]:

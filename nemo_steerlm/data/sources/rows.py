@@ -144,14 +144,14 @@ def turns_of(row: Record, key: str, keys: tuple[str, str], roles: Mapping[str, s
 def _content(turn: Record, key: str, where: Where) -> str:
     """A turn's text; parts of text are put together. Raises DataError for other parts, and where a tool is called instead."""
     content = turn.get(key)
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise DataError("a call of a tool is not supported", where=where, instead="write what was said, or leave the conversation out")
     if isinstance(content, list):
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else part
             if not isinstance(part, dict) or kind != "text" or not isinstance(part.get("text"), str):
                 raise DataError(f"part of type {shown(kind)} is not supported", where=where.at(key), instead="write text")
         return "".join(part["text"] for part in content)
-    if content is None and (turn.get("tool_calls") or turn.get("function_call")):
-        raise DataError("a call of a tool is not supported", where=where, instead="write what was said, or leave the conversation out")
     text: str = field(turn, key, str, where)
     return text
 

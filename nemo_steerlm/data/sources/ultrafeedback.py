@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from nemo_steerlm.core.conversation import ASSISTANT, USER
-from nemo_steerlm.core.errors import DataError, Where
+from nemo_steerlm.core.errors import DataError, Where, shown
 from nemo_steerlm.data.records import Record
 from nemo_steerlm.data.sources.messages import ROLES
 from nemo_steerlm.data.sources.rows import Example, RowSource, field, share, turns_of
@@ -37,7 +37,16 @@ class UltraFeedbackSource(RowSource):
     def _answer(self, question: str, answer: Any, where: Where) -> Example:
         if not isinstance(answer, dict):
             raise DataError("not an object", where=where, instead="write an object with response and annotations")
-        annotations = answer.get("annotations") or {}
-        found = {name: (annotations.get(name) or {}).get("Rating") for name in ASPECTS} | {QUALITY: answer.get("fine-grained_score")}
+        annotations = _object(answer, "annotations", where)
+        aspects = {name: _object(annotations, name, where.at("annotations")) for name in ASPECTS}
+        found = {name: aspect.get("Rating") for name, aspect in aspects.items()} | {QUALITY: answer.get("fine-grained_score")}
         ratings = {name: share(value, (1, 5), where.at(name)) for name, value in found.items() if value not in (None, "N/A")}
         return Example([(USER, question), (ASSISTANT, field(answer, "response", str, where))], ratings)
+
+
+def _object(holder: Record, key: str, where: Where) -> Record:
+    """The object under ``key``; an empty one where it is missing or null. Raises DataError for anything else."""
+    value = holder.get(key)
+    if not isinstance(value, dict | None):
+        raise DataError(f"{key} is {shown(value)}", where=where.at(key), instead="write an object")
+    return cast("Record", value or {})
