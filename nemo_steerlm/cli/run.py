@@ -22,6 +22,7 @@ from nemo_steerlm.pipeline.stages import Stage, stages
 from nemo_steerlm.pipeline.time_left import TimeLeft, spoken
 
 if TYPE_CHECKING:
+    from nemo_steerlm.evaluation.samples import Sample
     from nemo_steerlm.evaluation.showcase import AnswerPair
 
 SAY_EVERY = 30.0
@@ -78,12 +79,23 @@ def _print_result(work: Path) -> None:
     print(summary.read_text(encoding="utf-8"))
     pairs = _answer_pairs(work)
     for pair in pairs:
-        print(f"{shown(pair.prompt)}, {pair.attribute} {pair.lowest.level} and {pair.highest.level}:")
-        for sample in (pair.lowest, pair.highest):
-            print(f"  {sample.level}: {' '.join(sample.answer.split())}")
+        asked_for, count = (
+            f"{shown(pair.prompt)}, {pair.attribute} {pair.lowest.level} and {pair.highest.level}",
+            len(pair.lowest.candidates),
+        )
+        print(f"{asked_for}, best of {count}:" if count else f"{asked_for}:")
+        _print_answers(pair.lowest, pair.highest)
+        if count:
+            print("  and in single answers:")
+            _print_answers(pair.lowest.single, pair.highest.single)
     print(f"\nreport: {(work / 'evaluate' / 'report.html').resolve()}")
     asked = f"{pairs[0].attribute}={pairs[0].highest.level}" if pairs else "ATTRIBUTE=VALUE"
     print(f"talk to it: {shlex.join([*_program(), 'chat', str(work.resolve()), '--set', asked])}")
+
+
+def _print_answers(*samples: Sample) -> None:
+    for sample in samples:
+        print(f"  {sample.level}: {' '.join(sample.answer.split())}")
 
 
 def _answer_pairs(work: Path) -> list[AnswerPair]:

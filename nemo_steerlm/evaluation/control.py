@@ -17,7 +17,7 @@ import numpy.typing as npt
 from nemo_steerlm.evaluation.agreement import spearman
 from nemo_steerlm.evaluation.fluency import Fluency, fluency
 from nemo_steerlm.evaluation.intervals import Interval, Resamples, ResampleWeights
-from nemo_steerlm.evaluation.samples import Sample
+from nemo_steerlm.evaluation.samples import Sample, candidates_of
 
 Numbers = npt.NDArray[np.float64]
 
@@ -93,6 +93,15 @@ class Control(msgspec.Struct, frozen=True, kw_only=True):
     """Spearman of asked and mean reading over levels. It saturates: 1 says no more than that the means are in order."""
     spearman_judged: float | None
     """The same by the other judge."""
+    best_of: int = 1
+    """Of how many candidates each answer is the one that the value model chose."""
+    single: Control | None = None
+    """The same figures of the first candidates, which nobody chose: what the model does by itself. None where nothing was chosen."""
+
+    @property
+    def unaided(self) -> Control:
+        """Of answers that nobody chose."""
+        return self.single or self
 
     @property
     def worst_neighbours(self) -> Neighbours:
@@ -113,6 +122,8 @@ class Joint(msgspec.Struct, frozen=True, kw_only=True):
     count: int
     error: Interval
     """Mean over answers and attributes of ``|read - asked|``, in steps."""
+    single: Interval | None = None
+    """The same of the first candidates, which nobody chose; None where nothing was chosen."""
 
 
 def control(
@@ -131,7 +142,12 @@ def control(
     found = []
     for name in names:
         mine = [s for s in samples if s.attribute == name]
-        found.append(_control(name, mine, judges.get(name), _levels(mine, (taught or {}).get(name, {}), training), seed))
+        count = candidates_of(mine)
+        one, *rest = (
+            _control(name, made, judges.get(name), _levels(made, (taught or {}).get(name, {}), training), seed)
+            for made in ([mine, [s.single for s in mine]] if count > 1 else [mine])
+        )
+        found.append(msgspec.structs.replace(one, best_of=count, single=next(iter(rest), None)))
     return found
 
 
@@ -232,11 +248,15 @@ def joint(samples: Sequence[Sample], taught: Mapping[str, int], label: Mapping[i
     found = []
     for name, mine in groups.items():
         if mine:
-            errors = np.array([np.mean([abs(s.read[n] - value) for n, value in s.wanted.items() if n in s.read]) for s in mine])
-            again = Resamples([s.prompt for s in mine], [0] * len(mine), seed)
-            error = again.interval(lambda w, errors=errors: float((w * errors).sum() / w.sum()))  # type: ignore[misc]
-            found.append(Joint(taught=name, count=len(mine), error=error))
+            single = _error([s.single for s in mine], seed) if candidates_of(mine) > 1 else None
+            found.append(Joint(taught=name, count=len(mine), error=_error(mine, seed), single=single))
     return found
+
+
+def _error(samples: Sequence[Sample], seed: int) -> Interval:
+    errors = np.array([np.mean([abs(s.read[n] - value) for n, value in s.wanted.items() if n in s.read]) for s in samples])
+    again = Resamples([s.prompt for s in samples], [0] * len(samples), seed)
+    return again.interval(lambda w: float((w * errors).sum() / w.sum()))
 
 
 def difference(before: Sequence[Sample], after: Sequence[Sample], attribute: str, seed: int = 0) -> Interval:

@@ -42,12 +42,15 @@ class EvaluateSpec(Spec):
     calibration_turns: Annotated[int, Field(ge=0, le=1_000_000)] = 512
     """Held-out rated turns of which the value model's probabilities are looked at."""
     best_of: Annotated[int, Field(ge=1, le=16)] = 1
-    """Candidates for each answer, of which the value model chooses."""
+    """Candidates for each answer, of which the value model chooses. The report shows the first ones, which nobody chose, beside them."""
     guidance_scale: Annotated[float, Field(ge=0, le=10)] = 1.0
     """Strength with which answers follow their labels; 1 is as trained."""
     baselines: Annotated[tuple[Baseline, ...], Field(max_length=2)] = ()
     """What to compare with on the same prompts: the base model asked in words under its own chat template (prompted), and the SteerLM model
     without a label (unlabelled)."""
+    best_of_baselines: bool = False
+    """Whether the baselines have as many candidates as ``bestOf`` says, chosen the same way, which takes as many times the time. Otherwise
+    they answer once, and are compared with the SteerLM model's first candidates."""
     wording: Annotated[dict[Name, Annotated[tuple[Text, ...], Field(max_length=201)]], Field(max_length=64)] = {}
     """By attribute, what the base model is told at each level, from the lowest to the highest, such as ``It must be very negative.``; by
     default the level's number on its scale."""
@@ -68,6 +71,8 @@ class EvaluateSpec(Spec):
     def _each_once(self) -> EvaluateSpec:
         if len(set(self.baselines)) < len(self.baselines):
             raise ValueError("baselines: name each once")
+        if self.best_of_baselines and (self.best_of == 1 or not self.baselines):
+            raise ValueError("bestOfBaselines: there is nothing to choose; set bestOf above 1 and name baselines, or leave it out")
         return self
 
     @property

@@ -99,7 +99,8 @@ class TimeLeft:
             return (WRITE + READ) * spec.bootstrap.prompts * spec.bootstrap.samples_per_prompt + self._evaluation(spec.evaluate.best_of)
         if stage.kind == "evaluate":
             how = spec.evaluate
-            return self._evaluation(how.best_of) + self._evaluation() * len(how.baselines) + READ * how.calibration_turns
+            beside = self._evaluation(how.best_of if how.best_of_baselines else 1) * len(how.baselines)
+            return self._evaluation(how.best_of) + beside + READ * how.calibration_turns
         return 0.0
 
     def _evaluation(self, candidates: int = 1) -> float:

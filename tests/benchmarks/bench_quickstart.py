@@ -56,14 +56,14 @@ def runs(seeds: Sequence[int], folder: Path) -> Iterator[tuple[str, WorkDirector
 
 
 def lines(seed: str, work: WorkDirectory) -> Iterable[str]:
-    """A line for each attribute."""
+    """A line for each attribute, and one for single answers."""
     found = msgspec.json.decode((work.path / "evaluate" / "metrics.json").read_bytes(), type=Evaluated)
-    for entry in found.control:
+    for name, entry in ((c.attribute if one is c else "  single", one) for c in found.control for one in (c, c.single) if one):
         judged = entry.rank_judged.value if entry.rank_judged else None
         distinct = min(level.fluency.distinct_2 or 0.0 for level in entry.levels)
         across = max(map(abs, entry.cross_talk.values()), default=0.0)
         figures = (entry.rank_read.value, judged, entry.error.value, entry.worst_neighbours.worst, across, distinct)
-        yield f"{seed:6} {entry.attribute:12}" + "".join(f"{'-' if figure is None else f'{figure:.2f}':>12}" for figure in figures)
+        yield f"{seed:6} {name:12}" + "".join(f"{'-' if figure is None else f'{figure:.2f}':>12}" for figure in figures)
 
 
 def times(seed: str, work: WorkDirectory) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,11 @@ class Bench:
         """This project's scoring of every assistant turn."""
         self.engine.score([ScoreRequest(conversation=c, turns=tuple(range(1, len(c.turns), 2))) for c in conversations])
 
+    def forget(self) -> None:
+        """Guess nothing, as a server that has read nothing yet."""
+        for habits in self.engine._scorer._habits:
+            habits.clear()
+
     def upstream(self, conversation: Conversation) -> None:
         """What upstream's protocol asks for of the same turns: a token for each of 12 attributes and the language, with the whole text."""
         for turn in range(1, len(conversation.turns), 2):
@@ -108,8 +114,8 @@ CASES = {
 """Turns of each conversation, its tokens, and how many are scored together."""
 
 
-def speed(engine: str, cases: Sequence[str]) -> None:
-    """Print the table of costs."""
+def speed(engine: str, cases: Sequence[str], rounds: int, *, upstream: bool) -> None:
+    """Print the table of costs: medians of ``rounds``, the ratio's too."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(model_folder(local_path(SMOLLM2), Path(folder), kind="value", schema=preset("oasst")), engine)
     print(f"{'work, ' + engine:36} {'plain s':>8} {'score s':>8} {'ratio':>6} {'upstream s':>11} {'faster':>7}")
@@ -117,11 +123,19 @@ def speed(engine: str, cases: Sequence[str]) -> None:
         turns, tokens, count = CASES[name]
         work = threads(bench.ids, turns, tokens, count)
         for attempt in ("cold", "warm"):
-            plain, score = seconds(lambda work=work: bench.plain(work)), seconds(lambda work=work: bench.score(work))
-            # Upstream answers one at a time; one conversation is timed and stands for the batch.
-            upstream = seconds(lambda work=work: bench.upstream(work[0])) * len(work) if attempt == "warm" else None
-            tail = f"{upstream:11.1f} {upstream / score:7.1f}" if upstream else ""
-            print(f"{name + ', ' + attempt:36} {plain:8.2f} {score:8.2f} {score / plain:6.2f} {tail}", flush=True)
+            took = []
+            for _ in range(rounds):
+                if attempt == "cold":
+                    bench.forget()
+                took.append((seconds(lambda work=work: bench.plain(work)), seconds(lambda work=work: bench.score(work))))
+            plain, score = (statistics.median(both) for both in zip(*took, strict=True))
+            ratio = statistics.median(own / other for other, own in took)
+            tail = ""
+            if upstream and attempt == "warm":
+                # Upstream answers one at a time; one conversation is timed and stands for the batch.
+                all_of_them = seconds(lambda work=work: bench.upstream(work[0])) * len(work)
+                tail = f"{all_of_them:11.1f} {all_of_them / score:7.1f}"
+            print(f"{name + ', ' + attempt:36} {plain:8.2f} {score:8.2f} {ratio:6.2f} {tail}", flush=True)
 
 
 def memory(records: int) -> None:
@@ -148,11 +162,19 @@ def memory(records: int) -> None:
                 mark *= 10
 
 
-def main(*, parts: str = "all", engine: str = "embedded", cases: Sequence[str] = tuple(CASES), records: int = 100_000) -> None:
+def main(
+    *,
+    parts: str = "all",
+    engine: str = "embedded",
+    cases: Sequence[str] = tuple(CASES),
+    rounds: int = 1,
+    upstream: bool = True,
+    records: int = 100_000,
+) -> None:
     """Print both tables."""
     torch.set_num_threads(1)
     if parts in ("all", "speed"):
-        speed(engine, cases)
+        speed(engine, cases, rounds, upstream=upstream)
     if parts in ("all", "memory"):
         memory(records)
 
@@ -162,5 +184,7 @@ if __name__ == "__main__":
     parser.add_argument("--parts", default="all", choices=("all", "speed", "memory"))
     parser.add_argument("--engine", default="embedded", choices=("embedded", "openvino"))
     parser.add_argument("--cases", nargs="+", default=tuple(CASES), choices=CASES)
+    parser.add_argument("--rounds", type=int, default=1, help="of which the medians are printed")
+    parser.add_argument("--no-upstream", action="store_false", dest="upstream", help="without upstream's protocol, which takes longest")
     parser.add_argument("--records", type=int, default=100_000)
     main(**vars(parser.parse_args()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 from statistics import NormalDist
 
-from nemo_steerlm.evaluation.samples import Sample
+from nemo_steerlm.evaluation.samples import Candidate, Sample
 
 ANSWERS = 64
 FAILING = {"read": (0.59, 2.18, 2.29, 2.77, 2.73), "judged": (-0.51, 0.35, 0.31, 0.46, 0.50)}
@@ -51,3 +52,51 @@ def failing() -> list[Sample]:
 def steering() -> list[Sample]:
     """See ``STEERING``."""
     return answers(**STEERING, noise=(0.3, 0.15))
+
+
+CANDIDATES = 8
+
+
+def best_of(read: Callable[[int, random.Random], float], *, joint: bool = False, prompts: int = 1) -> list[Sample]:
+    """Each answer the one of ``CANDIDATES`` that reads nearest to what was asked; ``read`` says how a candidate reads. The judge agrees."""
+    numbers = random.Random(1)
+    made = []
+    for level in range(5):
+        for i in range(ANSWERS):
+            found = [max(0.0, min(4.0, read(level, numbers))) for _ in range(CANDIDATES)]
+            readings = [{"positivity": value, "verbosity": 2.0} for value in found]
+            nearest = min(range(CANDIDATES), key=lambda n: abs(found[n] - level))
+            candidates = [
+                Candidate(
+                    answer=f"candidate {n}",
+                    logprob=-abs(value - level),
+                    expected=readings[n],
+                    read=readings[n] if n in (0, nearest) else {},
+                    judged=value / 2 - 1,
+                )
+                for n, value in enumerate(found)
+            ]
+            chosen = candidates[nearest]
+            made.append(
+                Sample(
+                    attribute="" if joint else "positivity",
+                    level=0 if joint else level,
+                    prompt=f"prompt {i % prompts}",
+                    asked={"positivity": level, "verbosity": 2},
+                    answer=chosen.answer,
+                    read=chosen.read,
+                    judged=chosen.judged,
+                    candidates=candidates,
+                )
+            )
+    return made
+
+
+def steering_by_choice_only(**more: bool) -> list[Sample]:
+    """A model that ignores its label and writes anything; the value model finds what was asked for among it."""
+    return best_of(lambda level, numbers: numbers.uniform(0, 4), **more)
+
+
+def steering_by_itself(**more: bool) -> list[Sample]:
+    """A model that follows its label; the choice makes it a little better."""
+    return best_of(lambda level, numbers: numbers.gauss(level, 0.4), **more)

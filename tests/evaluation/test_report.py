@@ -14,7 +14,7 @@ import pytest
 from nemo_steerlm.core.attributes import preset
 from nemo_steerlm.evaluation.agreement import compare
 from nemo_steerlm.evaluation.calibration import calibration
-from nemo_steerlm.evaluation.control import Joint, control, difference
+from nemo_steerlm.evaluation.control import Joint, control, difference, joint
 from nemo_steerlm.evaluation.intervals import Interval
 from nemo_steerlm.evaluation.pairs import PairFigures
 from nemo_steerlm.evaluation.report import plots
@@ -22,7 +22,7 @@ from nemo_steerlm.evaluation.report.page import Report, SourceRow, write_page
 from nemo_steerlm.evaluation.samples import Sample
 from nemo_steerlm.evaluation.summary import ModelRow, summary
 from nemo_steerlm.evaluation.value_model import AttributeCheck
-from tests.evaluation.answers import STEERING, answers, failing, steering
+from tests.evaluation.answers import CANDIDATES, STEERING, answers, best_of, failing, steering, steering_by_choice_only, steering_by_itself
 from tests.serving.browsers import DESK, PHONE, chromium
 
 JUDGES = {"positivity": "vader"}
@@ -47,6 +47,57 @@ def test_the_summary_alone_tells_a_model_that_steers():
     # What used to be the headline is the last column, and says 0.90 of it.
     assert bad.split("value model reads")[1].splitlines()[0].split()[-1] == "0.90"
     assert "control error           0.99 [0.9" in bad
+
+
+def test_the_summary_tells_a_model_that_steers_from_one_whose_answers_are_only_chosen_well():
+    by_itself, by_choice = (control(made(), JUDGES) for made in (steering_by_itself, steering_by_choice_only))
+    assert not by_itself[0].alike
+    assert not by_choice[0].alike, "the chosen answers tell the two models apart by nothing"
+    good, bad = (summary({}, table) for table in (by_itself, by_choice))
+    assert good.splitlines()[:2] == ["It steers positivity: every two neighbouring levels are told apart.", ""]
+    first, second, *_ = bad.splitlines()
+    assert first == "It steers positivity only where the value model chooses the best of 8 answers."
+    single, chosen = re.fullmatch(
+        r"  Single answers do not follow positivity: they correlate with what was asked at (\S+) .* by vader .*, the best of 8 at (\S+) .*",
+        second,
+    ).groups()
+    assert abs(float(single)) < 0.2
+    assert float(chosen) > 0.9
+    lines = bad.splitlines()
+    for label in ("per-answer correlation", "control error", "worst neighbours", "value model reads", "by vader"):
+        place = next(i for i, line in enumerate(lines) if line.startswith(f"  {label}"))
+        assert lines[place + 1].startswith("    single answers"), label
+    assert re.search(r"control error +0\.[01]\d .*\n +single answers +1\.[56]\d ", bad)
+
+
+def test_levels_that_only_the_choice_tells_apart_are_named():
+    """Of a model that follows its label on the whole but not between two levels."""
+    made = best_of(lambda level, numbers: numbers.gauss({2: 1.0}.get(level, level), 0.6))
+    lines = summary({}, control(made, JUDGES)).splitlines()
+    assert lines[0] == "It steers positivity only where the value model chooses the best of 8 answers."
+    assert re.match(r"  In single answers positivity 1 and 2 read the same \(AUC 0\.[45]", lines[1])
+    assert lines[2] == ""
+
+
+def test_single_answers_are_compared_with_single_answers():
+    """A baseline that is asked once is no worse than a model that is only chosen well, whatever its chosen answers say."""
+    prompted = control(answers((1.5, 1.8, 2.0, 2.1, 2.4), (0.0, 0.1, 0.1, 0.1, 0.2)), JUDGES)
+    chosen = control(steering_by_choice_only(), JUDGES)
+    once, often = (ModelRow(name="prompted", table=table, baseline=True) for table in (prompted, chosen))
+    for table, said in ((chosen, True), (control(steering_by_itself(), JUDGES), False)):
+        text = summary({}, table, rows=[once])
+        assert bool(re.search(r"\nThe prompted baseline follows positivity no worse: correlation 0\.[23]", text)) is said
+        assert "\n  prompted, single answers correlation 0." in text
+        assert "prompted, best of" not in text
+    text = summary({}, control(steering_by_itself(), JUDGES), rows=[often])
+    assert re.search(r"\n  prompted, best of 8 +correlation 0\.9.*\n  prompted, single answers correlation -?0\.[01]", text)
+
+
+def test_joint_requests_say_what_single_answers_do():
+    (found,) = joint(steering_by_choice_only(joint=True), {}, dict.fromkeys(range(5 * 64), "x"))
+    assert found.error.value < 0.2
+    assert found.single.value > 0.6  # over two attributes, of which one is always as asked
+    assert ", of single answers 0." in summary({}, control(steering_by_choice_only(), JUDGES), joint=[found])
 
 
 def test_levels_that_are_in_the_wrong_order_are_called_so():
@@ -134,6 +185,21 @@ def test_the_page_is_whole_and_people_cannot_write_markup_into_it(tmp_path, repo
     assert '<tr><td>oasst</td><td>12</td><td>3</td><td class="text">humor 7</td></tr>' in page
 
 
+def test_the_page_shows_single_answers_beside_chosen_ones(tmp_path, report):
+    made = steering_by_choice_only()
+    rows = [ModelRow(name="prompted", table=control(failing(), JUDGES), baseline=True)]
+    table = control(made, JUDGES)
+    write_page(tmp_path / "report.html", msgspec.structs.replace(report, control=table, samples=made, rows=rows))
+    page = (tmp_path / "report.html").read_text()
+    assert "It steers positivity only where the value model chooses the best of 8 answers." in page
+    assert '<p class="alike">Single answers do not follow positivity' in page
+    assert "The prompted baseline follows positivity no worse" in page
+    assert f"<small>best of {CANDIDATES}</small>" in page
+    assert f"{table[0].single.rank_read.value:.2f}" in page
+    assert "single answer asked for 4, reads" in page
+    assert "<small>single answer, reads" in page
+
+
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, report: Report) -> dict[str, Any]:
     """The figures of a report by name."""
@@ -145,12 +211,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch, report: Report) -> dict[str, Any]:
     plots.agreement_plot(report.checks)
     plots.cross_talk_plot(report.control)
     plots.loss_plot({"train-value": [3.0, 2.5], "train-steer": [2.0, 1.0, 0.5]})
-    return dict(zip(("read", "judged", "reliability", "agreement", "cross-talk", "loss"), made, strict=True))
+    chosen = control(steering_by_choice_only(), JUDGES)
+    plots.read_plot(chosen)
+    plots.judged_plot(chosen)
+    names = ("read", "judged", "reliability", "agreement", "cross-talk", "loss", "read, of several", "judged, of several")
+    return dict(zip(names, made, strict=True))
 
 
 def test_no_legend_covers_data(drawn):
     """Every legend lies outside every axes, and inside the figure."""
-    for name in ("read", "judged", "reliability", "agreement"):
+    for name in ("read", "judged", "reliability", "agreement", "read, of several", "judged, of several"):
         figure = drawn[name]
         figure.draw_without_rendering()
         assert not any(axis.get_legend() for axis in figure.axes)

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from nemo_steerlm.cli import run
-from nemo_steerlm.evaluation.samples import Sample
+from nemo_steerlm.evaluation.samples import Candidate, Sample
 from nemo_steerlm.evaluation.showcase import answer_pairs
 
 
@@ -52,3 +52,16 @@ def test_the_end_of_a_run_shows_three_pairs_and_a_command_that_works_as_printed(
     assert command[-4:] == ["chat", str(tmp_path / "my runs"), "--set", "positivity=4"]
     assert Path(command[0]).is_absolute()
     assert command[0] == str(Path(sys.executable).with_name("steerlm"))
+
+
+def test_it_shows_single_answers_under_chosen_ones(tmp_path, capsys):
+    folder = tmp_path / "evaluate"
+    folder.mkdir()
+    (folder / "summary.txt").write_text("It steers.\n")
+    (folder / "metrics.json").write_text(json.dumps({"best": "train-steer"}))
+    candidates = [Candidate(answer="first", logprob=-2.0, read={"verbosity": 1.0}), Candidate(answer="second", logprob=-1.0)]
+    made = [Sample(attribute="verbosity", level=n, prompt="Q", answer="second", model="train-steer", candidates=candidates) for n in (0, 4)]
+    (folder / "samples.jsonl").write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in made))
+    run._print_result(tmp_path)
+    said = capsys.readouterr().out
+    assert "'Q', verbosity 0 and 4, best of 2:\n  0: second\n  4: second\n  and in single answers:\n  0: first\n  4: first\n" in said

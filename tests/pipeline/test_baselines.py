@@ -74,6 +74,8 @@ def test_the_base_model_is_an_input_where_it_takes_part(fields, base):
         ({"baselines": ["prompted", "prompted"]}, "name each once"),
         ({"wording": {"quality": ["low", "high"]}}, r"evaluate\.wording\.quality: 2 sentences for 5 levels \(0 to 4\)"),
         ({"wording": {"qualty": ["low"]}}, r"evaluate\.wording: unknown attribute 'qualty'"),
+        ({"bestOfBaselines": True, "baselines": ["prompted"]}, "bestOfBaselines: there is nothing to choose"),
+        ({"bestOfBaselines": True, "bestOf": 4}, "bestOfBaselines: there is nothing to choose"),
     ],
 )
 def test_baselines_and_their_wording_must_fit(fields, said):

@@ -108,6 +108,7 @@ SPECIAL: dict[str, Any] = {
     "evaluate.base": {"quality": 1},
     "evaluate.judges": {"quality": "words"},
     "evaluate.baselines": ["unlabelled"],
+    "evaluate.bestOfBaselines": None,  # wants others with it
     "evaluate.wording": {"quality": ["0", "1", "2", "3", "4"]},
     "evaluate.pairs": {"path": "pairs.jsonl", "weights": {"quality": 1.0}},
     "data.ratedText": {"files": [{"path": "x", "prompt": "?"}], "ratings": {"quality": {"column": "1"}}},

@@ -15,7 +15,7 @@ from nemo_steerlm.evaluation.pairs import PairFigures
 from nemo_steerlm.evaluation.report import plots
 from nemo_steerlm.evaluation.samples import Sample
 from nemo_steerlm.evaluation.showcase import answer_pairs
-from nemo_steerlm.evaluation.summary import ModelRow, interval, sentences
+from nemo_steerlm.evaluation.summary import ModelRow, behind, interval, verdict
 from nemo_steerlm.evaluation.value_model import AttributeCheck
 
 
@@ -78,7 +78,8 @@ def write_page(path: Path, report: Report) -> None:
         pairs=answer_pairs(report.samples, len(report.control)),
         number=lambda value, digits=2: "–" if value is None else f"{value:.{digits}f}",
         interval=interval,
-        sentences=sentences,
+        verdict=verdict(report.control),
+        behind=behind(report.control, [row for row in report.rows if row.baseline]),
     )
     with atomic_write(path) as file:
         file.write(page)

@@ -30,6 +30,8 @@ def read_plot(table: Sequence[Control]) -> str:
         asked = [level.level for level in entry.levels]
         axis.plot(asked, asked, color=QUIET, linestyle=":", linewidth=1.4, label="as asked")
         axis.plot(asked, [level.read for level in entry.levels], color=READ, marker="o", label="value model reads")
+        if entry.single:
+            axis.plot(asked, [level.read for level in entry.single.levels], color=READ, linestyle="--", marker=".", label="single answers")
         low, high = asked[0], asked[-1]
         axis.set(title=entry.attribute, xlabel="asked", ylabel="read", xticks=asked, ylim=(low - 0.3, high + 0.3))
     _legend(figure, axes)
@@ -50,6 +52,9 @@ def judged_plot(table: Sequence[Control]) -> str | None:
         axis.errorbar(
             asked, [level.judged or 0.0 for level in entry.levels], yerr=errors, color=JUDGED, marker="s", capsize=2, label="answers"
         )
+        if entry.single:
+            alone = [level.judged or 0.0 for level in entry.single.levels]
+            axis.plot(asked, alone, color=JUDGED, linestyle="--", marker=".", label="single answers")
         axis.set(title=entry.attribute, xlabel="asked", ylabel=entry.judge, xticks=asked)
     _legend(figure, axes)
     return _svg(figure)
@@ -121,7 +126,8 @@ def loss_plot(curves: Mapping[str, Sequence[float]]) -> str:
 def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
     """Above all axes, where no data is."""
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, fontsize=10, frameon=False, loc="outside upper center", ncols=len(labels))
+    side_by_side = min(len(labels), int(figure.get_figwidth() // 2))
+    figure.legend(handles, labels, fontsize=10, frameon=False, loc="outside upper center", ncols=side_by_side)
 
 
 def _grid(count: int, *, height: float, columns: int = COLUMNS, width: float = 8.0) -> tuple[Figure, list[Axes]]:

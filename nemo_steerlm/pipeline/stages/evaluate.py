@@ -8,7 +8,7 @@ from nemo_steerlm.pipeline.stages.prepare import RECORDS_TO_LABEL, TOKENIZER, VA
 from nemo_steerlm.pipeline.stages.sample import EVALUATION
 from nemo_steerlm.pipeline.stages.stage import MODEL_FOLDER, Place, Stage, changed_fields, record_files
 
-FORMAT = 2
+FORMAT = 3
 
 
 def evaluate(spec: PipelineSpec, place: Place) -> Stage:

@@ -12,9 +12,10 @@ from nemo_steerlm.core.conversation import Conversation
 from nemo_steerlm.core.files import atomic_write
 from nemo_steerlm.evaluation.samples import Sample
 from nemo_steerlm.inference.base_job import BaseAnswer, BaseJob, BaseRequest, BaseResult, Likelihood
+from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.run_context import Run
 from nemo_steerlm.pipeline.steps.child import call
-from nemo_steerlm.pipeline.steps.control_samples import Request, generation_options, read_samples
+from nemo_steerlm.pipeline.steps.control_samples import Request, candidates, generation_options, read_samples, readings
 
 BASE_ANSWERS = "nemo_steerlm.inference.base_answers"
 PROMPTED, UNLABELLED = "prompted", "unlabelled"
@@ -30,22 +31,28 @@ class Baselines(msgspec.Struct, frozen=True, kw_only=True):
 def baselines(run: Run, plan: Sequence[Request], texts: Sequence[str]) -> Baselines:
     """Ask what ``evaluate.baselines`` names for the steered answers of ``plan``; of ``texts`` the likelihoods where they are wanted."""
     how = run.pipeline.spec.evaluate
-    single = [request for request in plan if request.attribute]
+    steered = [request for request in plan if request.attribute]
     samples: dict[str, list[Sample]] = {}
     likelihoods: list[Likelihood] = []
     if UNLABELLED in how.baselines:
-        samples[UNLABELLED] = _unlabelled(run, single)
+        samples[UNLABELLED] = _unlabelled(run, steered)
     if how.needs_base:
-        result = _asked_in_words(run, single if PROMPTED in how.baselines else [], texts)
+        result = _base_model(run, steered if PROMPTED in how.baselines else [], texts)
         likelihoods = result.texts
         if PROMPTED in how.baselines:
-            samples[PROMPTED] = _read(run, PROMPTED, single, result.answers)
+            samples[PROMPTED] = _asked_in_words(run, steered, result.answers)
     return Baselines(samples=samples, likelihoods=likelihoods)
 
 
+def _count(how: EvaluateSpec) -> int:
+    """How often a baseline answers each request."""
+    return how.best_of if how.best_of_baselines else 1
+
+
 def _unlabelled(run: Run, plan: Sequence[Request]) -> list[Sample]:
-    asks = [AnswerRequest(conversation=r.question.conversation, label=None, seed=r.seed) for r in plan]
-    options = msgspec.structs.replace(generation_options(run.pipeline.spec.evaluate), guidance_scale=1.0)
+    how = run.pipeline.spec.evaluate
+    asks = [AnswerRequest(conversation=r.question.conversation, label=None, seed=seed) for r, seed in candidates(plan, _count(how))]
+    options = msgspec.structs.replace(generation_options(how), guidance_scale=1.0)
     journal = run.folder / f"answers-{UNLABELLED}.journal.jsonl"
     answers = generate_answers(run.servers["steer"], asks, options, lambda n: run.progress(n, len(asks), phase=UNLABELLED), journal)
     samples = _read(run, UNLABELLED, plan, answers)
@@ -53,11 +60,15 @@ def _unlabelled(run: Run, plan: Sequence[Request]) -> list[Sample]:
     return samples
 
 
-def _read(run: Run, name: str, plan: Sequence[Request], answers: Sequence[Answer | BaseAnswer]) -> list[Sample]:
-    plain = [Answer(text=answer.text, finish=answer.finish) for answer in answers]
-    read = read_samples(run, name, plan, plain, lambda n: run.progress(n, len(plan), phase=f"reading {name}"))
-    likelihoods = [answer.likelihood if isinstance(answer, BaseAnswer) else None for answer in answers]
-    return [with_likelihood(sample, likelihood) for sample, likelihood in zip(read, likelihoods, strict=True)]
+def _read(run: Run, name: str, plan: Sequence[Request], answers: Sequence[Answer]) -> list[Sample]:
+    total = readings(len(plan), _count(run.pipeline.spec.evaluate))
+    return read_samples(run, name, plan, answers, lambda n, phase: run.progress(n, total, phase=f"{phase} {name}"))
+
+
+def _asked_in_words(run: Run, plan: Sequence[Request], answers: Sequence[BaseAnswer]) -> list[Sample]:
+    samples = _read(run, PROMPTED, plan, [Answer(text=answer.text, finish=answer.finish) for answer in answers])
+    likelihoods = {answer.text: answer.likelihood for answer in answers}
+    return [with_likelihood(sample, likelihoods[sample.answer]) for sample in samples]
 
 
 def with_likelihood(sample: Sample, likelihood: Likelihood | None) -> Sample:
@@ -65,15 +76,15 @@ def with_likelihood(sample: Sample, likelihood: Likelihood | None) -> Sample:
     return sample if likelihood is None else msgspec.structs.replace(sample, nll=likelihood.nll, tokens=likelihood.tokens)
 
 
-def _asked_in_words(run: Run, plan: Sequence[Request], texts: Sequence[str]) -> BaseResult:
+def _base_model(run: Run, plan: Sequence[Request], texts: Sequence[str]) -> BaseResult:
     """The base model's answers to ``plan``, and how likely ``texts`` are to it, from a process of its own."""
     spec = run.pipeline.spec
     schema, how = spec.attributes.schema_(), spec.evaluate
     job = BaseJob(
         model=str(run.resolve(spec.model.base, "model")),
         requests=[
-            BaseRequest(messages=in_words(r.question.conversation, sentence(schema[r.attribute], r.level, how.wording)), seed=r.seed)
-            for r in plan
+            BaseRequest(messages=in_words(r.question.conversation, sentence(schema[r.attribute], r.level, how.wording)), seed=seed)
+            for r, seed in candidates(plan, _count(how))
         ],
         max_tokens=how.max_tokens,
         temperature=how.temperature,

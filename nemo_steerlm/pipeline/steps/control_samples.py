@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,7 @@ from nemo_steerlm.core.template import Template
 from nemo_steerlm.core.tokenization import load_tokenizer
 from nemo_steerlm.data.records import read_conversations
 from nemo_steerlm.evaluation.judges import judge
-from nemo_steerlm.evaluation.samples import Sample, spread
+from nemo_steerlm.evaluation.samples import Candidate, Sample, candidates_of, spread
 from nemo_steerlm.inference.control_job import Asked, ControlJob
 from nemo_steerlm.pipeline import registry
 from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
@@ -61,8 +61,9 @@ class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.json.decode(path.read_bytes(), type=cls)
 
     def comparable(self, other: Evaluated) -> bool:
-        """Whether both were asked the same."""
-        return self.asked == other.asked and self.options == other.options
+        """Whether both were asked the same, and equally often."""
+        often = candidates_of(self.samples) == candidates_of(other.samples)
+        return often and self.asked == other.asked and self.options == other.options
 
 
 def planned(run: Run) -> list[Request]:
@@ -177,23 +178,18 @@ def plan_of(asked: Sequence[Question], schema: AttributeSchema, how: EvaluateSpe
 def answered(run: Run, model: str, plan: Sequence[Request], options: GenerationOptions) -> list[Sample]:
     """The samples of ``plan``, in order. Of ``evaluate.bestOf`` candidates the one that reads most like what was asked."""
     count = run.pipeline.spec.evaluate.best_of
-    asks = [
-        AnswerRequest(conversation=r.question.conversation, label=r.asked, seed=r.seed + candidate * len(plan))
-        for r in plan
-        for candidate in range(count)
-    ]
-    total = (3 if count > 1 else 2) * len(asks)
+    asks = [AnswerRequest(conversation=r.question.conversation, label=r.asked, seed=seed) for r, seed in candidates(plan, count)]
+    total = len(asks) + readings(len(plan), count)
     journal = run.folder / f"answers-{model}.journal.jsonl"
     answers = generate_answers(run.servers["steer"], asks, options, lambda n: run.progress(n, total, phase="answering"), journal)
-    if count > 1:
-        labels = [r.asked for r in plan for _ in range(count)]
-        found = read_answers(
-            run, [a.conversation for a in asks], answers, lambda n: run.progress(len(asks) + n, total, phase="choosing"), labels
-        )
-        answers = [answers[best] for best in chosen([reading.logprob or 0.0 for reading in found], count)]
-    samples = read_samples(run, model, plan, answers, lambda n: run.progress(total - len(plan) + n, total, phase="reading"))
+    samples = read_samples(run, model, plan, answers, lambda n, phase: run.progress(len(asks) + n, total, phase=phase))
     journal.unlink(missing_ok=True)
     return samples
+
+
+def candidates(plan: Sequence[Request], count: int) -> Iterator[tuple[Request, int]]:
+    """Each request ``count`` times in a row, with the seed of each answer. The first has the seed that it has where it is the only one."""
+    return ((r, r.seed + candidate * len(plan)) for r in plan for candidate in range(count))
 
 
 def chosen(logprobs: Sequence[float], count: int) -> list[int]:
@@ -204,10 +200,36 @@ def chosen(logprobs: Sequence[float], count: int) -> list[int]:
     return [max(range(i, i + count), key=logprobs.__getitem__) for i in range(0, len(logprobs), count)]
 
 
-def read_samples(run: Run, model: str, plan: Sequence[Request], answers: Sequence[Answer], progress: Callable[[int], None]) -> list[Sample]:
-    """What ``model`` answered to each request of ``plan``, read by the run's value servers and judged."""
-    read = read_answers(run, [r.question.conversation for r in plan], answers, progress)
+def readings(requests: int, count: int) -> int:
+    """How many answers ``read_samples`` reads at most: each candidate under its label, and the first and the chosen one freely."""
+    return requests * (count + 2) if count > 1 else requests
+
+
+def read_samples(
+    run: Run, model: str, plan: Sequence[Request], answers: Sequence[Answer], progress: Callable[[int, str], None]
+) -> list[Sample]:
+    """What ``model`` answered to each request of ``plan``, equally often, chosen and read by the run's value servers and judged."""
+    count = len(answers) // len(plan) if plan else 1
+    places, told = range(len(plan)), list[TurnReading]()
+    if count > 1:
+        asked, labels = zip(*((r.question.conversation, r.asked) for r, _ in candidates(plan, count)), strict=True)
+        told = read_answers(run, asked, answers, lambda n: progress(n, "choosing"), labels)
+        places = chosen([reading.logprob or 0.0 for reading in told], count)
+    # What is chosen, and what would have been the answer without a choice.
+    wanted = sorted({*places, *range(0, len(answers), count)})
+    found = read_answers(
+        run,
+        [plan[i // count].question.conversation for i in wanted],
+        [answers[i] for i in wanted],
+        lambda n: progress(len(told) + n, "reading"),
+    )
+    read = {i: reading.expected for i, reading in zip(wanted, found, strict=True)}
     judges = {name: judge(kind) for name, kind in run.pipeline.spec.evaluate.judges.items()}
+
+    def judged(place: int) -> float | None:
+        attribute = plan[place // count].attribute
+        return judges[attribute](answers[place].text) if attribute in judges else None
+
     return [
         Sample(
             attribute=request.attribute,
@@ -215,12 +237,24 @@ def read_samples(run: Run, model: str, plan: Sequence[Request], answers: Sequenc
             asked=request.asked.values,
             model=model,
             prompt=request.question.conversation.turns[-1].text,
-            answer=answer.text,
-            finish=answer.finish,
-            read=reading.expected,
-            judged=judges[request.attribute](answer.text) if request.attribute in judges else None,
+            answer=answers[place].text,
+            finish=answers[place].finish,
+            read=read[place],
+            judged=judged(place),
+            candidates=[
+                Candidate(
+                    answer=answers[i].text,
+                    finish=answers[i].finish,
+                    logprob=told[i].logprob or 0.0,
+                    expected=told[i].expected,
+                    read=read.get(i, {}),
+                    judged=judged(i),
+                )
+                for i in range(place // count * count, (place // count + 1) * count)
+                if told
+            ],
         )
-        for request, answer, reading in zip(plan, answers, read, strict=True)
+        for request, place in zip(plan, places, strict=True)
     ]
 
 

@@ -73,8 +73,12 @@ def evaluate(run: Run) -> dict[str, Any]:
     report = _report(run, checks, chosen.samples, table, shown, together)
     write_page(run.folder / "report.html", msgspec.structs.replace(report, pairs=pairs))
     # First, where no limit on what a cluster keeps cuts it off: by its being there the operator knows that there is a best model to serve.
-    found = {entry.attribute: {"controlError": entry.error.value, "correlation": entry.rank_read.value} for entry in table}
-    return {"best": best.name, **found}
+    return {"best": best.name, **{entry.attribute: _told(entry) for entry in table}}
+
+
+def _told(entry: Control) -> dict[str, float | None]:
+    found = {"controlError": entry.error.value, "correlation": entry.rank_read.value}
+    return {**found, "singleAnswersCorrelation": entry.single.rank_read.value} if entry.single else found
 
 
 def _with_baselines(run: Run, plan: Sequence[Request], chain: Sequence[Evaluated]) -> tuple[list[Evaluated], dict[str, list[Sample]]]:
