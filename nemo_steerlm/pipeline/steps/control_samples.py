@@ -210,7 +210,8 @@ def read_samples(
 ) -> list[Sample]:
     """What ``model`` answered to each request of ``plan``, equally often, chosen and read by the run's value servers and judged."""
     count = len(answers) // len(plan) if plan else 1
-    places, told = range(len(plan)), list[TurnReading]()
+    places: Sequence[int] = range(len(plan))
+    told: list[TurnReading] = []
     if count > 1:
         asked, labels = zip(*((r.question.conversation, r.asked) for r, _ in candidates(plan, count)), strict=True)
         told = read_answers(run, asked, answers, lambda n: progress(n, "choosing"), labels)
@@ -225,37 +226,38 @@ def read_samples(
     )
     read = {i: reading.expected for i, reading in zip(wanted, found, strict=True)}
     judges = {name: judge(kind) for name, kind in run.pipeline.spec.evaluate.judges.items()}
+    samples = []
+    for n, (request, place) in enumerate(zip(plan, places, strict=True)):
+        said: Callable[[str], float | None] = judges.get(request.attribute, lambda _: None)
+        among = [
+            Candidate(
+                answer=answers[i].text,
+                finish=answers[i].finish,
+                logprob=told[i].logprob or 0.0,
+                expected=told[i].expected,
+                read=read.get(i, {}),
+                judged=said(answers[i].text),
+            )
+            for i in range(n * count, (n + 1) * count)
+            if told
+        ]
+        samples.append(_sample(model, request, answers[place], read[place], said(answers[place].text), among))
+    return samples
 
-    def judged(place: int) -> float | None:
-        attribute = plan[place // count].attribute
-        return judges[attribute](answers[place].text) if attribute in judges else None
 
-    return [
-        Sample(
-            attribute=request.attribute,
-            level=request.level,
-            asked=request.asked.values,
-            model=model,
-            prompt=request.question.conversation.turns[-1].text,
-            answer=answers[place].text,
-            finish=answers[place].finish,
-            read=read[place],
-            judged=judged(place),
-            candidates=[
-                Candidate(
-                    answer=answers[i].text,
-                    finish=answers[i].finish,
-                    logprob=told[i].logprob or 0.0,
-                    expected=told[i].expected,
-                    read=read.get(i, {}),
-                    judged=judged(i),
-                )
-                for i in range(place // count * count, (place // count + 1) * count)
-                if told
-            ],
-        )
-        for request, place in zip(plan, places, strict=True)
-    ]
+def _sample(model: str, request: Request, answer: Answer, read: dict[str, float], judged: float | None, among: list[Candidate]) -> Sample:
+    return Sample(
+        attribute=request.attribute,
+        level=request.level,
+        asked=request.asked.values,
+        model=model,
+        prompt=request.question.conversation.turns[-1].text,
+        answer=answer.text,
+        finish=answer.finish,
+        read=read,
+        judged=judged,
+        candidates=among,
+    )
 
 
 def read_answers(
