@@ -128,10 +128,10 @@ def _attribute(entry: Control, baselines: Sequence[ModelRow]) -> list[str]:
     lines += _beside("control error", entry, _error)
     lines += _beside("worst neighbours", entry, _worst)
     if entry.cross_talk:
-        other = max(entry.cross_talk, key=lambda name: abs(entry.cross_talk[name]))
-        steps = entry.cross_talk[other]
+        talked = max(entry.cross_talk, key=lambda name: abs(entry.cross_talk[name]))
+        steps = entry.cross_talk[talked]
         warning = "  (more than a side effect)" if abs(steps) > TALKS_ACROSS else ""
-        lines.append(f"  worst cross-talk        {other} {steps:+.2f} steps for each step asked{warning}")
+        lines.append(f"  worst cross-talk        {talked} {steps:+.2f} steps for each step asked{warning}")
     for row in baselines:
         mine = [other for other in row.table if other.attribute == entry.attribute]
         for other in mine:
