@@ -41,9 +41,13 @@ class Provisioner:
                 threading.Event().wait(0.5)
 
     def follow(self, path: str) -> None:
-        """One watch, until the server ends it. Without a resource version it begins with every object that exists."""
+        """One watch, until the server ends it. At version 0 it begins with every object that exists.
+
+        Without a version too, but only once the server has seen all that etcd had by then, and this etcd does not tell it that on demand:
+        where nothing else is written it gives up after 3 seconds, every time.
+        """
         connection = self.connect(timeout=None)
-        connection.request("GET", f"{path}?watch=true")
+        connection.request("GET", f"{path}?watch=true&resourceVersion=0")
         for line in connection.getresponse():
             event = json.loads(line)
             if event["type"] in ("ADDED", "MODIFIED"):
