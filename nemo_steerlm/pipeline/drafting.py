@@ -83,7 +83,7 @@ def described(guess: Guess, path: str) -> dict[str, Any]:
 
 def manifest(sizes: PipelineSizes, guess: Guess, survey: Survey, path: str) -> str:
     """The pipeline file, comments included. ``path`` is the data's, as the file will name it."""
-    rates = ("2.0e-3", "2.0e-4", "4.0e-3", "4.0e-4") if sizes.small else ("1.0e-4", "1.0e-5", "2.0e-4", "2.0e-5")
+    rates = ("2.0e-3", "2.0e-4", "2.0e-3", "2.0e-4") if sizes.small else ("1.0e-4", "1.0e-5", "2.0e-4", "2.0e-5")
     train = survey.conversations.get("train", 0)
     lines = [
         f"# Written by `steerlm init` from {path}. Check it with `steerlm validate FILE`, run it with `steerlm run FILE`.",
