@@ -73,7 +73,7 @@ class TrainSpec(Spec):
     """Samples per forward and backward on one rank. It decides memory and speed, not the result: take the largest that fits."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] = 6e-6
     """Peak learning rate; above ``minLearningRate``. The tutorial's, for all weights of a 7B model; for adapters ``steerlm init``
-    writes 1e-4 to 4e-3."""
+    writes 1e-4 to 2e-3."""
     min_learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-6
     """Learning rate at the end of the cosine. The tutorial's."""
     warmup_steps: Count = 1
