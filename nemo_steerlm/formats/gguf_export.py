@@ -25,6 +25,8 @@ from nemo_steerlm.formats.families import FAMILIES
 from nemo_steerlm.formats.families.base import ModelConfig
 from nemo_steerlm.formats.gguf_files import LAYER_TENSORS, TENSORS, interleaved, llama3_divisors
 
+_INTERLEAVED = ("llama", "smollm3")
+"""Architectures whose rotary halves alternate in GGUF."""
 Kind = Literal["F32", "F16", "Q8_0"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -49,6 +51,8 @@ def write_gguf(folder: Path, out: Path, kind: Kind = "F16") -> str:
     family = FAMILIES[config.family]
     if family.gguf is None:
         raise ConfigError(f"{folder}: a {config.family} model cannot be written as GGUF")
+    if config.unrotated and config.unrotated != tuple(range(3, config.num_hidden_layers, 4)):
+        raise ConfigError(f"{folder}: llama.cpp leaves every fourth layer of a {config.family} model unrotated, this one has others")
     partial = out.with_name(f".{out.name}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     writer = gguf.GGUFWriter(partial, family.gguf)
@@ -61,7 +65,7 @@ def write_gguf(folder: Path, out: Path, kind: Kind = "F16") -> str:
         if turn is not None:
             writer.add_eot_token_id(turn)  # an answer ends where the next turn starts
         writer.add_file_type({"F32": 0, "F16": 1, "Q8_0": 7}[kind])
-        for name, tensor in _tensors(folder, config, interleave=family.gguf == "llama"):
+        for name, tensor in _tensors(folder, config, interleave=family.gguf in _INTERLEAVED):
             data, stored = _encoded(tensor, kind)
             writer.add_tensor(name, data, raw_dtype=stored)
         if config.rope_scaling and config.rope_scaling["rope_type"] == "llama3":

@@ -20,6 +20,9 @@ _PRECISIONS = {"bf16": "bfloat16", "bf16-mixed": "bfloat16", "16": "float16", "1
 FAMILY_KEY = "hf_model_type"
 """This project's key in NeMo's ``model`` config: the family a model came from, where its architecture does not tell."""
 
+UNROTATED_KEY = "no_rope_freq"
+"""Megatron-Core's, in NeMo's ``model`` config: a 1 for each layer that does not rotate queries and keys, a 0 for the others."""
+
 MULTIPLIERS = {
     "embedding_multiplier": "embedding_multiplier",
     "attention_multiplier": "softmax_scale",
@@ -66,7 +69,7 @@ def config_from_dict(config: dict[str, Any], source: str = "config.json") -> Mod
     family.check(config, source)
     sizes = {key: _size(config, key, source) for key in _SIZES}
     heads = sizes["num_attention_heads"]
-    theta, scaling = _rope(config, source)
+    theta, scaling = _rope(config, source, family.rope_theta)
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch.")
     if dtype not in DTYPES:
         raise ConfigError(f"{source}: dtype {shown(dtype)} cannot be converted; known: {', '.join(DTYPES)}")
@@ -83,7 +86,7 @@ def config_from_dict(config: dict[str, Any], source: str = "config.json") -> Mod
         rope_scaling=scaling,
         tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
         dtype=dtype,
-        **family.multipliers(config),
+        **family.own_fields(config),
     )
     if heads % found.num_key_value_heads:
         raise ConfigError(f"{source}: num_attention_heads is {heads}, no multiple of num_key_value_heads {found.num_key_value_heads}")
@@ -97,15 +100,15 @@ def _size(config: Mapping[str, Any], key: str, source: str) -> int:
     return value
 
 
-def _rope(config: Mapping[str, Any], source: str) -> tuple[float, dict[str, Any] | None]:
-    """Base and scaling of the rotary embeddings. transformers 4 keeps them apart, 5 has both in ``rope_parameters``."""
+def _rope(config: Mapping[str, Any], source: str, theta: float) -> tuple[float, dict[str, Any] | None]:
+    """Base (``theta`` where none is given) and scaling of the rotary embeddings. transformers 5 has both in ``rope_parameters``."""
     old, new = (_scaling(config.get(key) or {}, key, source) for key in ("rope_scaling", "rope_parameters"))
     if config.get("rope_scaling") and config.get("rope_parameters") and old[1] != new[1]:
         raise ConfigError(f"{source}: rope_scaling says {shown(old[1])} and rope_parameters {shown(new[1])}; keep the one that is true")
     thetas = {float(value) for value in (config.get("rope_theta"), old[0], new[0]) if value is not None}
     if len(thetas) > 1:
         raise ConfigError(f"{source}: rope_theta has several values, {shown(sorted(thetas))}; keep the one that is true")
-    return (thetas.pop() if thetas else 10000.0), new[1] or old[1]
+    return (thetas.pop() if thetas else theta), new[1] or old[1]
 
 
 def _scaling(rope: Any, key: str, source: str) -> tuple[Any, dict[str, Any] | None]:
@@ -150,6 +153,7 @@ def config_from_nemo(cfg: Any, vocab_size: int) -> ModelConfig:
         rope_scaling=_rope_scaling_of(cfg),
         tie_word_embeddings=bool(cfg.share_embeddings_and_output_weights),
         dtype=_PRECISIONS.get(str(cfg.get("precision")), "float32"),
+        unrotated=tuple(layer for layer, still in enumerate(cfg.get(UNROTATED_KEY) or ()) if still),
         **multipliers(cfg),
     )
 
@@ -167,12 +171,14 @@ def multipliers(cfg: Any) -> dict[str, Any]:
 def _family_of_nemo(cfg: Any) -> Family:
     """The family whose layers these are: the one it came from, where it says so, else the first in the registry that fits."""
     features = bool(cfg.get("qkv_bias")), bool(cfg.get("qk_layernorm"))
+    unrotated = bool(cfg.get(UNROTATED_KEY))
     named = cfg.get(FAMILY_KEY)
     for family in FAMILIES.values() if named is None else [FAMILIES[named]] if named in FAMILIES else []:
-        if (family.qkv_bias, family.qk_norm) == features:
+        if (family.qkv_bias, family.qk_norm) == features and family.unrotated >= unrotated:
             return family
     raise ConfigError(
-        f"model.{FAMILY_KEY}={named}, qkv_bias={features[0]}, qk_layernorm={features[1]}: none of {', '.join(FAMILIES)} has such layers"
+        f"model.{FAMILY_KEY}={named}, qkv_bias={features[0]}, qk_layernorm={features[1]}, {UNROTATED_KEY}={cfg.get(UNROTATED_KEY)}: "
+        f"none of {', '.join(FAMILIES)} has such layers"
     )
 
 
@@ -205,6 +211,7 @@ def nemo_config(config: ModelConfig) -> dict[str, Any]:
         **({FAMILY_KEY: family.model_type} if family.model_type != "llama" else {}),
         **({"qkv_bias": True} if family.qkv_bias else {}),
         **({"qk_layernorm": True} if family.qk_norm else {}),
+        **({UNROTATED_KEY: [int(i in config.unrotated) for i in range(config.num_hidden_layers)]} if config.unrotated else {}),
         **{key: value for field, key in MULTIPLIERS.items() if (value := getattr(config, field)) != _PLAIN[field]},
         **_nemo_scaling(config.rope_scaling),
     }

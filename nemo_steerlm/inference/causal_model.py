@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nemo_steerlm.core.errors import UsageError
 from nemo_steerlm.formats.checkpoint import check_checkpoint
+from nemo_steerlm.inference import smollm3
 from nemo_steerlm.inference.blocks import FORWARD_COST, Block, RowCache, appended, cache_arguments
 from nemo_steerlm.megatron.cpu import multiplies_in_bf16
 from nemo_steerlm.megatron.grouped_attention import grouped_sdpa
@@ -22,6 +23,7 @@ _DTYPE = "torch_dtype" if transformers.__version__.startswith("4.") else "dtype"
 """What transformers calls the type of weights."""
 _GROUPED = "steerlm_grouped_sdpa"
 ALL_ATTENTION_FUNCTIONS[_GROUPED] = grouped_sdpa
+smollm3.register()
 
 
 class CausalModel:

@@ -76,7 +76,16 @@ def split_dimension(name: str) -> int | None:
     return 1 if name.endswith((PROJ, FC2)) else None
 
 
-_SAME_SHAPE = ("family", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_SAME_SHAPE = (
+    "family",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "unrotated",
+)
 
 
 def model_config_from_hf(source: str | Path) -> dict[str, Any]:

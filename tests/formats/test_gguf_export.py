@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,36 @@ def test_llama_cpp_reads_our_ids_and_answers_as_our_server(
             assert answer["ids"] == prompts.chat(request.messages, request.asked)
             assert answer["read"] == len(answer["ids"])
         assert sum((answer["text"], answer["finish"]) == choice for answer, choice in zip(answers, ours, strict=True)) >= least
+
+
+def test_llama_cpp_leaves_unrotated_what_smollm3_does(llama_cpp: Path, steer_folder: Path, tmp_path: Path) -> None:
+    """The steer model's weights under SmolLM3's name: its fourth layer does not rotate then."""
+    import torch
+
+    from nemo_steerlm.inference.causal_model import CausalModel
+
+    folder = shutil.copytree(steer_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "smollm3", "architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 1, 1, 0, 1]}
+    (folder / "config.json").write_text(json.dumps(config))
+    write_gguf(folder, tmp_path / "m.gguf", "F32")
+    bodies = [{"messages": [{"role": "user", "content": question[:100]}], "max_tokens": 8} for question in QUESTIONS[:8]]
+    answers = ask(llama_cpp, tmp_path / "m.gguf", bodies)
+    ours, rotated = (CausalModel(place, device="cpu").model for place in (folder, steer_folder))
+    tokenizer = load_tokenizer(folder)
+    turn = tokenizer.token_id(ModelInfo.load(folder).tokens.turn_start)
+
+    def text(model: Any, ids: list[int]) -> str:
+        with torch.inference_mode():
+            found = model.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+        return tokenizer.decode(found[: found.index(turn)] if turn in found else found).strip()
+
+    told = [answer["text"].strip() for answer in answers]
+    assert told == [text(ours, answer["ids"]) for answer in answers]
+    assert told != [text(rotated, answer["ids"]) for answer in answers]
+    (folder / "config.json").write_text(json.dumps(config | {"no_rope_layers": [1, 0, 1, 0, 1]}))
+    with pytest.raises(ConfigError, match="leaves every fourth layer of a smollm3 model unrotated"):
+        write_gguf(folder, tmp_path / "n.gguf")
 
 
 def test_llama_cpp_refuses_unknown_attributes(llama_cpp: Path, steer_folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from nemo_steerlm.core.model_info import ModelInfo
 from nemo_steerlm.core.template import ChatTokens
 from nemo_steerlm.formats.families import FAMILIES
 from nemo_steerlm.formats.tokenizer_files import nemo_tokenizer_config, write_tokenizer_files
+from nemo_steerlm.inference import smollm3
 from tests import inputs
+
+smollm3.register()
 
 POSITIONS = 200
 SIZES: dict[str, Any] = {
@@ -46,6 +49,7 @@ OWN: dict[str, dict[str, Any]] = {
     "phi3": {"sliding_window": 230},
     "granite": {"embedding_multiplier": 3.0, "attention_multiplier": 0.2, "residual_multiplier": 0.6, "logits_scaling": 4.0},
     "olmo2": {},
+    "smollm3": {"no_rope_layers": [1, 0]},
 }
 WINDOWS = {"mistral": 220, "phi3": 230}
 
@@ -63,11 +67,15 @@ def random_model(family: str, folder: Path, **settings: Any) -> torch.nn.Module:
     return model
 
 
-def differences(family: str, folder: Path, *, tied: bool) -> dict[str, float]:
+IDS = torch.randint(3, 512, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
+
+
+def differences(family: str, folder: Path, *, tied: bool, expected: torch.Tensor | None = None) -> dict[str, float]:
     """How far logits are from transformers' in fp32 at most, over 2 x 200 positions, by what computed them.
 
     Makes a model in ``folder/source``, loads it into Megatron and writes it to ``folder/exported``, whose weights must be the source's.
-    Engines of ours read both, in two blocks; OpenVINO's is one where that is installed.
+    Engines of ours read both, in two blocks; OpenVINO's is one where that is installed. With ``expected``, another transformers' logits of
+    ``IDS``, ``folder/source`` is there.
     """
     from nemo_steerlm.inference.causal_model import CausalModel
     from nemo_steerlm.inference.megatron_model import ServingModel
@@ -76,26 +84,26 @@ def differences(family: str, folder: Path, *, tied: bool) -> dict[str, float]:
     from nemo_steerlm.megatron.hf_import import load_hf_weights, model_config_from_hf
 
     source, exported = folder / "source", folder / "exported"
-    reference = random_model(family, source, tie_word_embeddings=tied)
+    if expected is None:
+        with torch.no_grad():
+            expected = random_model(family, source, tie_word_embeddings=tied)(IDS).logits
     write_tokenizer_files(source, folder / "tokenizer", ChatTokens().markers)
     megatron = build_model({**model_config_from_hf(source), "tokenizer": nemo_tokenizer_config(folder / "tokenizer")}).eval()
     load_hf_weights(megatron, source)
-    ids = torch.randint(3, 512, (2, POSITIONS), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        expected = reference(ids).logits
-        logits = megatron.model(input_ids=ids, position_ids=torch.arange(POSITIONS).expand(2, -1), attention_mask=None)
+        logits = megatron.model(input_ids=IDS, position_ids=torch.arange(POSITIONS).expand(2, -1), attention_mask=None)
     export_hf(megatron, exported, ModelInfo(kind="steer", attributes=preset("helpsteer")))
     original, written = load_file(source / "model.safetensors"), load_file(exported / "model.safetensors")
     assert set(written) == set(original)
     for name, tensor in original.items():
         assert torch.equal(written[name][: len(tensor)], tensor), name
-    found = {"Megatron": logits, "embedded engine": in_two_blocks(CausalModel(exported, device="cpu"), ids)}
+    found = {"Megatron": logits, "embedded engine": in_two_blocks(CausalModel(exported, device="cpu"), IDS)}
     if importlib.util.find_spec("openvino"):
         from nemo_steerlm.inference.openvino import OpenVINOModel
 
-        found["OpenVINO engine"] = in_two_blocks(OpenVINOModel(exported), ids)
+        found["OpenVINO engine"] = in_two_blocks(OpenVINOModel(exported), IDS)
     megatron.transformer_config.apply_rope_fusion = False  # rows have positions of their own
-    found["Megatron engine"] = in_two_blocks(ServingModel(megatron, sys.exit), ids)
+    found["Megatron engine"] = in_two_blocks(ServingModel(megatron, sys.exit), IDS)
     return {name: float((each[..., :512] - expected).abs().max()) for name, each in found.items()}
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from jinja2 import TemplateError
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nemo_steerlm.core.errors import ConfigError
@@ -17,14 +22,17 @@ from nemo_steerlm.formats.chat_template import VERSION
 from nemo_steerlm.formats.checkpoint import check_checkpoint
 from nemo_steerlm.formats.families import FAMILIES
 from nemo_steerlm.formats.hf_config import config_from_dict
+from nemo_steerlm.inference.causal_model import CausalModel
 from nemo_steerlm.serving.prompts import Prompts
 from nemo_steerlm.serving.schemas import ChatBody
 from tests import inputs
-from tests.megatron.families import POSITIONS, SIZES, WINDOWS, differences, random_model
+from tests.environments import environment
+from tests.megatron.families import IDS, POSITIONS, SIZES, WINDOWS, differences, random_model
 
 pytestmark = pytest.mark.megatron
 
 TOLERANCE = 1e-4
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
@@ -34,6 +42,32 @@ def test_logits_stay_the_same(family: str, tied: bool, tmp_path: Path) -> None:
     exported = check_checkpoint(tmp_path / "exported")
     assert exported.family == check_checkpoint(tmp_path / "source").family == family
     assert exported.max_position_embeddings == WINDOWS.get(family, 256)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # the first run makes the environment
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+def test_smollm3_is_what_transformers_5_makes_of_it(tied: bool, tmp_path: Path) -> None:
+    """transformers 4.51 lacks it, so that the other tests compare with the class that ours stands in for."""
+    packages = environment("transformers-5.24.0", ["transformers==5.24.0"]).parent.parent.glob("lib/*/site-packages")
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([*map(str, packages), str(ROOT)])}  # beside this environment's torch
+
+    def theirs(*arguments: str | Path) -> torch.Tensor:
+        command = [sys.executable, "-m", "tests.megatron.newest_transformers", *map(str, arguments)]
+        done = subprocess.run(command, env=variables, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.splitlines()[-1] == "transformers.models.smollm3.modeling_smollm3"
+        return load_file(tmp_path / "logits")["logits"]
+
+    expected = theirs(tmp_path / "source", tmp_path / "logits", "smollm3", json.dumps({"tie_word_embeddings": tied}))
+    found = differences("smollm3", tmp_path, tied=tied, expected=expected)
+    assert {name: d for name, d in found.items() if not d < TOLERANCE} == {}
+    for folder in (tmp_path / "source", tmp_path / "exported"):
+        with torch.no_grad():
+            ours = CausalModel(folder, device="cpu").model(IDS).logits
+        torch.testing.assert_close(ours[..., :512], expected, atol=TOLERANCE, rtol=0)
+    exported = theirs(tmp_path / "exported", tmp_path / "logits")
+    torch.testing.assert_close(exported[..., :512], expected, atol=TOLERANCE, rtol=0)
 
 
 def test_a_window_is_exact_up_to_its_length_and_no_longer(tmp_path: Path) -> None:
@@ -84,6 +118,8 @@ def test_transformers_asks_an_export_as_our_server_does(tmp_path: Path) -> None:
         ("phi3", {"partial_rotary_factor": 0.75}, r"partial_rotary_factor is 0\.75"),
         ("qwen3", {"attention_bias": True}, "attention_bias is True"),
         ("qwen2", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ("smollm3", {"no_rope_layers": [1, 0, 1]}, r"no_rope_layers is \[1, 0, 1\]; it needs a number for each layer"),
+        ("smollm3", {"no_rope_layer_interval": 0}, "no_rope_layer_interval is 0"),
         ("mistral", {"quantization_config": {"quant_method": "fp8"}}, r"quantized \(fp8\)"),
     ],
 )

@@ -68,6 +68,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "logits_scaling": 2.0,
     },
     "olmo2": {"architectures": ["Olmo2ForCausalLM"]},
+    "smollm3": {"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 0]},
 }
 """What is theirs in ``config.json``, of every family but Llama, which the other trainings are of."""
 
@@ -195,7 +196,7 @@ def test_every_family_is_here() -> None:
     assert CONFIGS.keys() == FAMILIES.keys() - {"llama"}
 
 
-IN_MAKE_TEST = {("qwen2", "tp"), ("phi3", "tp"), ("granite", "pp"), ("olmo2", "pp")}
+IN_MAKE_TEST = {("qwen2", "tp"), ("phi3", "tp"), ("granite", "pp"), ("olmo2", "pp"), ("smollm3", "pp")}
 """What is a family's own, where a layout divides it: the others are ``slow``."""
 
 

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_steerlm.core.errors import ConfigError, shown
-from nemo_steerlm.formats.families import granite, llama, mistral, olmo2, phi3, qwen2, qwen3
+from nemo_steerlm.formats.families import granite, llama, mistral, olmo2, phi3, qwen2, qwen3, smollm3
 from nemo_steerlm.formats.families.base import Family, ModelConfig
 
-FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3, phi3, granite, olmo2)}
+_MODULES = llama, mistral, qwen2, qwen3, phi3, granite, olmo2, smollm3
+FAMILIES: dict[str, Family] = {module.FAMILY.model_type: module.FAMILY for module in _MODULES}
 """By ``model_type``."""
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")

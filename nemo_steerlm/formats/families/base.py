@@ -40,6 +40,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     residual_multiplier: float = 1.0
     """Of what each attention and each MLP adds."""
     logits_divisor: float = 1.0
+    unrotated: tuple[int, ...] = ()
+    """Layers, counted from 0, whose queries and keys are not rotated."""
 
 
 class Family(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +58,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Keys of ``config.json`` that must be absent, or have one of these values."""
     defaults: Mapping[str, Any] = {}
     """What transformers assumes where a key is absent, as far as it differs from Llama's."""
+    rope_theta: float = 10000.0
+    """What transformers assumes where neither of the two keys that may say it does."""
     written: Mapping[str, Any] = {}
     """Keys of its own in an exported ``config.json``."""
     qkv_bias: bool = False
@@ -66,6 +70,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """Whether that is done over all heads at once, not head by head."""
     post_norm: bool = False
     """Whether norms come after attention and MLP, and none before them."""
+    unrotated: bool = False
+    """Whether there are layers that do not rotate queries and keys."""
     gguf: str | None = None
     """llama.cpp's name of the architecture; None where its layers cannot be written under one."""
     fused: bool = False
@@ -82,8 +88,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         del config
         return None
 
-    def multipliers(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What ``config`` says of ModelConfig's multipliers."""
+    def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """What ``config`` says of those fields of ModelConfig that few families have: multipliers, ``unrotated``."""
         del config
         return {}
 

@@ -17,7 +17,7 @@ _KEYS = {
 
 
 class _Granite(Family, frozen=True, kw_only=True):
-    def multipliers(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def own_fields(self, config: Mapping[str, Any]) -> dict[str, Any]:
         return {field: float(config.get(key, 1.0)) for field, key in _KEYS.items()}
 
     def own_keys(self, config: ModelConfig) -> dict[str, Any]:
