@@ -67,7 +67,7 @@ def config_from_dict(config: dict[str, Any], source: str = "config.json") -> Mod
     family = family_of(config, source)
     config = {key: value for key, value in {**family.defaults, **config}.items() if value is not None}
     family.check(config, source)
-    sizes = {key: _size(config, key, source) for key in _SIZES}
+    sizes: dict[str, Any] = {key: _size(config, key, source) for key in _SIZES}
     heads = sizes["num_attention_heads"]
     theta, scaling = _rope(config, source, family.rope_theta)
     dtype = str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch.")

@@ -99,7 +99,7 @@ def manifest(sizes: PipelineSizes, guess: Guess, survey: Survey, path: str) -> s
         "  data:",
         *_data(guess, survey, path),
         "  model:",
-        "    # Llama, Mistral, Qwen2, Qwen3, Phi-3, Granite or OLMo 2: a folder, hf:OWNER/NAME, or a .gguf file.",
+        "    # Llama, Mistral, Qwen2, Qwen3, Phi-3, Granite, OLMo 2 or SmolLM3: a folder, hf:OWNER/NAME, or a .gguf file.",
         f"    base: {_plain(sizes.base)}",
         "    # Tokens. What is longer is cut; most of these conversations are not.",
         f"    maxSequenceLength: {sizes.length}",
