@@ -17,6 +17,7 @@ from nemo_steerlm.core.processes import Message
 from nemo_steerlm.pipeline import local
 from nemo_steerlm.pipeline import manifest as manifests
 from nemo_steerlm.pipeline.currency import StageState
+from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 from nemo_steerlm.pipeline.run_context import files_folder
 from nemo_steerlm.pipeline.stages import Stage, stages
 from nemo_steerlm.pipeline.time_left import TimeLeft, spoken
@@ -50,7 +51,7 @@ def run(
     listener = _ProgressBars(left) if sys.stdout.isatty() else _ProgressLines(left)
     with listener, local.stop_on_signals():
         local.run_pipeline(file, work, from_stage=from_stage, until_stage=until_stage, listener=listener)
-    _print_result(work)
+    _print_result(work, pipeline.spec.evaluate)
 
 
 def print_plan(file: Path, work: Path) -> None:
@@ -71,8 +72,8 @@ def _why(state: StageState) -> str:
     return f"  ({state.reason})" if state.reason and state.state == "outdated" else ""
 
 
-def _print_result(work: Path) -> None:
-    """The summary, some answers, and how to go on."""
+def _print_result(work: Path, how: EvaluateSpec) -> None:
+    """The summary, some answers, and how to go on, asking as it was asked for the summary."""
     summary = work / "evaluate" / "summary.txt"
     if not summary.exists():
         return
@@ -90,7 +91,8 @@ def _print_result(work: Path) -> None:
             _print_answers(pair.lowest.single, pair.highest.single)
     print(f"\nreport: {(work / 'evaluate' / 'report.html').resolve()}")
     asked = f"{pairs[0].attribute}={pairs[0].highest.level}" if pairs else "ATTRIBUTE=VALUE"
-    print(f"talk to it: {shlex.join([*_program(), 'chat', str(work.resolve()), '--set', asked])}")
+    tuned = ["--strength", f"{how.guidance_scale:g}"] * (how.guidance_scale != 1) + ["--best-of", str(how.best_of)] * (how.best_of > 1)
+    print(f"talk to it: {shlex.join([*_program(), 'chat', str(work.resolve()), '--set', asked, *tuned])}")
 
 
 def _print_answers(*samples: Sample) -> None:

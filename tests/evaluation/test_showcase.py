@@ -12,6 +12,7 @@ import msgspec
 from nemo_steerlm.cli import run
 from nemo_steerlm.evaluation.samples import Candidate, Sample
 from nemo_steerlm.evaluation.showcase import answer_pairs
+from nemo_steerlm.pipeline.evaluate_spec import EvaluateSpec
 
 
 def sample(attribute, level, prompt, answer, model="train-steer"):
@@ -43,7 +44,7 @@ def test_the_end_of_a_run_shows_three_pairs_and_a_command_that_works_as_printed(
     (folder / "metrics.json").write_text(json.dumps({"best": "train-steer"}))
     other = [sample("positivity", 0, "Q0", "worse", "bootstrap-1-train"), *SAMPLES]
     (folder / "samples.jsonl").write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in other))
-    run._print_result(tmp_path / "my runs")
+    run._print_result(tmp_path / "my runs", EvaluateSpec())
     said = capsys.readouterr().out
     assert "'Q0', positivity 0 and 4:\n  0: positivity 0 0\n  4: positivity 4 0\n" in said
     assert said.count("\n  4: ") + said.count("\n  3: ") == 3
@@ -62,6 +63,7 @@ def test_it_shows_single_answers_under_chosen_ones(tmp_path, capsys):
     candidates = [Candidate(answer="first", logprob=-2.0, read={"verbosity": 1.0}), Candidate(answer="second", logprob=-1.0)]
     made = [Sample(attribute="verbosity", level=n, prompt="Q", answer="second", model="train-steer", candidates=candidates) for n in (0, 4)]
     (folder / "samples.jsonl").write_bytes(b"".join(msgspec.json.encode(s) + b"\n" for s in made))
-    run._print_result(tmp_path)
+    run._print_result(tmp_path, EvaluateSpec(bestOf=2, guidanceScale=1.5))
     said = capsys.readouterr().out
     assert "'Q', verbosity 0 and 4, best of 2:\n  0: second\n  4: second\n  and in single answers:\n  0: first\n  4: first\n" in said
+    assert said.splitlines()[-1].endswith(f" chat {tmp_path} --set verbosity=4 --strength 1.5 --best-of 2")
