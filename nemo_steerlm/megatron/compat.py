@@ -257,6 +257,8 @@ def _rng_tracker_on_cpu() -> None:
 
     random._get_cuda_rng_state = lambda *_args, **_kwargs: torch.get_rng_state()
     random._set_cuda_rng_state = lambda state, *_args, **_kwargs: torch.set_rng_state(state)
+    # It warns whenever the CPU's state changes within ``fork``, which is what is wanted here.
+    logging.getLogger(random.__name__).setLevel(logging.ERROR)
 
 
 class _CudaTypeNames(TorchFunctionMode):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.identity_op import IdentityOp
@@ -79,13 +81,16 @@ class TorchDotProductAttention(MegatronModule):
             query, key, value = query.float(), key.float(), value.float()
         elif groups > 1:  # not all of a GPU's kernels read grouped keys and values where they are
             key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        with torch.autocast("cpu", enabled=False):
+        dropout = self.dropout if self.training else 0.0
+        # Each tensor-parallel rank has other heads and drops other places; where the sequence is shared, the whole block does already.
+        forked = dropout and not self.config.sequence_parallel
+        with torch.autocast("cpu", enabled=False), get_cuda_rng_tracker().fork() if forked else contextlib.nullcontext():
             context: Tensor = scaled_dot_product_attention(
                 query,
                 key,
                 value,
                 attn_mask=visible,
-                dropout_p=self.dropout if self.training else 0.0,
+                dropout_p=dropout,
                 is_causal=causal,
                 scale=self.softmax_scale,
                 enable_gqa=on_cpu and groups > 1,

@@ -7,12 +7,17 @@ tells its processes is in their environment, as torchrun has it.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from nemo_steerlm.megatron import compat
 from nemo_steerlm.training.train import main
@@ -45,6 +50,32 @@ def forked(size: int, work: Callable[[], None]) -> list[int]:
     return codes
 
 
+def train(arguments: list[str], draws: str | None) -> None:
+    """``draws`` is a folder where each process writes what states of the random number generator its dropout began with."""
+    if draws is None:
+        main(arguments)
+        return
+    states: dict[str, list[str]] = {}
+    for module, name in ((torch.nn.functional, "dropout"), (layers, "scaled_dot_product_attention")):
+        watch(module, name, states.setdefault(name, []))
+    main(arguments)
+    Path(draws).mkdir(exist_ok=True)
+    Path(draws, f"{os.environ['RANK']}.json").write_text(json.dumps(states))
+
+
+def watch(module: Any, name: str, states: list[str]) -> None:
+    """Append the generator's state to ``states`` whenever ``module.name`` is to drop something."""
+    function = getattr(module, name)
+
+    def watched(*args: Any, **named: Any) -> torch.Tensor:
+        if named.get("training", named.get("dropout_p", *args[2:3])):
+            states.append(hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest())
+        result: torch.Tensor = function(*args, **named)
+        return result
+
+    setattr(module, name, watched)
+
+
 def die_with_parent() -> None:
     """Whatever ends it."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
@@ -56,8 +87,9 @@ if __name__ == "__main__":
     os.dup2(2, 1)  # what trainings print is no answer
     with compat.importing_nemo():
         import nemo_steerlm.training.loop  # noqa: F401 - before the fork
+        from nemo_steerlm.megatron import layers
     for line in sys.stdin:
         asked = json.loads(line)
-        codes = forked(asked["size"], lambda arguments=asked["arguments"]: main(arguments))
+        codes = forked(asked["size"], lambda asked=asked: train(asked["arguments"], asked["draws"]))
         answers.write(json.dumps(codes) + "\n")
         answers.flush()

@@ -31,6 +31,7 @@ SECOND_SAVED = [NO_NEMO, "trainer.sft.save_interval=2", "exp_manager.checkpoint_
 QWEN3 = "model.restore_from_path={out}/qwen3"
 EXPORTED = ["steerlm.export_dir={out}/{name}/hf"]
 UNCHANGED = ["trainer.sft.max_steps=1", "model.optim.lr=1e-12", "model.optim.sched.min_lr=0"]
+DROPOUT = ["model.hidden_dropout=0.5", "model.attention_dropout=0.5", "trainer.sft.max_steps=2", *NOTHING_SAVED]
 
 LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "one": (1, NOTHING_SAVED),
@@ -49,6 +50,9 @@ LAYOUTS: dict[str, tuple[int, list[str]]] = {
     "lora pp": (2, [PP, *LORA, *EXPORTED, *NOTHING_SAVED]),
     "lora unchanged": (1, [*LORA, *EXPORTED, *UNCHANGED, *NOTHING_SAVED]),
     "tp to pp": (2, [PP, "model.restore_from_path={out}/tp/checkpoints/megatron_gpt_sft.nemo", *UNCHANGED, *NOTHING_SAVED]),
+    "dropout tp": (2, [TP, *DROPOUT]),
+    "dropout tp with its sequence shared": (2, [TP, *DROPOUT, "model.sequence_parallel=true"]),
+    "dropout dp": (2, DROPOUT),
     "sharded one": (1, [SHARDED, *NOTHING_SAVED]),
     "sharded dp": (2, [SHARDED, *SECOND_SAVED]),
     "sharded dp to tp": (2, [SHARDED, TP, "model.resume_from_checkpoint={out}/sharded dp/checkpoints/step=00000002", *NOTHING_SAVED]),
@@ -108,7 +112,8 @@ def trained(records: Records, tmp_path_factory: pytest.TempPathFactory) -> Itera
                     *at(out / name),
                     *(argument.format(out=out, name=name) for argument in own),
                 ]
-                process.stdin.write(json.dumps({"size": size, "arguments": arguments}) + "\n")
+                draws = str(out / name) if name.startswith("dropout") else None
+                process.stdin.write(json.dumps({"size": size, "arguments": arguments, "draws": draws}) + "\n")
                 process.stdin.flush()
                 codes = process.stdout.readline()
                 assert codes, (out / "log").read_text()[-5000:]
@@ -231,6 +236,23 @@ def test_a_nemo_of_one_layout_loads_under_another(trained: Trained) -> None:
     assert (saved / "checkpoints" / "megatron_gpt_sft.nemo" / "model_weights" / "metadata.json").is_file()
     assert metrics(loaded)["validation_loss"] == pytest.approx(metrics(saved)["validation_loss"], abs=1e-5)
     assert abs(metrics(loaded)["validation_loss"] - losses(saved)[0]) > 1e-3  # the weights are not the base model's
+
+
+@pytest.mark.parametrize(
+    ("layout", "hidden_alike"), [("dropout tp", True), ("dropout tp with its sequence shared", False), ("dropout dp", False)]
+)
+def test_dropout_hits_the_same_places_where_ranks_hold_the_same_and_others_elsewhere(
+    trained: Trained, layout: str, hidden_alike: bool
+) -> None:
+    """Tensor-parallel ranks have the same hidden states, unless they share the sequence out, and other heads."""
+    folder = trained(layout)
+    one, other = (json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert len(one["dropout"]) == len(other["dropout"]) > 4
+    assert len(one["scaled_dot_product_attention"]) == len(other["scaled_dot_product_attention"]) > 4
+    alike = {name: [a == b for a, b in zip(states, other[name], strict=True)] for name, states in one.items()}
+    assert set(alike["dropout"]) == {hidden_alike}
+    assert set(alike["scaled_dot_product_attention"]) == {False}
+    assert len(set(one["dropout"])) == len(one["dropout"])
 
 
 @pytest.mark.slow
